@@ -1,0 +1,63 @@
+"""CamVid (Brostow et al., 2009), 11 classes, from scratch on two CPU cores.
+
+    python main.py --config=configs/camvid.py --config.data.manual_dir=DIR
+
+DIR is a copy of the SegNet tutorial's CamVid folder (train/, trainannot/, val/, valannot/).
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.name = 'camvid'
+    data.manual_dir = config_dict.placeholder(str)  # the images as downloaded
+    data.data_dir = config_dict.placeholder(str)  # prepared data; None: ~/tensorflow_datasets
+    data.crop_size = (256, 256)
+    data.scale_range = (0.5, 1.5)
+    data.threads = 2
+
+    config.model = model = ConfigDict()
+    model.backbone = ConfigDict()
+    model.backbone.name = 'resnet10'
+    model.backbone.width = 32
+    model.backbone.stem = '7x7'
+    model.backbone.weights = config_dict.placeholder(str)
+    model.activation = 'relu'
+    model.context = 'ggcf'
+    model.heads = 'local:3,6,9,grid:3,6,9'
+    model.ggcf = ConfigDict()
+    model.ggcf.channels = 128
+    model.ggcf.key_channels = 32
+    model.ggcf.value_channels = 64
+    model.ggcf.scale = 1.0
+    model.aspp = ConfigDict()
+    model.aspp.channels = 128
+    model.aspp.rates = (6, 12, 18)
+    model.aux_channels = 64
+    model.dropout = 0.0
+
+    config.train = train = ConfigDict()
+    train.steps = 1800
+    train.batch_size = 4
+    train.accumulate = 1
+    train.learning_rate = 0.02
+    train.poly_power = 0.9
+    train.momentum = 0.9
+    train.weight_decay = 5e-4
+    train.aux_weight = 0.4
+    train.class_weights = ()
+    train.dtype = 'float32'
+    train.log_every = 20
+    train.eval_every = 300
+    train.checkpoint_every = 300
+    train.max_skipped = 20
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 4
+    config.eval.image_size = (360, 480)
+    config.eval.panels = 4
+    return config

@@ -1,0 +1,83 @@
+"""Context Pruning (section 3.4): which neighbours of a query are kept.
+
+The kept neighbours are the N of largest priority: the affinity (log E included for weighted
+graphs) for 'top', a hash of (key, batch, head, i, j) for 'random'. Exactly N are kept: among equal
+priorities the one that comes first in row-major order of the map. A query with at most N
+neighbours keeps them all.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """How many neighbours each query keeps, and by what priority.
+
+    Attributes:
+      keep: N, or None where the drop rate says it.
+      drop_per_10000: the drop rate in units of 1/10000, or None.
+      seed: uint32 [2] for random priorities, None for the affinities.
+    """
+
+    keep: int | None = dataclasses.field(metadata={'static': True})
+    drop_per_10000: int | None = dataclasses.field(metadata={'static': True})
+    seed: jax.Array | None
+
+    def kept(self, neighbours):
+        """Neighbours that are kept of so many; integers or an array of them, at least one."""
+        if self.keep is not None:
+            return jnp.minimum(neighbours, self.keep)
+        # In integers: a rate of 0.7 of 10 neighbours drops 7 on every platform. The quotient and
+        # the remainder apart, so that int32 holds the products.
+        whole, rest = neighbours // 10000, neighbours % 10000
+        dropped = whole * self.drop_per_10000 + rest * self.drop_per_10000 // 10000
+        return jnp.maximum(neighbours - dropped, 1)
+
+
+def _mix(x):
+    """A bijection of uint32 whose output bits all depend on all input bits (murmur3's finaliser)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def random_priority(seed, batch, heads, i, j):
+    """Priorities int32 [batch, heads, len(i), len(j)] of pairs of row-major positions i, j.
+
+    A function of the pair, not of the tile it is met in; distinct for the pairs of one query.
+    """
+    head = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads, 1)
+    row = _mix(_mix(_mix(head + seed[0]) + seed[1]) ^ i.astype(jnp.uint32))
+    column = j.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
+    return lax.bitcast_convert_type(_mix(row[..., None] ^ column), jnp.int32)
+
+
+def dense_mask(s, mask, prune):
+    """The mask of the kept pairs by a full sort, for the reference.
+
+    Args:
+      s: affinities, float32 [b, heads, n, n]; mask: bool [n, n], the graph; prune: `Prune`.
+
+    Returns:
+      Bool [b, heads, n, n].
+    """
+    b, heads, n, _ = s.shape
+    priority = s
+    if prune.seed is not None:
+        at = jnp.arange(n)
+        priority = random_priority(prune.seed, b, heads, at, at)
+    # Rank by (neighbour first, priority down, position up); argsort is stable.
+    lowest = jnp.iinfo(jnp.int32).min if priority.dtype == jnp.int32 else -jnp.inf
+    order = jnp.argsort(jnp.where(mask, priority, lowest), axis=-1, descending=True, stable=True)
+    rank = jnp.argsort(order, axis=-1)
+    kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
+    return mask & (rank < kept[:, None])
+
+
+def select(s, mask, kept, prune, i, j):
+    raise NotImplementedError

@@ -1,0 +1,53 @@
+"""How large the pieces are that the engine works on, one entry a platform."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Sizes in positions (queries, keys) or elements of a float32 score matrix.
+
+    Attributes:
+      local: height and width to aim at for a tile of queries of a local graph.
+      unroll: tiles of a local graph in one step of its scan.
+      windows: different window lengths an axis for a local graph; shorter windows at the border
+        save work, each costs compile time.
+      queries, keys: chunk of a dense graph, for one batch element and head.
+      scores: score elements alive at once for small dense groups (grid graphs).
+      pruned: score elements alive at once when whole rows are needed, for pruning.
+      transpose_result: compute P^T X as (X^T P)^T. XLA:CPU is 2-4 times slower with the
+        probabilities as the transposed operand, worst at power-of-two widths.
+    """
+
+    local: tuple[int, int]
+    unroll: int
+    windows: int
+    queries: int
+    keys: int
+    scores: int
+    pruned: int
+    transpose_result: bool
+
+
+CPU = Tiles(
+    local=(8, 16), unroll=4, windows=3, queries=512, keys=1024, scores=1 << 20, pruned=1 << 18,
+    transpose_result=True,
+)  # fmt: skip
+# Chosen from operation counts and compiled memory; not tuned on hardware.
+ACCELERATOR = Tiles(
+    local=(16, 16), unroll=1, windows=3, queries=1024, keys=2048, scores=1 << 24, pruned=1 << 24,
+    transpose_result=False,
+)  # fmt: skip
+
+
+def current():
+    """The sizes for the platform that computations run on by default."""
+    return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+
+
+def even(n, most, multiple=1):
+    """A chunk length of about `most` that cuts n into equal chunks with little padding."""
+    pieces = -(-n // max(1, most))
+    return min(n, -(-(-(-n // pieces)) // multiple) * multiple)

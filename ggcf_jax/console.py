@@ -1,0 +1,200 @@
+"""What a run shows while it works: progress, throughput and the table of an evaluation.
+
+On a terminal a live bar; elsewhere (a log file, a batch queue, CI) one plain line per update.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Live
+from rich.table import Table
+from rich.text import Text
+
+# More classes than this are listed in two columns side by side.
+_ROWS = 12
+
+
+class Progress:
+    """Progress of a training run, of its evaluations, and messages in between.
+
+    Use as a context manager. The live bar appears with the first update.
+    """
+
+    def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None):
+        """
+        Args:
+            total_steps: the step at which training ends.
+            start_step: the step it starts or resumes from; time left is estimated from there.
+            console: where to write; standard output by default.
+        """
+        self._console = Console() if console is None else console
+        self._total = total_steps
+        self._start = start_step
+        self._started = time.monotonic()
+        # Time and step of the first update: what comes before contains compilation.
+        self._steady: tuple[float, int] | None = None
+        self._train = None
+        self._live = None
+        if self._console.is_terminal:
+            self._live = Live(
+                TextColumn('{task.description}'),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn('{task.fields[status]}'),
+                TimeElapsedColumn(),
+                console=self._console,
+                expand=True,
+            )
+
+    def __enter__(self) -> 'Progress':
+        self._started = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *unused) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def print(self, *objects, style: str | None = None) -> None:
+        """Prints text (as it is, no markup) or rich renderables; safe while the bar is live.
+
+        Text is not wrapped, so that a log line stays one line wherever it is read.
+        """
+        self._console.print(*objects, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def update(
+        self, step: int, loss: float, learning_rate: float, images_per_sec: float | None
+    ) -> None:
+        """Shows the state after `step`; `images_per_sec` is None where it is not known yet."""
+        left = self._seconds_left(step)
+        rate = '' if images_per_sec is None else f'  {images_per_sec:.3g} images/s'
+        status = f'loss {loss:.4f}  lr {learning_rate:.3g}{rate}  left {_clock(left)}'
+        if self._live is None:
+            width = len(str(self._total))
+            self.print(f'step {step:{width}d}/{self._total}  {status}')
+            return
+        if self._train is None:
+            self._train = self._live.add_task('train', total=self._total, status='')
+        self._live.update(self._train, completed=step, status=status)
+
+    @contextlib.contextmanager
+    def evaluating(self, total: int, name: str = 'validation') -> Iterator[Callable[[int], None]]:
+        """Shows an evaluation of `total` images of the split `name`.
+
+        Yields:
+            A function to call with the number of images that each batch has finished.
+        """
+        began = time.monotonic()
+        done = 0
+        task = None
+        if self._live is not None:
+            task = self._live.add_task(f'evaluate {name}', total=total, status='')
+
+        def advance(images: int) -> None:
+            nonlocal done
+            done += images
+            if task is not None:
+                rate = done / max(time.monotonic() - began, 1e-9)
+                self._live.update(task, completed=done, status=f'{rate:.3g} images/s')
+
+        try:
+            yield advance
+        finally:
+            if task is not None:
+                self._live.remove_task(task)
+        self.print(f'evaluated {done} images of {name} in {time.monotonic() - began:.1f} s')
+
+    def _seconds_left(self, step: int) -> float | None:
+        """From the average since the first update, evaluations and checkpoints included."""
+        now = time.monotonic()
+        since, first = self._steady or (self._started, self._start)
+        if self._steady is None:
+            self._steady = (now, step)
+        if step <= first:
+            return None
+        return (now - since) / (step - first) * max(self._total - step, 0)
+
+
+def iou_table(
+    classes: Sequence[str],
+    iou: Sequence[float | None],
+    miou: float | None,
+    previous: Sequence[float | None] | None = None,
+) -> Table:
+    """Per-class IoU of an evaluation as a rich table, to be printed by `Progress.print`.
+
+    Args:
+        classes: names.
+        iou: one a class in [0, 1]; NaN or None for a class in neither ground truth nor prediction.
+        miou: their mean over the classes that are not absent.
+        previous: `iou` of the evaluation before; adds the change since then.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    for name, values in (('iou', iou), ('previous', previous)):
+        if values is not None and len(values) != len(classes):
+            raise ValueError(f'{name} has {len(values)} values for {len(classes)} classes')
+    iou = [_known(value) for value in iou]
+    before = [None] * len(iou) if previous is None else [_known(value) for value in previous]
+    absent = [name for name, value in zip(classes, iou) if value is None]
+
+    title = Text('mIoU ' + _fixed(_known(miou), 4), style='bold')
+    present = [value for value in before if value is not None]
+    if present and _known(miou) is not None:
+        title.append(' ').append_text(_change(miou - sum(present) / len(present), 4))
+    caption = None
+    if absent:
+        caption = Text(
+            'absent: ' + ', '.join(absent) + ' (in neither ground truth nor prediction; '
+            'excluded from the mean)'
+        )
+    table = Table(title=title, caption=caption, title_justify='left', caption_justify='left')
+    halves = 2 if len(classes) > _ROWS else 1
+    for _ in range(halves):
+        table.add_column('class', overflow='fold')
+        table.add_column('IoU', justify='right', no_wrap=True)
+        if previous is not None:
+            table.add_column('change', justify='right', no_wrap=True)
+    rows = -(-len(classes) // halves)
+    for row in range(rows):
+        cells = []
+        for index in range(row, len(classes), rows):
+            cells += [Text(classes[index]), _cell(iou[index])]
+            if previous is not None:
+                known = iou[index] is not None and before[index] is not None
+                cells.append(_change(iou[index] - before[index], 3) if known else Text(''))
+        table.add_row(*cells)
+    return table
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return 'undefined' if value is None else f'{value:.{digits}f}'
+
+
+def _cell(value: float | None) -> Text:
+    return Text('absent', style='dim') if value is None else Text(_fixed(value, 3))
+
+
+def _change(value: float, digits: int) -> Text:
+    text = f'{value:+.{digits}f}'
+    if float(text) == 0:
+        return Text(text.replace('-', '+'), style='dim')
+    return Text(text, style='green' if value > 0 else 'red')
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return '-:--:--'
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}'

@@ -1,0 +1,232 @@
+"""Evaluation of a split: one confusion matrix over all its images, and some pictures."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from ggcf_jax import checkpoint, data, metrics, models, report, visualize
+from ggcf_jax import config as config_lib
+from ggcf_jax import mesh as mesh_lib
+from ggcf_jax.console import Progress, iou_table
+from ggcf_jax.data import pipeline
+from ggcf_jax.data.dataset import IGNORE, Dataset
+from ggcf_jax.models.upsample import upsample
+from ggcf_jax.state import merge
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One evaluated image: uint8 [h, w, 3], label and prediction uint8 [h, w] of train ids."""
+
+    name: str
+    image: np.ndarray
+    label: np.ndarray
+    prediction: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Result of one split.
+
+    Attributes:
+        split: its name.
+        classes: names in train-id order.
+        matrix: int64 [C, C], pixels by (ground truth, prediction).
+        samples: the first images.
+    """
+
+    split: str
+    classes: tuple[str, ...]
+    matrix: np.ndarray
+    samples: tuple[Sample, ...]
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """IoU by class; None for a class in neither ground truth nor prediction."""
+        values = metrics.class_iou(self.matrix)
+        return {name: None if np.isnan(v) else float(v) for name, v in zip(self.classes, values)}
+
+    @property
+    def miou(self) -> float:
+        return metrics.mean_iou(self.matrix)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        return metrics.pixel_accuracy(self.matrix)
+
+    def row(self) -> dict[str, float | None]:
+        """The row for metrics.jsonl; validation is called val there."""
+        prefix = {'validation': 'val'}.get(self.split, self.split)
+        return {
+            f'{prefix}/miou': self.miou,
+            f'{prefix}/pixel_accuracy': self.pixel_accuracy,
+            **{f'{prefix}/iou/{name}': value for name, value in self.iou.items()},
+        }
+
+
+EvalStep = Callable[
+    [nnx.State, nnx.State, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]
+]
+
+
+def make_eval_step(graphdef: nnx.GraphDef, num_classes: int, mesh: Mesh) -> EvalStep:
+    """Builds the compiled (params, stats, matrix, batch) -> (matrix + counts, predictions).
+
+    Predictions are uint8 [b, h, w] at the resolution of the labels.
+    """
+
+    def eval_step(params, stats, matrix, batch):
+        model = merge(graphdef, params, stats)
+        logits, _ = model(batch['image'])
+        size = batch['label'].shape[1:]
+        predictions = upsample(logits, model.stride, size).argmax(-1).astype(jnp.uint8)
+        counts = metrics.confusion_matrix(batch['label'], predictions, num_classes, IGNORE)
+        return matrix + counts, predictions
+
+    shardings = (mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh))
+    return jax.jit(eval_step, donate_argnums=2, out_shardings=shardings)
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: nnx.State,
+    stats: nnx.State,
+    dataset: Dataset,
+    split: str,
+    *,
+    image_size: tuple[int, int],
+    batch_size: int,
+    num_samples: int,
+    mesh: Mesh,
+    progress: Progress,
+) -> Evaluation:
+    """Evaluates every image of `split` once, whole, at its own resolution.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        params: of the model. stats: its batch statistics.
+        image_size: (h, w) that images are padded to.
+        batch_size: over all devices.
+        num_samples: how many images to return, the first of this process's share.
+        mesh: of the devices.
+        progress: shows how far it is.
+    """
+    shard = pipeline.Shard(jax.process_index(), jax.process_count())
+    batches = pipeline.evaluation_batches(
+        dataset, split, image_size, batch_size=batch_size, shard=shard
+    )
+    zeros = np.zeros((dataset.num_classes, dataset.num_classes), np.int32)
+    on_device = jax.device_put(zeros, mesh_lib.replicated(mesh))
+    total, pixels = zeros.astype(np.int64), 0
+    samples: list[Sample] = []
+    with progress.evaluating(len(dataset.source(split)), split) as advance:
+        for batch in batches:
+            arrays = {name: batch[name] for name in ('image', 'label')}
+            on_device, predictions = eval_step(
+                params, stats, on_device, mesh_lib.global_batch(mesh, arrays)
+            )
+            pixels += batch_size * image_size[0] * image_size[1]
+            if pixels > 2**30:  # before an int32 count can overflow
+                total += np.asarray(on_device)
+                on_device, pixels = jax.device_put(zeros, mesh_lib.replicated(mesh)), 0
+            if len(samples) < num_samples:
+                local = _local(predictions)
+                for i in np.flatnonzero(batch['valid'])[: num_samples - len(samples)]:
+                    name = dataset.source(split)[int(batch['index'][i])]['name']
+                    samples.append(Sample(name, batch['image'][i], batch['label'][i], local[i]))
+            advance(int(batch['valid'].sum()) * shard.count)
+    total += np.asarray(on_device)
+    return Evaluation(split, dataset.classes, total, tuple(samples))
+
+
+def _local(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array dealt by batch."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def save(evaluation: Evaluation, dataset: Dataset, step: int, workdir: pathlib.Path) -> list:
+    """Writes `evaluations/<split>_<step>.json` and the samples as PNG panels.
+
+    Returns:
+        (name, uint8 [h, w, 3] panel) of each sample.
+    """
+    directory = workdir / 'evaluations'
+    directory.mkdir(exist_ok=True)
+    path = directory / f'{evaluation.split}_{step:08d}.json'
+    iou = evaluation.iou
+    content = {
+        'step': step,
+        'split': evaluation.split,
+        'dataset': dataset.name,
+        'classes': dataset.classes,
+        'colors': dataset.colors,
+        'matrix': evaluation.matrix.tolist(),
+        'miou': None if np.isnan(evaluation.miou) else evaluation.miou,
+        'pixel_accuracy': evaluation.pixel_accuracy,
+        'iou': iou,
+        'absent': [name for name, value in iou.items() if value is None],
+    }
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(content), encoding='utf-8')
+    os.replace(temporary, path)
+    panels = [
+        (s.name, visualize.panel(s.image, s.label, s.prediction, dataset.colors, IGNORE))
+        for s in evaluation.samples
+    ]
+    folder = workdir / 'panels' / f'{step:08d}'
+    for i, (name, panel) in enumerate(panels):
+        folder.mkdir(parents=True, exist_ok=True)
+        visualize.write_png(folder / f'{i:02d}_{name}.png', panel)
+    return panels
+
+
+def evaluate_workdir(
+    config, workdir: str | pathlib.Path, split: str, which: str | int
+) -> Evaluation:
+    """Evaluates a checkpoint of a run, prints the table and writes numbers, panels and report.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        split: 'train', 'validation' or 'test'.
+        which: 'best', 'latest' or a step.
+
+    Raises:
+        InputError: no such checkpoint or split, or one of another model.
+    """
+    workdir = pathlib.Path(workdir)
+    config_lib.check(config, jax.device_count())
+    dataset = data.build(config.data)
+    dataset.source(split)
+    mesh = mesh_lib.make_mesh()
+    graphdef, params, stats = models.abstract(config, dataset.num_classes)
+    restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
+    with jax.set_mesh(mesh), Progress(config.train.steps) as progress:
+        evaluation = evaluate(
+            make_eval_step(graphdef, dataset.num_classes, mesh),
+            restored.params,
+            restored.stats,
+            dataset,
+            split,
+            image_size=tuple(config.eval.image_size),
+            batch_size=config.eval.batch_size,
+            num_samples=config.eval.panels,
+            mesh=mesh,
+            progress=progress,
+        )
+        progress.print(f'checkpoint of step {restored.step}, {split}:')
+        progress.print(
+            iou_table(dataset.classes, list(evaluation.iou.values()), evaluation.miou)
+        )
+    save(evaluation, dataset, restored.step, workdir)
+    print(f'report: {report.write(workdir)}')
+    return evaluation

@@ -1,0 +1,103 @@
+"""The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ggcf_jax import graphs
+from ggcf_jax.attention import attend
+from ggcf_jax.errors import InputError
+from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
+from ggcf_jax.models.norm import Activation
+
+
+class GGCF(nnx.Module):
+    """Multi-head attention, each head on its own graph, joined with its input.
+
+        y_i = sum_k W_k (1 / C_ik sum_j E_k(i, j) exp(theta_k(x_i) . phi_k(x_j)) g(x_j))   (Eq. 3)
+
+    theta_k and phi_k are one 1x1 convolution a head, g one shared by all heads, W_k one a head
+    with summed outputs. The paper leaves open how backbone features reach the module; as its
+    public descendants (OCNet, openseg) do, a 3x3 convolution with norm reduces them first.
+
+    Attributes:
+        features: channels of the output, concat(y, x).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        heads: tuple,
+        *,
+        channels: int,
+        key_channels: int,
+        value_channels: int,
+        scale: float,
+        activation: Activation,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        in_features: channels of the backbone.
+        heads: one graph a head.
+        channels: channels of x and y.
+        key_channels: of theta and phi, each head. value_channels: of g.
+        scale: factor on the affinities; the paper has none (1.0).
+        """
+        shared = dict(kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs)
+        self.heads = heads
+        self.scale = scale
+        self.features = 2 * channels
+        self.reduce = ConvNorm(in_features, channels, 3, activation, dtype=dtype, rngs=rngs)
+        self.theta = conv(channels, len(heads) * key_channels, 1, use_bias=True, **shared)
+        self.phi = conv(channels, len(heads) * key_channels, 1, use_bias=True, **shared)
+        self.g = conv(channels, value_channels, 1, use_bias=True, **shared)
+        # The W_k side by side: one convolution of the concatenated heads is their sum.
+        self.w = conv(len(heads) * value_channels, channels, 1, use_bias=True, **shared)
+        # Only learned graphs have parameters; the others get an empty dictionary.
+        self.graph_params = nnx.List(
+            [
+                nnx.Dict({name: nnx.Param(value) for name, value in _init(graph, rngs).items()})
+                for graph in heads
+            ]
+        )
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """x [b, h, w, in_features] -> concat(y, x) [b, h, w, features]."""
+        x = self.reduce(x, train)
+        b, h, w, _ = x.shape
+        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
+        v = self.g(x)[:, :, :, None]
+        y = []
+        for i, graph in enumerate(self.heads):
+            if isinstance(graph, graphs.Learned):
+                graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
+            y.append(attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale))
+        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
+        return jnp.concatenate([y, x], axis=-1)
+
+
+def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:
+    return graph.init(rngs.params()) if isinstance(graph, graphs.Learned) else {}
+
+
+def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> GGCF:
+    """Builds the module from `config.model` (reads `heads`, `activation` and `ggcf`)."""
+    try:
+        heads = graphs.parse(model.heads)
+    except ValueError as error:
+        raise InputError(f'config.model.heads={model.heads!r}: {error}') from error
+    return GGCF(
+        in_features,
+        heads,
+        channels=model.ggcf.channels,
+        key_channels=model.ggcf.key_channels,
+        value_channels=model.ggcf.value_channels,
+        scale=model.ggcf.scale,
+        activation=model.activation,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+CONTEXTS = {'ggcf': build}

@@ -1,0 +1,40 @@
+"""Bilinear upsampling by the output stride."""
+
+import jax
+import jax.numpy as jnp
+
+
+def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
+    """Upsamples features that lie on multiples of `stride` to every pixel.
+
+    Feature i belongs to pixel `stride * i` (see `conv`), so pixel p reads position p / stride;
+    past the last feature the last one is repeated. For sizes of the form stride * n + 1, such as
+    the paper's 769, this is interpolation with aligned corners. Only neighbours one apart are
+    mixed, by slices, which partitions over devices without gathering the map.
+
+    Args:
+        x: [b, ceil(size[0] / stride), ceil(size[1] / stride), c].
+        size: (height, width) of the output.
+
+    Returns:
+        [b, *size, c] in the dtype of x.
+    """
+    expected = tuple(-(-length // stride) for length in size)
+    if x.shape[1:3] != expected:
+        raise ValueError(
+            f'features of {x.shape[1:3]} cannot be upsampled by {stride} to {tuple(size)}: '
+            f'that needs {expected}'
+        )
+    x = _upsample_axis(x, 1, stride)[:, : size[0]]
+    return _upsample_axis(x, 2, stride)[:, :, : size[1]]
+
+
+def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
+    length = x.shape[axis]
+    last = jax.lax.slice_in_dim(x, length - 1, length, axis=axis)
+    following = jnp.concatenate([jax.lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
+    x, following = (jnp.expand_dims(a, axis + 1) for a in (x, following))
+    weight = jnp.arange(stride, dtype=x.dtype) / stride
+    weight = weight.reshape((stride,) + (1,) * (x.ndim - axis - 2))
+    y = x * (1 - weight) + following * weight
+    return y.reshape(y.shape[:axis] + (length * stride,) + y.shape[axis + 2 :])

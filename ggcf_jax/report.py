@@ -1,0 +1,298 @@
+"""`report.html`: one self-contained page about a run, made from its workdir alone."""
+
+import json
+import math
+import os
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ggcf_jax import report_html, visualize, writer
+from ggcf_jax.errors import InputError
+
+FILE_NAME = 'report.html'
+
+# Wider panels are embedded at this width: a row of four at full size would be many megabytes.
+_PANEL_WIDTH = 2400
+
+# Classes in one bar chart; more are shown in several side by side.
+_BARS = 50
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` into the workdir of a run, finished or not.
+
+    Reads metrics.jsonl, config.json, run.json, evaluations/*.json and the latest panels; what is
+    not there yet is left out and said so. The page has no scripts and refers to no other file.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: the workdir does not exist, or a file in it is damaged.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise InputError(f'workdir {workdir} does not exist; give the directory of a run')
+    config = _load(workdir / 'config.json')
+    run = _load(workdir / 'run.json')
+    rows = _merged(writer.read_rows(workdir))
+    paths = sorted((workdir / 'evaluations').glob('*.json'))
+    evaluations = sorted(map(_load, paths), key=lambda each: each['step'])
+    main = _main_split(evaluations)
+    best = max(main, key=lambda each: _score(each['miou']), default=None)
+
+    body = [report_html.facts(_facts(config, rows, main, best)), _curves(rows)]
+    if best is None:
+        body.append(report_html.section('Evaluation', report_html.text('No evaluation yet.')))
+    else:
+        body.append(_classes(best))
+    body.append(_panels(workdir, evaluations))
+    history = [_evaluations(evaluations)] if evaluations else []
+    body.append(report_html.group('pair', [*history, _provenance(run)]))
+    body.append(_configuration(config))
+    title = str(config.get('data', {}).get('name') or workdir.resolve().name)
+    document = report_html.page(f'GGCF on {title}', _subtitle(config, run), body)
+
+    path = workdir / FILE_NAME
+    handle, temporary = tempfile.mkstemp(prefix=f'.{FILE_NAME}.', dir=workdir)
+    try:
+        with os.fdopen(handle, 'w', encoding='utf-8') as file:
+            file.write(document)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, {} where the file is missing."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise InputError(f'{path} is not JSON ({error}); restore or delete it') from error
+    if not isinstance(content, dict):
+        raise InputError(f'{path} is not a JSON object; restore or delete it')
+    return content
+
+
+def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step in step order; a later row wins, as when a finished run evaluates again."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        steps.setdefault(row['step'], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _main_split(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations of the validation split, or else of the first split there is."""
+    splits = sorted({each['split'] for each in evaluations}, key=lambda s: (s != 'validation', s))
+    return [each for each in evaluations if each['split'] == splits[0]] if splits else []
+
+
+def _score(miou: float | None) -> float:
+    return -math.inf if miou is None or math.isnan(miou) else miou
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float | None]]:
+    """Steps and values of the rows that have `name`; NaN was written as null and reads as None."""
+    found = [(row['step'], row[name]) for row in rows if name in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _facts(config, rows, main, best) -> list[tuple[str, str, str]]:
+    items = []
+    if best is not None:
+        items.append(('best mIoU', _fixed(best['miou']), f'{best["split"]}, step {best["step"]}'))
+        final = main[-1]
+        items.append(('final mIoU', _fixed(final['miou']), f'step {final["step"]}'))
+        items.append(('pixel accuracy', _fixed(best['pixel_accuracy']), 'at the best mIoU'))
+    else:
+        items.append(('best mIoU', '–', 'no evaluation yet'))
+    planned = config.get('train', {}).get('steps')
+    done = max((row['step'] for row in rows), default=0)
+    items.append(('steps', f'{done:,}', f'of {planned:,}' if isinstance(planned, int) else ''))
+    rates = [value for value in _column(rows, 'train/images_per_sec')[1] if value is not None]
+    if rates:
+        rate = statistics.median(rates)
+        items.append(('throughput', f'{rate:.{0 if rate >= 100 else 1}f}', 'images/s, median'))
+    seconds = _wall_time(_column(rows, 'train/elapsed_sec')[1])
+    if seconds:
+        items.append(('wall time', _duration(seconds), 'of training'))
+    return items
+
+
+def _wall_time(elapsed: Sequence[float | None]) -> float:
+    """Seconds over all the sessions of a run: the clock may start again where it was resumed."""
+    total = last = 0.0
+    for value in elapsed:
+        if value is not None:
+            total += value - last if value >= last else value
+            last = value
+    return total
+
+
+def _curves(rows) -> str:
+    losses = {
+        label: _column(rows, name)
+        for label, name in (('loss', 'train/loss'), ('auxiliary loss', 'train/aux_loss'))
+    }
+    losses = {label: column for label, column in losses.items() if column[0]}
+    rate, miou = _column(rows, 'train/learning_rate'), _column(rows, 'val/miou')
+    charts = []
+    if losses:
+        charts.append(visualize.curve_chart('training loss', losses))
+    if rate[0]:
+        charts.append(visualize.curve_chart('learning rate', {'learning rate': rate}))
+    if miou[0]:
+        charts.append(visualize.curve_chart('validation mIoU', {'mIoU': miou}))
+    if not charts:
+        return report_html.section('Training', report_html.text('No metrics yet.'))
+    parts = [report_html.group('charts', (chart.decode() for chart in charts))]
+    lost = sum(value is None for value in losses.get('loss', ([], []))[1])
+    if lost:
+        parts.append(report_html.text(f'Not finite in {lost} rows: gaps in the loss curve.'))
+    return report_html.section('Training', *parts)
+
+
+def _classes(best: Mapping[str, Any]) -> str:
+    names, colors = best['classes'], best['colors']
+    source = f'{best["split"]}, step {best["step"]}'
+    charts = []
+    for first in range(0, len(names), _BARS):
+        part = slice(first, first + _BARS)
+        iou = [best['iou'][name] for name in names[part]]
+        charts.append(visualize.iou_chart(names[part], iou, colors[part]).decode())
+    absent = 'Every class occurs in the ground truth or the prediction.'
+    if best['absent']:
+        absent = (
+            'Absent, in neither ground truth nor prediction, and excluded from the mean: '
+            + ', '.join(best['absent'])
+            + '.'
+        )
+    bars = report_html.section(
+        'IoU per class',
+        report_html.text(source),
+        report_html.group('charts', charts),
+        report_html.text(absent),
+    )
+    matrix = report_html.section(
+        'Confusion matrix',
+        report_html.text(f'{source}; percent of the pixels of each ground truth class'),
+        visualize.confusion_chart(np.asarray(best['matrix']), names).decode(),
+    )
+    return report_html.group('pair', [bars, matrix]) if len(charts) == 1 else bars + matrix
+
+
+def _panels(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    folders = {path.parent for path in (workdir / 'panels').glob('*/*.png')}
+    folders = [folder for folder in folders if folder.name.isdigit()]
+    if not folders:
+        return report_html.section('Predictions', report_html.text('No panels yet.'))
+    folder = max(folders, key=lambda each: int(each.name))
+    parts = [
+        report_html.text(
+            f'Step {int(folder.name)}. Errors are red on the dimmed image, ignored pixels grey '
+            '(black in the ground truth).'
+        )
+    ]
+    if evaluations:
+        names, colors = evaluations[-1]['classes'], evaluations[-1]['colors']
+        parts.append(report_html.legend(dict(zip(names, map(tuple, colors)))))
+    for path in sorted(folder.glob('*.png'), key=lambda each: _panel_index(each.name)):
+        name = path.stem.partition('_')[2] or path.stem
+        parts.append(report_html.image(_shrunk(path), name))
+    return report_html.section('Predictions', *parts)
+
+
+def _panel_index(name: str) -> tuple[int, str]:
+    index = name.partition('_')[0]
+    return (int(index) if index.isdigit() else 0, name)
+
+
+def _shrunk(path: pathlib.Path) -> bytes:
+    """The PNG file, at most `_PANEL_WIDTH` pixels wide."""
+    data = path.read_bytes()
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None:
+        raise InputError(f'{path} is not a readable PNG; delete it')
+    height, width = picture.shape[:2]
+    if width <= _PANEL_WIDTH:
+        return data
+    size = (_PANEL_WIDTH, max(round(height * _PANEL_WIDTH / width), 1))
+    return cv2.imencode('.png', cv2.resize(picture, size, interpolation=cv2.INTER_AREA))[
+        1
+    ].tobytes()
+
+
+def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (str(e['step']), e['split'], _fixed(e['miou']), _fixed(e['pixel_accuracy']))
+        for e in evaluations
+    ]
+    header = ('step', 'split', 'mIoU', 'pixel accuracy')
+    return report_html.section(
+        'Evaluations', report_html.group('wide', [report_html.table(rows, header)])
+    )
+
+
+def _provenance(run: Mapping[str, Any]) -> str:
+    if not run:
+        text = 'run.json is missing: command and versions were not recorded.'
+        return report_html.section('How it was made', report_html.text(text))
+    parts = [report_html.verbatim(str(run['command']))] if run.get('command') else []
+    names = ('started', 'devices', 'platform', 'git')
+    facts = [(name, str(run[name])) for name in names if run.get(name) is not None]
+    versions = run.get('versions') or {}
+    if versions:
+        facts.append(('versions', ', '.join(f'{name} {value}' for name, value in versions.items())))
+    return report_html.section('How it was made', *parts, report_html.table(facts))
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    rows = _flat(config)
+    if not rows:
+        return report_html.section(
+            'Configuration', report_html.text('config.json is missing: it was not recorded.')
+        )
+    return report_html.section(
+        'Configuration', report_html.group('columns', [report_html.table(rows)])
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+    """Dotted names and values, in the file's order; values as JSON writes them, text bare."""
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f'{prefix}{name}.')
+        else:
+            rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
+
+def _subtitle(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    model = config.get('model', {})
+    backbone = model.get('backbone', {}).get('name')
+    context, heads = model.get('context'), model.get('heads')
+    pieces = [backbone, context, heads if context == 'ggcf' else None, run.get('started')]
+    return ' · '.join(str(piece) for piece in pieces if piece)
+
+
+def _fixed(value: float | None) -> str:
+    return 'undefined' if _score(value) == -math.inf else f'{value:.4f}'
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {rest:02d} s'
