@@ -1,4 +1,4 @@
-"""Neighbourhood graphs over the positions of a feature map: the definition of each, and the grammar.
+"""Neighbourhood graphs over the positions of a map: the definition of each, and the grammar.
 
 A graph says which positions j a position i may fuse context from, E(i, j) of Eq. 3. It is
 anything with `adjacency(h, w)`; every graph here is a value object that includes self, depends on

@@ -5,13 +5,14 @@ the map (a gather would make the partitioner collect the whole map); a mask make
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import pruning, softmax
+from ggcf_jax.attention import softmax
 from ggcf_jax.attention.tiles import Tiles
 
 
@@ -56,64 +57,73 @@ def plan(h, w, size, tile, windows):
     return (bh, bw), {shape: np.array(rows, np.int32) for shape, rows in groups.items()}
 
 
+def _stacks(rows, most):
+    """Tiles [n, 4] as [steps, tiles a step, 4]; the tiles of a step form one batch."""
+    together = next(u for u in range(min(most, len(rows)), 0, -1) if len(rows) % u == 0)
+    return jnp.asarray(rows.reshape(-1, together, 4))
+
+
 def _pad(x, h, w):
     """Zero rows and columns up to h x w behind a [b, ., ., heads, c] map."""
     return jnp.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0), (0, 0)))
 
 
-def _take(x, y, x0, height, width):
-    """The window of a [b, h, w, heads, c] map as a tile [b, heads, height * width, c]."""
+def _take(x, at, height, width):
+    """Windows of a [b, h, w, heads, c] map at [t, 2] as tiles [t, b, heads, height * width, c]."""
     b, _, _, heads, c = x.shape
-    cut = lax.dynamic_slice(x, (0, y, x0, 0, 0), (b, height, width, heads, c))
-    return jnp.moveaxis(cut.reshape(b, height * width, heads, c), 2, 1)
+    cuts = [
+        lax.dynamic_slice(x, (0, at[i, 0], at[i, 1], 0, 0), (b, height, width, heads, c))
+        for i in range(len(at))
+    ]
+    return jnp.moveaxis(jnp.stack(cuts).reshape(-1, b, height * width, heads, c), 3, 2)
 
 
-def _as_window(t, height, width):
-    b, heads, _, c = t.shape
-    return jnp.moveaxis(t, 1, 2).reshape(b, height, width, heads, c)
-
-
-def _put(x, t, y, x0, height, width):
-    t = _as_window(t.astype(x.dtype), height, width)
-    return lax.dynamic_update_slice(x, t, (0, y, x0, 0, 0))
-
-
-def _add(x, t, y, x0, height, width):
+def _put(x, tiles, at, height, width, add=False):
+    """Writes (or adds) tiles as `_take` gives them back into the map, one after another."""
     b, _, _, heads, c = x.shape
-    at = (0, y, x0, 0, 0)
-    old = lax.dynamic_slice(x, at, (b, height, width, heads, c))
-    return lax.dynamic_update_slice(x, old + _as_window(t, height, width), at)
+    tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3).reshape(-1, b, height, width, heads, c)
+    for i in range(len(at)):
+        corner = (0, at[i, 0], at[i, 1], 0, 0)
+        new = tiles[i]
+        if add:
+            new = new + lax.dynamic_slice(x, corner, new.shape)
+        x = lax.dynamic_update_slice(x, new, corner)
+    return x
+
+
+def _near(q0, k0, queries, keys, size):
+    """Bool [tiles, queries, keys] of one axis."""
+    q = q0[:, None] + jnp.arange(queries)
+    k = k0[:, None] + jnp.arange(keys)
+    return jnp.abs(q[:, :, None] - k[:, None]) <= size
 
 
 def _mask(at, size, tile, window):
-    """Bool [queries, keys] of one tile: which keys of the window are neighbours."""
-    near = []
-    for q0, k0, b, length in zip(at[:2], at[2:], tile, window):
-        apart = (q0 + jnp.arange(b))[:, None] - (k0 + jnp.arange(length))[None]
-        near.append(jnp.abs(apart) <= size)
-    mask = near[0][:, None, :, None] & near[1][None, :, None, :]
-    return mask.reshape(tile[0] * tile[1], window[0] * window[1])
+    """Bool [tiles, 1, 1, *tile, *window]: which keys are neighbours of which queries."""
+    rows = _near(at[:, 0], at[:, 2], tile[0], window[0], size)
+    columns = _near(at[:, 1], at[:, 3], tile[1], window[1], size)
+    return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
 
-def _counts(at, size, tile, shape):
-    """Neighbours of each query of a tile, inside the map: int32 [queries]; padded queries, 1."""
-    inside = []
-    for q0, b, n in zip(at[:2], tile, shape):
-        q = q0 + jnp.arange(b)
-        inside.append(jnp.maximum(jnp.minimum(q + size, n - 1) - jnp.maximum(q - size, 0) + 1, 1))
-    return (inside[0][:, None] * inside[1][None]).reshape(-1)
+def _masked_scores(q, k, scale, mask):
+    # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
+    s = softmax.scores(q, k, scale)
+    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.LOWEST)
 
 
-def _positions(y, x0, shape, width):
-    """Row-major positions in the map of a window's elements."""
-    rows, columns = y + jnp.arange(shape[0]), x0 + jnp.arange(shape[1])
-    return (rows[:, None] * width + columns[None]).reshape(-1)
+def _padded(shape, tile):
+    return tuple(-(-n // b) * b for n, b in zip(shape, tile))
 
 
-def _forward(q, k, v, size, scale, tiles, prune=None):
+def _stacked(tiles, batch):
+    """Tiles a step: fewer where batch and heads fill the machine already."""
+    return max(1, tiles.stack // batch)
+
+
+def _forward(q, k, v, size, scale, tiles):
     b, h, w, heads, _ = q.shape
     tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    hp, wp = -(-h // tile[0]) * tile[0], -(-w // tile[1]) * tile[1]
+    hp, wp = _padded((h, w), tile)
     padded = _pad(q, hp, wp)
     carry = (
         jnp.zeros((b, hp, wp, heads, v.shape[-1]), v.dtype),
@@ -122,22 +132,17 @@ def _forward(q, k, v, size, scale, tiles, prune=None):
     for window, rows in groups.items():
 
         def step(carry, at, window=window):
-            query, key = at[:2], at[2:]
-            kt, vt = _take(k, *key, *window), _take(v, *key, *window)
-            s = softmax.scores(_take(padded, *query, *tile), kt, scale)
+            query, key = at[:, :2], at[:, 2:]
+            kt, vt = _take(k, key, *window), _take(v, key, *window)
             mask = _mask(at, size, tile, window)
-            if prune is not None:
-                kept = prune.kept(_counts(at, size, tile, (h, w)))
-                i, j = _positions(*query, tile, w), _positions(*key, window, w)
-                mask = pruning.select(s, mask, kept, prune, i, j)
-            o, lse = softmax.normalise(jnp.where(mask, s, softmax.LOWEST), vt)
+            s = _masked_scores(_take(padded, query, *tile), kt, scale, mask)
+            o, lse = softmax.normalise(s, vt, (math.prod(tile), math.prod(window)))
             return (
-                _put(carry[0], o, *query, *tile),
-                _put(carry[1], lse[..., None], *query, *tile),
+                _put(carry[0], o, query, *tile),
+                _put(carry[1], lse[..., None], query, *tile),
             ), None
 
-        unroll = min(tiles.unroll, len(rows)) if prune is None else 1
-        carry, _ = lax.scan(step, carry, jnp.asarray(rows), unroll=unroll)
+        carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
     return carry[0][:, :h, :w], carry[1]
 
 
@@ -154,36 +159,29 @@ def _attend_forward(q, k, v, size, scale, tiles):
 
 def _attend_backward(size, scale, tiles, saved, do):
     q, k, v, o, lse = saved
-    h, w = q.shape[1:3]
+    b, h, w, heads, _ = q.shape
     tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    hp, wp = lse.shape[1:3]
+    hp, wp = _padded((h, w), tile)
     delta = _pad(softmax.row_delta(do, o)[..., None], hp, wp)
-    q_map, do_map = _pad(q, hp, wp), _pad(do, hp, wp)
-    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q_map, k, v))
+    maps = (_pad(q, hp, wp), _pad(do, hp, wp), lse, delta)
+    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (maps[0], k, v))
     for window, rows in groups.items():
 
         def step(carry, at, window=window):
-            query, key = at[:2], at[2:]
-            qt, dot, lt, dt = (_take(x, *query, *tile) for x in (q_map, do_map, lse, delta))
-            kt, vt = _take(k, *key, *window), _take(v, *key, *window)
-            s = softmax.scores(qt, kt, scale, mask=_mask(at, size, tile, window))
-            dq, dk, dv, _ = softmax.backward(
-                qt, kt, vt, s, dot, lt[..., 0], dt[..., 0], scale, tiles
-            )
+            query, key = at[:, :2], at[:, 2:]
+            qt, dot, lt, dt = (_take(x, query, *tile) for x in maps)
+            kt, vt = _take(k, key, *window), _take(v, key, *window)
+            s = _masked_scores(qt, kt, scale, _mask(at, size, tile, window))
+            dq, dk, dv, _ = softmax.backward(qt, kt, vt, s, dot, lt, dt, scale, tiles)
             return (
-                _put(carry[0], dq, *query, *tile),
-                _add(carry[1], dk, *key, *window),
-                _add(carry[2], dv, *key, *window),
+                _put(carry[0], dq, query, *tile),
+                _put(carry[1], dk, key, *window, add=True),
+                _put(carry[2], dv, key, *window, add=True),
             ), None
 
-        carry, _ = lax.scan(step, carry, jnp.asarray(rows), unroll=min(tiles.unroll, len(rows)))
+        carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
     dq, dk, dv = carry
     return dq[:, :h, :w].astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
-
-
-def attend_pruned(q, k, v, size, scale, tiles, prune):
-    """LOCAL_size attention with Context Pruning; forward only."""
-    return _forward(q, k, v, size, scale, tiles, prune)[0]

@@ -1,9 +1,9 @@
 """Context Pruning (section 3.4): which neighbours of a query are kept.
 
-The kept neighbours are the N of largest priority: the affinity (log E included for weighted
-graphs) for 'top', a hash of (key, batch, head, i, j) for 'random'. Exactly N are kept: among equal
-priorities the one that comes first in row-major order of the map. A query with at most N
-neighbours keeps them all.
+The kept neighbours are the N of largest priority: for 'top' the affinity theta_i . phi_j (the
+paper's A, without the weight E of a learned graph), for 'random' a hash of (key, batch, head, i,
+j). Exactly N are kept: among equal priorities those that come first in row-major order of the map.
+A query with at most N neighbours keeps them all.
 """
 
 import dataclasses
@@ -40,21 +40,28 @@ class Prune:
 
 
 def _mix(x):
-    """A bijection of uint32 whose output bits all depend on all input bits (murmur3's finaliser)."""
+    """A bijection of uint32 in which every output bit depends on every input bit (murmur3)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def random_priority(seed, batch, heads, i, j):
-    """Priorities int32 [batch, heads, len(i), len(j)] of pairs of row-major positions i, j.
+    """Priorities of pairs of row-major positions, a function of the pair, not of its tile.
 
-    A function of the pair, not of the tile it is met in; distinct for the pairs of one query.
+    Args:
+      seed: uint32 [2]; i, j: int32 [..., m] and [..., n] with equal leading axes.
+
+    Returns:
+      int32 [..., batch, heads, m, n].
     """
-    head = jnp.arange(batch * heads, dtype=jnp.uint32).reshape(batch, heads, 1)
-    row = _mix(_mix(_mix(head + seed[0]) + seed[1]) ^ i.astype(jnp.uint32))
-    column = j.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)
-    return lax.bitcast_convert_type(_mix(row[..., None] ^ column), jnp.int32)
+    head = _mix(_mix(jnp.arange(batch * heads, dtype=jnp.uint32) + seed[0]) + seed[1])
+    i = i.astype(jnp.uint32)[..., None, None, :]
+    row = _mix(head.reshape(batch, heads, 1) ^ i)
+    column = j.astype(jnp.uint32)[..., None, None, None, :] * jnp.uint32(0x9E3779B1)
+    priority = lax.bitcast_convert_type(_mix(row[..., None] ^ column), jnp.int32)
+    # The search needs room below and above.
+    return jnp.clip(priority, -(2**31) + 2, 2**31 - 3)
 
 
 def dense_mask(s, mask, prune):
@@ -78,6 +85,3 @@ def dense_mask(s, mask, prune):
     kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
     return mask & (rank < kept[:, None])
 
-
-def select(s, mask, kept, prune, i, j):
-    raise NotImplementedError

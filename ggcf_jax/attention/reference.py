@@ -25,7 +25,10 @@ def attend(q, k, v, graph, *, scale=1.0, prune=None):
     """
     b, h, w, heads, _ = q.shape
     n = h * w
-    rows = lambda x: jnp.swapaxes(x.reshape(b, n, x.shape[3], x.shape[4]), 1, 2)
+
+    def rows(x):
+        return jnp.swapaxes(x.reshape(b, n, x.shape[3], x.shape[4]), 1, 2)
+
     q, k = rows(q), rows(k)
     dtype, v = v.dtype, jnp.broadcast_to(rows(v), (b, heads, n, v.shape[-1]))
     edges = jnp.asarray(graph.adjacency(h, w))
@@ -33,11 +36,10 @@ def attend(q, k, v, graph, *, scale=1.0, prune=None):
     s = scale * jnp.einsum(
         'bkid,bkjd->bkij', q, k, precision='highest', preferred_element_type=jnp.float32
     )
+    kept = mask if prune is None else pruning.dense_mask(s, mask, prune)
     if edges.dtype != bool:
         s = s + jnp.log(jnp.where(mask, edges, 1))
-    if prune is not None:
-        mask = pruning.dense_mask(s, mask, prune)
-    s = jnp.where(mask, s, -jnp.inf)
+    s = jnp.where(kept, s, -jnp.inf)
     p = jax.nn.softmax(s, axis=-1)
     o = jnp.einsum(
         'bkij,bkjd->bkid', p, v.astype(jnp.float32), precision='highest',

@@ -30,14 +30,10 @@ def _share(x, heads):
     return x.reshape(*x.shape[:-3], heads, -1, x.shape[-1])
 
 
-def scores(q, k, scale, bias=None, mask=None):
-    """Float32 affinities [..., heads, m, n], bias added, LOWEST where masked out."""
+def scores(q, k, scale):
+    """Float32 affinities [..., heads, m, n]."""
     s = _product(q, k, 1, 1)
-    if scale != 1.0:
-        s = s * scale
-    if bias is not None:
-        s = s + bias
-    return s if mask is None else jnp.where(mask, s, LOWEST)
+    return s if scale == 1.0 else s * scale
 
 
 def weigh(p, v):
@@ -46,16 +42,26 @@ def weigh(p, v):
     return o.reshape(*p.shape[:-1], v.shape[-1])
 
 
-def normalise(s, v):
+def normalise(s, v, shape=None):
     """Softmax of whole rows of scores, applied.
+
+    Args:
+      s: scores [..., heads, m, n], or [..., heads, *queries, *keys] where shape tells.
+      v: [..., heads or 1, n, dv].
+      shape: (m, n) where s has two axes for each.
 
     Returns:
       float32 output [..., heads, m, dv] and log-sum-exp [..., heads, m].
     """
-    top = s.max(-1, keepdims=True)
+    axes = -1 if shape is None else (-2, -1)
+    top = s.max(axes, keepdims=True)
     p = jnp.exp(s - top)
-    total = p.sum(-1, keepdims=True)
-    return weigh(p, v) / total, (top + jnp.log(total))[..., 0]
+    total = p.sum(axes, keepdims=True)
+    lse = top + jnp.log(total)
+    if shape is not None:
+        p = p.reshape(*p.shape[:-4], *shape)
+        total, lse = (x.reshape(*p.shape[:-1], 1) for x in (total, lse))
+    return weigh(p, v) / total, lse[..., 0]
 
 
 def start(q, v):
@@ -92,17 +98,20 @@ def backward(q, k, v, s, do, lse, delta, scale, tiles):
     """Gradients of one tile from its recomputed scores (flash attention style).
 
     Args:
-      s: scores [..., heads, m, n]; do: [..., heads, m, dv] gradient of the output.
+      s: scores [..., heads, m, n], or [..., heads, *queries, *keys] with two axes for each.
+      do: [..., heads, m, dv], gradient of the output.
       lse, delta: [..., heads, m], log-sum-exp and `row_delta`.
 
     Returns:
-      float32 dq, dk, dv shaped like q, k, v, and ds, the gradient of the scaled scores.
+      float32 dq, dk, dv shaped like q, k, v, and ds shaped like s, the gradient of the scores.
     """
     heads = v.shape[-3]
-    p = jnp.exp(s - lse[..., None])
+    matrix = (*q.shape[:-1], k.shape[-2])
+    rows = (*q.shape[:-1], 1) if s.shape == matrix else (*s.shape[:-2], 1, 1)
+    p = jnp.exp(s - lse.reshape(rows))
     shared = _share(do, heads)
-    dv = _transposed_product(_share(p.astype(do.dtype), heads), shared, tiles)
-    dp = _product(shared, v, 1, 1).reshape(p.shape)
-    ds = p * (dp - delta[..., None])
-    scaled = (ds * scale if scale != 1.0 else ds).astype(q.dtype)
+    dv = _transposed_product(_share(p.reshape(matrix).astype(do.dtype), heads), shared, tiles)
+    dp = _product(shared, v, 1, 1).reshape(s.shape)
+    ds = p * (dp - delta.reshape(rows))
+    scaled = (ds * scale if scale != 1.0 else ds).reshape(matrix).astype(q.dtype)
     return _product(scaled, k, 1, 0), _transposed_product(scaled, q, tiles), dv, ds

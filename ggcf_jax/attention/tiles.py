@@ -11,7 +11,7 @@ class Tiles:
 
     Attributes:
       local: height and width to aim at for a tile of queries of a local graph.
-      unroll: tiles of a local graph in one step of its scan.
+      stack: tiles of a local graph in one step of its scan, times batch and heads.
       windows: different window lengths an axis for a local graph; shorter windows at the border
         save work, each costs compile time.
       queries, keys: chunk of a dense graph, for one batch element and head.
@@ -22,7 +22,7 @@ class Tiles:
     """
 
     local: tuple[int, int]
-    unroll: int
+    stack: int
     windows: int
     queries: int
     keys: int
@@ -32,12 +32,12 @@ class Tiles:
 
 
 CPU = Tiles(
-    local=(8, 16), unroll=4, windows=3, queries=512, keys=1024, scores=1 << 20, pruned=1 << 18,
+    local=(8, 16), stack=4, windows=3, queries=512, keys=1024, scores=1 << 20, pruned=1 << 18,
     transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
 ACCELERATOR = Tiles(
-    local=(16, 16), unroll=1, windows=3, queries=1024, keys=2048, scores=1 << 24, pruned=1 << 24,
+    local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, scores=1 << 24, pruned=1 << 24,
     transpose_result=False,
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from ggcf_jax.models.conv import ConvNorm
 from ggcf_jax.models.norm import ACTIVATIONS, Activation
+from ggcf_jax.models.repeat import Repeated
 
 STEMS = ('7x7', 'deep')
 
@@ -89,6 +90,19 @@ class Architecture:
         return ResNet(self, **arguments)
 
 
+def _stage(block, in_features, width, depth, activation, *, stride, dilation, dtype, rngs):
+    """A list of the block that changes shape and, if there are more, the others as one."""
+    arguments = dict(dilation=dilation, dtype=dtype)
+    first = block(in_features, width, activation, stride=stride, rngs=rngs, **arguments)
+    if depth == 1:
+        return nnx.List([first])
+
+    def make(rngs: nnx.Rngs):
+        return block(width * block.expansion, width, activation, stride=1, rngs=rngs, **arguments)
+
+    return nnx.List([first, Repeated(make, depth - 1, rngs=rngs)])
+
+
 class ResNet(nnx.Module):
     """Residual network without classifier.
 
@@ -129,20 +143,9 @@ class ResNet(nnx.Module):
         for i, (depth, stride, dilation) in enumerate(
             zip(architecture.depths, (1, 2, 1, 1), (1, 1, 2, 4))
         ):
-            blocks = []
-            for j in range(depth):
-                blocks.append(
-                    block(
-                        features,
-                        width * 2**i,
-                        activation,
-                        stride=stride if j == 0 else 1,
-                        dilation=dilation,
-                        **shared,
-                    )
-                )
-                features = self.features[i]
-            stages.append(nnx.List(blocks))
+            arguments = dict(stride=stride, dilation=dilation, **shared)
+            stages.append(_stage(block, features, width * 2**i, depth, activation, **arguments))
+            features = self.features[i]
         self.stages = nnx.List(stages)
 
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, ...]:

@@ -1,114 +1,24 @@
-"""Paints cars, trucks, buses and trams: boxes with wheels, seen in perspective."""
-
-import math
+"""Paints cars, trucks, buses and trams."""
 
 import numpy as np
 
-from ggcf_jax.data.street_painter import classes
-from ggcf_jax.data.street_painter.camera import NEAR
+from ggcf_jax.data.street_painter.boxes import CIRCLE, GLASS, RUBBER, Drawing
 from ggcf_jax.data.street_painter.canvas import Canvas
 from ggcf_jax.data.street_painter.vehicles import Vehicle
-
-_LABELS = {
-    'car': classes.CAR,
-    'van': classes.CAR,
-    'truck': classes.TRUCK,
-    'bus': classes.BUS,
-    'train': classes.TRAIN,
-}
-_GLASS = (44.0, 52.0, 60.0)
-_RUBBER = (26.0, 26.0, 28.0)
-_CIRCLE = tuple((math.cos(t), math.sin(t)) for t in np.linspace(0, 2 * math.pi, 11)[:-1])
-
-
-class _Drawing:
-    """Draws parts of one vehicle given in its own coordinates (along, across, up)."""
-
-    def __init__(self, canvas: Canvas, vehicle: Vehicle):
-        self.canvas = canvas
-        self.vehicle = vehicle
-        self.label = _LABELS[vehicle.kind]
-        self.z = max(vehicle.near, 1.0)
-        self.small = canvas.camera.scale(self.z) < 14
-        sin, cos = math.sin(vehicle.heading), math.cos(vehicle.heading)
-        camera = canvas.camera
-        self.sin, self.cos = sin, cos
-        dx, dz = vehicle.x - camera.x, vehicle.z
-        # Position of the camera in the vehicle's coordinates.
-        along = vehicle.length / 2 - dx * sin - dz * cos
-        across = -(dx * cos - dz * sin)
-        half = vehicle.width / 2
-        self.side = 1 if across > half else -1 if across < -half else 0
-        self.end = 1 if along > vehicle.length else -1 if along < 0 else 0
-        shade = canvas.light.shade
-        self.side_shade = shade(self.side * cos, 0, -self.side * sin)
-        self.end_shade = shade(self.end * sin, 0, self.end * cos)
-
-    def fill(self, points, color, shade: float, label: bool = False) -> None:
-        """Fills a polygon of (along, across, up) points."""
-        # `Vehicle.place` and `Camera.project` in one loop: half of a scene's time was spent here.
-        camera, vehicle = self.canvas.camera, self.vehicle
-        sin, cos, half = self.sin, self.cos, vehicle.length / 2
-        x0, z0 = vehicle.x - camera.x, vehicle.z
-        center_u, center_v = camera.center
-        focal, height, bend = camera.focal, camera.height, camera.focal * camera.bend
-        pixels = []
-        for along, across, up in points:
-            along -= half
-            z = z0 + along * cos - across * sin
-            if z < NEAR:
-                z = NEAR
-            scale = focal / z
-            u = center_u + scale * (x0 + along * sin + across * cos) + bend * z
-            pixels.append((u, center_v - scale * (up - height)))
-        tone = self.canvas.light.tone(color, self.z, shade)
-        self.canvas.polygon(pixels, tone, self.label if label else None)
-
-    def flank(self, points, color, label: bool = False, dim: float = 1.0) -> None:
-        """Fills a polygon of (along, up) points on the visible side."""
-        if self.side:
-            across = self.side * self.vehicle.width / 2
-            self.fill([(a, across, up) for a, up in points], color, self.side_shade * dim, label)
-
-    def face(self, along: float, points, color, label: bool = False, dim: float = 1.0) -> None:
-        """Fills a polygon of (across, up) points, across in -1..1, facing along the vehicle."""
-        half = self.vehicle.width / 2
-        if self.end:
-            self.fill(
-                [(along, c * half, up) for c, up in points], color, self.end_shade * dim, label
-            )
-
-    def wheels(self, places, radius: float) -> None:
-        """Draws round wheels on the visible side."""
-        for along in places:
-            self.flank(
-                [(along + radius * c, radius + radius * s) for c, s in _CIRCLE], _RUBBER, True
-            )
-            if not self.small:
-                hub = 0.55 * radius
-                rim = [(along + hub * c, radius + hub * s) for c, s in _CIRCLE]
-                self.flank(rim, (120, 122, 126), dim=0.8)
-
-    def treads(self, places, radius: float) -> None:
-        """Draws the wheels seen below the visible end."""
-        last = max(places) if self.end > 0 else min(places)
-        for c in (-0.84, 0.84):
-            tread = ((c - 0.13, 0), (c + 0.13, 0), (c + 0.13, radius), (c - 0.13, radius))
-            self.face(last, tread, _RUBBER, True)
 
 
 def _rect(a0, a1, b0, b1):
     return ((a0, b0), (a1, b0), (a1, b1), (a0, b1))
 
 
-def _lights(draw: _Drawing, along: float, height: float) -> None:
+def _lights(draw: Drawing, along: float, height: float) -> None:
     color = (240, 236, 214) if draw.end > 0 else (190, 30, 26)
     for c in (-0.8, 0.8):
         draw.face(along, _rect(c - 0.14, c + 0.14, height, height + 0.17), color, dim=1.25)
     draw.face(along, _rect(-0.25, 0.25, height - 0.16, height - 0.04), (206, 206, 200))
 
 
-def _car(draw: _Drawing) -> None:
+def _car(draw: Drawing) -> None:
     v = draw.vehicle
     length, top = v.length, v.height
     waist = 0.86 if v.kind == 'car' else 1.0
@@ -134,7 +44,7 @@ def _car(draw: _Drawing) -> None:
             (roof1 - m, s * inset, top - m),
             (roof0 + 2 * m, s * inset, top - m),
         ]
-        draw.fill(glass, _GLASS, draw.side_shade)
+        draw.fill(glass, GLASS, draw.side_shade)
         if not draw.small:
             pillar = (roof0 + roof1) / 2
             post = [(pillar - 0.05, s * half, waist), (pillar + 0.05, s * half, waist)]
@@ -149,7 +59,7 @@ def _car(draw: _Drawing) -> None:
         ]
         draw.fill(shell, v.paint, draw.end_shade, True)
         glass = [(a, 0.86 * c, up - 0.07 * (up > waist)) for a, c, up in shell]
-        draw.fill(glass, _GLASS, draw.end_shade * 1.2)
+        draw.fill(glass, GLASS, draw.end_shade * 1.2)
         edge = length if draw.end > 0 else 0.0
         if draw.canvas.camera.height > waist:  # bonnet or boot lid
             lid = [
@@ -170,8 +80,8 @@ def _car(draw: _Drawing) -> None:
     draw.flank(body, v.paint, True)
     if draw.side and not draw.small:
         for along in (0.19 * length, 0.81 * length):
-            arch = [(along + 0.38 * c, 0.3 + 0.38 * s) for c, s in _CIRCLE[:6]]
-            draw.flank(arch, _RUBBER)
+            arch = [(along + 0.38 * c, 0.3 + 0.38 * s) for c, s in CIRCLE[:6]]
+            draw.flank(arch, RUBBER)
     draw.wheels((0.19 * length, 0.81 * length), 0.32)
     edge = length if draw.end > 0 else 0.0
     draw.face(edge, _rect(-1, 1, 0.26, waist - 0.1), v.paint, True)
@@ -180,44 +90,44 @@ def _car(draw: _Drawing) -> None:
         _lights(draw, edge, 0.6)
 
 
-def _bands(draw: _Drawing, start: float, end: float, floor: float) -> None:
+def _bands(draw: Drawing, start: float, end: float, floor: float) -> None:
     """Livery on the side of a bus, a tram or a cargo box: a stripe and the dark band."""
     v = draw.vehicle
     draw.flank(_rect(start, end, floor + 0.05, floor + 0.3 + 0.1 * (v.look % 3)), v.stripe)
     if v.band:
         low, high = v.band
-        draw.flank(_rect(start + 0.25, end - 0.25, low, high), _GLASS)
+        draw.flank(_rect(start + 0.25, end - 0.25, low, high), GLASS)
         if not draw.small:
             pitch = 1.4 + 0.2 * (v.look % 4)
             for a in np.arange(start + 0.25 + pitch, end - 0.4, pitch):
                 draw.flank(_rect(a - 0.06, a + 0.06, low, high), v.paint, dim=0.8)
 
 
-def _front(draw: _Drawing, along: float, floor: float, high: float) -> None:
+def _front(draw: Drawing, along: float, floor: float, high: float) -> None:
     """The end of a bus, a tram or a cab: windscreen, lights and destination."""
     v = draw.vehicle
     draw.face(along, _rect(-1, 1, floor, high), v.paint, True)
     draw.face(along, _rect(-1, 1, floor, floor + 0.3), v.stripe)
-    draw.face(along, _rect(-0.88, 0.88, 1.25, high - 0.5), _GLASS, dim=1.15)
+    draw.face(along, _rect(-0.88, 0.88, 1.25, high - 0.5), GLASS, dim=1.15)
     if not draw.small:
         draw.face(along, _rect(-0.6, 0.6, high - 0.4, high - 0.15), (226, 164, 50), dim=0.9)
         _lights(draw, along, floor + 0.4)
 
 
-def _bus(draw: _Drawing) -> None:
+def _bus(draw: Drawing) -> None:
     v = draw.vehicle
     draw.flank(_rect(0, v.length, 0.35, v.height), v.paint, True)
     _bands(draw, 0.0, v.length, 0.4)
     if not draw.small:
         for a in (0.42 * v.length, v.length - 1.9):
-            draw.flank(_rect(a, a + 1.2, 0.45, 2.4), _GLASS, dim=0.85)
+            draw.flank(_rect(a, a + 1.2, 0.45, 2.4), GLASS, dim=0.85)
     places = (0.24 * v.length, v.length - 2.6)
     draw.treads(places, 0.5)
     draw.wheels(places, 0.5)
     _front(draw, v.length if draw.end > 0 else 0.0, 0.35, v.height)
 
 
-def _truck(draw: _Drawing) -> None:
+def _truck(draw: Drawing) -> None:
     v = draw.vehicle
     cab, gap = 2.0, 0.6
     box = v.length - cab - gap
@@ -235,7 +145,7 @@ def _truck(draw: _Drawing) -> None:
             draw.face(end, _rect(-0.02, 0.02, 1.0, v.height - 0.1), chassis)
             draw.face(end, _rect(-0.9, 0.9, 0.5, 0.62), (176, 40, 36), True)
         elif v.band:
-            draw.face(end, _rect(-0.9, 0.9, *v.band), _GLASS)
+            draw.face(end, _rect(-0.9, 0.9, *v.band), GLASS)
 
     def driver():
         draw.flank(_rect(box + gap, v.length, 0.5, cab_top), cab_paint, True)
@@ -245,10 +155,10 @@ def _truck(draw: _Drawing) -> None:
             (v.length - 0.35, 2.3),
             (box + gap + 0.7, 2.3),
         )
-        draw.flank(window, _GLASS)
+        draw.flank(window, GLASS)
         if draw.end > 0:
             draw.face(v.length, _rect(-0.96, 0.96, 0.5, cab_top), cab_paint, True)
-            draw.face(v.length, _rect(-0.86, 0.86, 1.45, 2.35), _GLASS, dim=1.15)
+            draw.face(v.length, _rect(-0.86, 0.86, 1.45, 2.35), GLASS, dim=1.15)
             draw.face(v.length, _rect(-0.7, 0.7, 0.75, 1.15), chassis)
             _lights(draw, v.length, 0.62)
 
@@ -260,7 +170,7 @@ def _truck(draw: _Drawing) -> None:
     draw.wheels(places, 0.5)
 
 
-def _train(draw: _Drawing) -> None:
+def _train(draw: Drawing) -> None:
     v = draw.vehicle
     draw.flank(_rect(0, v.length, 0.2, v.height), v.paint, True)
     parts = max(2, round(v.length / 8))
@@ -285,7 +195,7 @@ def _train(draw: _Drawing) -> None:
     draw.face(
         along,
         ((-0.86, 1.2), (0.86, 1.2), (0.74, top - 0.55), (-0.74, top - 0.55)),
-        _GLASS,
+        GLASS,
         dim=1.15,
     )
     if not draw.small:
@@ -304,4 +214,4 @@ def paint_vehicle(canvas: Canvas, vehicle: Vehicle) -> None:
     columns = [canvas.camera.project(x, 0, z)[0] for x, z in corners]
     if max(columns) < 0 or min(columns) > canvas.camera.size[1]:
         return
-    _PAINTERS[vehicle.kind](_Drawing(canvas, vehicle))
+    _PAINTERS[vehicle.kind](Drawing(canvas, vehicle))

@@ -68,9 +68,11 @@ def _stripes(street: Street) -> list[tuple[float, float, float, float, str]]:
     stripes = []
     for segment in street.segments:
         far = segment.side * _REACH
+        # Just behind what stands there, or a thread of the yard would show in front of it.
+        wall = segment.boundary + 0.15 * segment.side
         stripes += [
-            (far, segment.boundary, segment.z0, segment.z1, segment.yard),
-            (segment.boundary, segment.edge, segment.z0, segment.z1, segment.verge),
+            (far, wall, segment.z0, segment.z1, segment.yard),
+            (wall, segment.edge, segment.z0, segment.z1, segment.verge),
         ]
     stripes += [
         (left - street.pavement[0], left, 0, FAR, 'sidewalk'),
@@ -174,13 +176,15 @@ def paint_ground(
     camera, light = canvas.camera, canvas.light
     colors, ids = _plan(street, canvas, rng)
     first, z, x = camera.ground()
-    rows = camera.size[0] - first
     map_x = ((x + _REACH) * _ACROSS - 0.5).astype(np.float32)
     map_z = np.broadcast_to((z * _ALONG - 0.5)[:, None], x.shape).astype(np.float32)
     border = cv2.BORDER_REPLICATE
-    pixels = cv2.remap(colors, map_x, map_z, cv2.INTER_LINEAR, borderMode=border)
-    canvas.label[first:] = cv2.remap(ids, map_x, map_z, cv2.INTER_NEAREST, borderMode=border)
     distant = int((z > _MIPMAP_FROM).sum())  # rows run from far to near
+    pixels = np.empty((*x.shape, 3), np.uint8)
+    pixels[distant:] = cv2.remap(
+        colors, map_x[distant:], map_z[distant:], cv2.INTER_LINEAR, borderMode=border
+    )
+    canvas.label[first:] = cv2.remap(ids, map_x, map_z, cv2.INTER_NEAREST, borderMode=border)
     if distant:
         start = int((_MIPMAP_FROM - 4) * _ALONG) // _MIPMAP[1] * _MIPMAP[1]
         reduced = colors[start:]
@@ -208,15 +212,15 @@ def paint_ground(
     contrast = np.full(256, 0.22, np.float32)
     contrast[[classes.TERRAIN, classes.IGNORE]] = 0.62
     fade = (14 / (z + 10)).clip(0.25, 1).astype(np.float32)
+    kept = light.transmission(z)
     level = cv2.LUT(canvas.label[first:], contrast) * fade[:, None]
-    level *= grain.astype(np.float32) * np.float32(1 / 128) - 1
+    level *= cv2.addWeighted(grain, 1 / 128, grain, 0, -1, dtype=cv2.CV_32F)
     level += 1
-    level *= shadow.astype(np.float32) * np.float32(light.shade(0, 1, 0) / 255)
-    kept = np.broadcast_to(light.transmission(z)[:, None], (rows, camera.size[1]))
-    level *= kept
-    result = pixels * level[..., None]
-    result += (1 - kept)[..., None] * np.asarray(light.haze, np.float32)
-    canvas.image[first:] = np.minimum(result, 255)
+    gain = (kept * np.float32(light.shade(0, 1, 0) / 255))[:, None]
+    level = cv2.multiply(shadow, level, dtype=cv2.CV_32F) * gain
+    result = cv2.multiply(pixels, cv2.merge([level] * 3), dtype=cv2.CV_32F)
+    result += ((1 - kept)[:, None] * np.asarray(light.haze, np.float32))[:, None, :]
+    canvas.image[first:] = cv2.convertScaleAbs(result)
     canvas.label[: first + 1][canvas.label[: first + 1] == classes.IGNORE] = classes.SKY
 
 

@@ -111,7 +111,7 @@ def _people(rng, street: Street) -> list[Thing]:
                     sample_two_wheeler(rng, kind, x, z + 0.9 * index, ridden=False, floor=0.1)
                 )
     if rng.random() < 0.5:  # a cyclist beside the traffic
-        x = street.road[1] - 0.7
+        x = max(x for x, _ in street.lanes) + 1.2
         things.append(sample_two_wheeler(rng, 'bicycle', x, rng.uniform(6, 18), ridden=True))
     if street.crossing is not None:
         for _ in range(int(rng.integers(1, 5))):

@@ -21,8 +21,27 @@ from ggcf_jax.data.street_painter.vehicles import Vehicle
 SPLITS = ('train', 'validation', 'test')
 
 
-def _near(thing: Thing) -> float:
-    return thing.near if isinstance(thing, Vehicle) else thing.z
+def _far_to_near(scene: Scene) -> list[Thing]:
+    """The things in the order to paint them.
+
+    A ray from the camera leaves its own lane once and crosses the bands along the road one after
+    another, so whatever stands in an outer band is behind all of the inner ones, however long
+    the vehicles are; within a band the distance decides.
+    """
+    street, camera = scene.street, scene.camera
+    centers = {x for x, _ in street.lanes} | {*street.parking, street.track} - {None}
+    bands = sorted(centers)
+
+    def band(x: float) -> int:
+        if not street.road[0] < x < street.road[1]:
+            return -1 if x < street.road[0] else len(bands)
+        return min(range(len(bands)), key=lambda i: abs(bands[i] - x))
+
+    def depth(thing: Thing) -> tuple[int, float]:
+        near = thing.near if isinstance(thing, Vehicle) else thing.z
+        return abs(band(thing.x) - band(camera.x)), near
+
+    return sorted(scene.things, key=depth, reverse=True)
 
 
 def _shadows(scene: Scene) -> np.ndarray:
@@ -60,8 +79,8 @@ def _shadows(scene: Scene) -> np.ndarray:
     return plan
 
 
-def _paint_things(canvas: Canvas, things: tuple[Thing, ...]) -> None:
-    for thing in sorted(things, key=_near, reverse=True):
+def _paint_things(canvas: Canvas, things: list[Thing]) -> None:
+    for thing in things:
         match thing:
             case Vehicle():
                 bodies.paint_vehicle(canvas, thing)
@@ -141,7 +160,7 @@ def paint_scene(
             surfaces.paint_strip(canvas, strip, rng)
         for tree in segment.front:
             furniture.paint_tree(canvas, tree)
-    _paint_things(canvas, scene.things)
+    _paint_things(canvas, _far_to_near(scene))
     if scene.bonnet:
         _paint_bonnet(canvas, *scene.bonnet, rng)
     return _expose(canvas, rng), canvas.label
