@@ -9,28 +9,24 @@ from ml_collections import config_flags
 from ggcf_jax import evaluate, train
 from ggcf_jax.errors import InputError
 
-_MODES = ('train', 'evaluate')
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='Configuration, e.g. configs/camvid.py.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run [runs/<config name>].')
-_MODE = flags.DEFINE_enum('mode', 'train', _MODES, 'What to do.')
-_CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'For --mode=evaluate: best, latest or a step.'
-)
-_SPLIT = flags.DEFINE_string('split', 'validation', 'For --mode=evaluate: the split.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To evaluate: best, latest or a step.')
+_SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; flags are --name=value')
+        return _error(f'unexpected arguments {argv[1:]}; flags are written --name=value')
     if _CONFIG.value is None:
-        raise app.UsageError('--config is missing; try --config=configs/street_scenes.py')
+        return _error('--config is missing; try --config=configs/street_scenes.py')
     workdir = _WORKDIR.value or f'runs/{_config_name()}'
-    # What JAX and TFDS tell at level INFO would drown our own lines.
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # what libraries tell would drown our own lines
     try:
         if _MODE.value == 'train':
             train.train_and_evaluate(_CONFIG.value, workdir)
@@ -39,9 +35,33 @@ def main(argv):
             which = int(which) if which.isdigit() else which
             evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
     except (InputError, train.NotFinite) as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        return _error(str(error))
     return 0
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake in it ends in one line instead of a traceback."""
+    given = [name for name in ('config', 'workdir', 'mode') if _given(argv, name)]
+    if 'config' not in given and {'workdir', 'mode'} <= set(given):
+        # What a run was started with is in its workdir.
+        workdir = _given(argv, 'workdir')
+        argv = [argv[0], f'--config={_SAVED}:{workdir}', *argv[1:]]
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_error(f'{error}; see --help'))
+    except AttributeError as error:  # ml_collections' word for a field that does not exist
+        hint = str(error.args[0]).replace('\n', ': ')
+        sys.exit(_error(f'the configuration has no field {hint}'))
+    except (InputError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        sys.exit(_error(f'--config={_given(argv, "config")} cannot be used: {reason}'))
+
+
+def _given(argv: list[str], flag: str) -> str | None:
+    """The value of --flag=value on the command line."""
+    values = [a.split('=', 1)[1] for a in argv if a.lstrip('-').startswith(f'{flag}=')]
+    return values[-1] if values else None
 
 
 def _config_name() -> str:
@@ -50,5 +70,10 @@ def _config_name() -> str:
     return '_'.join([pathlib.Path(path).stem, *variant])
 
 
+def _error(message: str) -> int:
+    print(f'error: {message}', file=sys.stderr)
+    return 2
+
+
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

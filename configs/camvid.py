@@ -23,37 +23,39 @@ def get_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.backbone = ConfigDict()
     model.backbone.name = 'resnet10'
-    model.backbone.width = 32
+    model.backbone.width = 24
     model.backbone.stem = '7x7'
     model.backbone.weights = config_dict.placeholder(str)
     model.activation = 'relu'
     model.context = 'ggcf'
     model.heads = 'local:3,6,9,grid:3,6,9'
     model.ggcf = ConfigDict()
-    model.ggcf.channels = 128
-    model.ggcf.key_channels = 32
-    model.ggcf.value_channels = 64
+    model.ggcf.channels = 96
+    model.ggcf.key_channels = 24
+    model.ggcf.value_channels = 48
     model.ggcf.scale = 1.0
     model.aspp = ConfigDict()
-    model.aspp.channels = 128
+    model.aspp.channels = 96
     model.aspp.rates = (6, 12, 18)
-    model.aux_channels = 64
+    model.aux_channels = 48
     model.dropout = 0.0
 
     config.train = train = ConfigDict()
-    train.steps = 1800
+    train.steps = 3000
     train.batch_size = 4
     train.accumulate = 1
-    train.learning_rate = 0.02
+    train.learning_rate = 0.05
     train.poly_power = 0.9
     train.momentum = 0.9
     train.weight_decay = 5e-4
     train.aux_weight = 0.4
-    train.class_weights = ()
+    # 1 / ln(1.1 + share of the training pixels), in the order of the classes: without weights a run
+    # this short leaves out the thin and rare ones.
+    train.class_weights = (4.1, 3.4, 9.6, 2.8, 7.3, 5.5, 9.4, 9.4, 6.7, 9.9, 10.2)
     train.dtype = 'float32'
     train.log_every = 20
-    train.eval_every = 300
-    train.checkpoint_every = 300
+    train.eval_every = 750
+    train.checkpoint_every = 250
     train.max_skipped = 20
 
     config.eval = ConfigDict()

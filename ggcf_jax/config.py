@@ -123,7 +123,10 @@ def check(config: ConfigDict, devices: int) -> None:
     ):
         if value < 0:
             raise InputError(f'config.{name}={value} must not be negative')
-    for name, value in (('train.momentum', train.momentum), ('model.dropout', config.model.dropout)):
+    for name, value in (
+        ('train.momentum', train.momentum),
+        ('model.dropout', config.model.dropout),
+    ):
         if not 0 <= value < 1:
             raise InputError(f'config.{name}={value} must be in [0, 1)')
     parts = train.accumulate * devices

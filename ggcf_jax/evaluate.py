@@ -224,9 +224,7 @@ def evaluate_workdir(
             progress=progress,
         )
         progress.print(f'checkpoint of step {restored.step}, {split}:')
-        progress.print(
-            iou_table(dataset.classes, list(evaluation.iou.values()), evaluation.miou)
-        )
+        progress.print(iou_table(dataset.classes, list(evaluation.iou.values()), evaluation.miou))
     save(evaluation, dataset, restored.step, workdir)
     print(f'report: {report.write(workdir)}')
     return evaluation

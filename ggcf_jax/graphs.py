@@ -38,6 +38,10 @@ class Full:
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
         return (h * w) ** 2
 
+    def neighbours(self, h, w):
+        """Neighbours of the position that has most."""
+        return h * w
+
     def __str__(self):
         return 'full'
 
@@ -70,6 +74,11 @@ class Local:
 
         return axis(h) * axis(w)
 
+    def neighbours(self, h, w):
+        """Neighbours of the position that has most."""
+        reach = 2 * self.size + 1
+        return min(reach, h) * min(reach, w)
+
     def __str__(self):
         return f'local:{self.size}'
 
@@ -101,6 +110,10 @@ class Grid:
             return longer * (members + 1) ** 2 + (self.stride - longer) * members**2
 
         return axis(h) * axis(w)
+
+    def neighbours(self, h, w):
+        """Neighbours of the position that has most."""
+        return -(-h // self.stride) * -(-w // self.stride)
 
     def __str__(self):
         return f'grid:{self.stride}'
@@ -173,6 +186,10 @@ class Learned:
     def pairs(self, h, w):
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
         return (h * w) ** 2
+
+    def neighbours(self, h, w):
+        """Neighbours of the position that has most."""
+        return h * w
 
     def __str__(self):
         return 'learned' if self.hidden == 16 else f'learned:{self.hidden}'

@@ -1,13 +1,19 @@
 """The devices as one mesh, and how arrays lie on it."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh() -> Mesh:
-    """All devices on one axis `data`; Auto axes, as the heads' reshapes need XLA to propagate."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices, or the given ones, on one axis `data`.
+
+    Auto axes: with jax.make_mesh's Explicit ones the heads' reshapes would have to name shardings.
+    """
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

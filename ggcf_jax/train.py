@@ -110,9 +110,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
                 images_per_sec = train.batch_size * train.log_every / (now - window)
                 row |= {'train/images_per_sec': images_per_sec, 'train/elapsed_sec': now - began}
                 writer.scalars(step, row)
-                progress.update(
-                    step, row['train/loss'], row['train/learning_rate'], images_per_sec
-                )
+                progress.update(step, row['train/loss'], row['train/learning_rate'], images_per_sec)
                 _stop_if_diverged(state, train.max_skipped, workdir)
                 window = now
 

@@ -1,10 +1,14 @@
 """Exact attention over neighbourhood graphs of 2-D maps, with memory linear in the map."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 
+from ggcf_jax import graphs
+from ggcf_jax.attention import full, grid, learned, local, reference, tiles
 from ggcf_jax.attention import pruning as pruning_lib
-from ggcf_jax.attention import reference
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
 
@@ -13,7 +17,7 @@ def attend(
     q, k, v, graph, *, keep=None, drop_rate=None, pruning='top', key=None, scale=1.0,
     implementation='auto',
 ):  # fmt: skip
-    """Each position's sum of v over its neighbours j, weighted by softmax(scale * q_i . k_j) (Eq. 3).
+    """Sums v over each position's neighbours j, weighted by softmax(scale * q_i . k_j) (Eq. 3).
 
     Args:
       q, k: float32 or bfloat16 [b, h, w, heads, dk].
@@ -36,13 +40,19 @@ def attend(
       ValueError: shapes that do not fit, or options out of range.
     """
     _check_arrays(q, k, v)
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f'scale must be a finite Python number, not {scale!r}')
     prune = _prune(keep, drop_rate, pruning, key)
-    chosen(graph, implementation=implementation)
-    return reference.attend(q, k, v, graph, scale=scale, prune=prune)
+    if chosen(graph, implementation=implementation) == 'reference':
+        return reference.attend(q, k, v, graph, scale=scale, prune=prune)
+    return _engine(q, k, v, graph, float(scale), prune)
 
 
 def chosen(graph, *, implementation='auto'):
-    """The implementation that `attend` runs for this graph: 'xla' or 'reference'."""
+    """The implementation that `attend` runs for this graph: 'xla' or 'reference'.
+
+    'auto' is the engine for the four graphs that it knows, the reference for any other.
+    """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
@@ -52,7 +62,45 @@ def chosen(graph, *, implementation='auto'):
             f'graph {graph!r} has no adjacency(h, w); write one of ggcf_jax.graphs, such as '
             'Local(8), or parse a text with ggcf_jax.graphs.parse'
         )
-    return 'reference'
+    known = type(graph) in (graphs.Full, graphs.Local, graphs.Grid, graphs.Learned)
+    if implementation == 'xla' and not known:
+        raise ValueError(
+            f"implementation 'xla' has no engine for {graph!r}; use 'reference', or 'auto'"
+        )
+    return 'xla' if known and implementation != 'reference' else 'reference'
+
+
+def _engine(q, k, v, graph, scale, prune):
+    sizes = tiles.current()
+    settings, table, module = (), (), full
+    if isinstance(graph, graphs.Local):
+        settings, module = (graph.size,), local
+    elif isinstance(graph, graphs.Grid):
+        settings, module = (graph.stride,), grid
+    elif isinstance(graph, graphs.Learned):
+        table, module = (graph.log_table(*q.shape[1:3]),), learned
+    if prune is None or prune.keeps_all(graph.neighbours(*q.shape[1:3])):
+        return module.attend(q, k, v, *table, *settings, scale, sizes)
+
+    def forward(q, k, v, table, prune):
+        return module.attend_pruned(q, k, v, *table, *settings, scale, sizes, prune)
+
+    return _forward_only(forward, q, k, v, table, prune)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _forward_only(f, *arguments):
+    return f(*arguments)
+
+
+def _refuse(f, *arguments):
+    raise NotImplementedError(
+        'Context Pruning is for inference: the engine has no gradient with keep or drop_rate. Drop '
+        "them for training, or use implementation='reference' on small maps"
+    )
+
+
+_forward_only.defvjp(_refuse, _refuse)
 
 
 def _check_arrays(q, k, v):
@@ -70,7 +118,7 @@ def _check_arrays(q, k, v):
         raise ValueError(f'q and k must have one shape, not {q.shape} and {k.shape}')
     if v.shape[:3] != q.shape[:3] or v.shape[3] not in (1, q.shape[3]):
         raise ValueError(
-            f'v must be [batch, height, width, heads or 1, channels] like q {q.shape}, not {v.shape}'
+            f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
         )
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import softmax
+from ggcf_jax.attention import pruning, softmax
 from ggcf_jax.attention.tiles import Tiles, even
 
 
@@ -187,3 +187,10 @@ def attend(q, k, v, scale, tiles):
     size = chunks(h * w, b * heads, tiles)
     o = attend_rows(as_rows(q), as_rows(k), as_rows(v), None, scale, size, None, tiles)
     return as_map(o, h, w)
+
+
+def attend_pruned(q, k, v, scale, tiles, prune):
+    """FULL attention with Context Pruning, forward only; arguments as for `attend`."""
+    h, w = q.shape[1:3]
+    rows = (as_rows(x) for x in (q, k, v))
+    return as_map(pruning.attend_rows(*rows, jnp.arange(h * w), prune, scale, tiles), h, w)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import full
+from ggcf_jax.attention import full, pruning
 from ggcf_jax.attention.tiles import Tiles, even
 
 
@@ -117,3 +117,24 @@ def attend(q, k, v, stride, scale, tiles):
     return over_groups(
         lambda q, k, v, rows, columns: attend_groups(q, k, v, scale, tiles), q, k, v, stride
     )
+
+
+def attend_pruned(q, k, v, stride, scale, tiles, prune):
+    """GRID_stride attention with Context Pruning, forward only; arguments as for `attend`."""
+    b, h, w, heads, _ = q.shape
+
+    def groups(q, k, v, rows, columns):
+        y, x = (
+            jnp.arange(first, end)[:, None] + min(stride, n) * jnp.arange(members)
+            for n, (first, end, members) in ((h, rows), (w, columns))
+        )
+        position = y[:, None, :, None] * w + x[None, :, None, :]
+        n = q.shape[3]
+        most = max(1, tiles.pruned // (b * heads * n * min(n, 64)))
+        return map_groups(
+            lambda q, k, v, i: pruning.attend_rows(q, k, v, i, prune, scale, tiles),
+            (q, k, v, position.reshape(-1, n)),
+            most,
+        )
+
+    return over_groups(groups, q, k, v, stride)

@@ -9,7 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import full
+from ggcf_jax.attention import full, pruning
 from ggcf_jax.attention.tiles import even
 
 
@@ -28,10 +28,12 @@ def _spread(rows, w):
 
 @dataclasses.dataclass(frozen=True)
 class OffsetBias:
-    """Makes the bias of chunk pairs: query chunks of `query_rows` map rows, key chunks of `key_rows`.
+    """Makes the bias of pairs of chunks from the table that `pad` gives.
 
-    The table [rows, 2w-1] of `pad` has, at row dy + last, the values of row offset dy.
-    """  # fmt: skip
+    Attributes:
+      h, w: size of the map.
+      query_rows, key_rows: rows of the map in a chunk of queries and of keys.
+    """
 
     h: int
     w: int
@@ -89,3 +91,19 @@ def attend(q, k, v, table, scale, tiles):
     return full.as_map(
         full.attend_rows(*rows, bias.pad(table), scale, bias.chunks, bias, tiles), h, w
     )
+
+
+def attend_pruned(q, k, v, table, scale, tiles, prune):
+    """LEARNED attention with Context Pruning, forward only; arguments as for `attend`."""
+    h, w = q.shape[1:3]
+    turned = table[::-1, ::-1]
+
+    def bias(i):
+        def one(at):  # log E of one query to the whole map is a window of the turned table
+            return lax.dynamic_slice(turned, (h - 1 - at // w, w - 1 - at % w), (h, w)).reshape(-1)
+
+        return lax.map(one, i)
+
+    rows = (full.as_rows(x) for x in (q, k, v))
+    positions = jnp.arange(h * w)
+    return full.as_map(pruning.attend_rows(*rows, positions, prune, scale, tiles, bias), h, w)

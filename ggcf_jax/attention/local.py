@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import softmax
+from ggcf_jax.attention import pruning, softmax
 from ggcf_jax.attention.tiles import Tiles
 
 
@@ -105,6 +105,12 @@ def _mask(at, size, tile, window):
     return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
 
+def _positions(at, shape, width):
+    """Row-major positions in a map of that width of windows at [t, 2]: int32 [t, elements]."""
+    y, x = at[:, 0, None] + jnp.arange(shape[0]), at[:, 1, None] + jnp.arange(shape[1])
+    return (y[:, :, None] * width + x[:, None]).reshape(len(at), -1)
+
+
 def _masked_scores(q, k, scale, mask):
     # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
     s = softmax.scores(q, k, scale)
@@ -185,3 +191,26 @@ def _attend_backward(size, scale, tiles, saved, do):
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_pruned(q, k, v, size, scale, tiles, prune):
+    """LOCAL_size attention with Context Pruning, forward only; arguments as for `attend`."""
+    b, h, w, heads, _ = q.shape
+    tile, groups = plan(h, w, size, tiles.local, tiles.windows)
+    hp, wp = _padded((h, w), tile)
+    padded = _pad(q, hp, wp)
+    out = jnp.zeros((b, hp, wp, heads, v.shape[-1]), v.dtype)
+    for window, rows in groups.items():
+
+        def step(out, at, window=window):
+            query, key = at[:, :2], at[:, 2:]
+            kt, vt = _take(k, key, *window), _take(v, key, *window)
+            s = softmax.scores(_take(padded, query, *tile), kt, scale)
+            mask = _mask(at, size, tile, window).reshape(-1, 1, 1, *s.shape[-2:])
+            positions = _positions(query, tile, w), _positions(key, window, w)
+            kept = pruning.select(s, mask, prune, b, *positions)
+            o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), vt)
+            return _put(out, o, query, *tile), None
+
+        out, _ = lax.scan(step, out, _stacks(rows, 1))
+    return out[:, :h, :w]

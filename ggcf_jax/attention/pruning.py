@@ -7,10 +7,14 @@ A query with at most N neighbours keeps them all.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from ggcf_jax.attention import selection, softmax
+from ggcf_jax.attention.tiles import even
 
 
 @jax.tree_util.register_dataclass
@@ -37,6 +41,12 @@ class Prune:
         whole, rest = neighbours // 10000, neighbours % 10000
         dropped = whole * self.drop_per_10000 + rest * self.drop_per_10000 // 10000
         return jnp.maximum(neighbours - dropped, 1)
+
+    def keeps_all(self, neighbours):
+        """Whether nothing is dropped of so many neighbours, a Python integer, or of fewer."""
+        if self.keep is not None:
+            return neighbours <= self.keep
+        return neighbours * self.drop_per_10000 < 10000
 
 
 def _mix(x):
@@ -85,3 +95,52 @@ def dense_mask(s, mask, prune):
     kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
     return mask & (rank < kept[:, None])
 
+
+def select(s, mask, prune, batch, i, j):
+    """The mask of the kept pairs of one tile.
+
+    Args:
+      s: affinities, float32 [..., batch, heads, m, n].
+      mask: None where all pairs are neighbours, or bool that broadcasts to s.
+      prune: `Prune`; batch: size of that axis.
+      i, j: row-major positions of the queries and keys, int32 [..., m] and [..., n].
+
+    Returns:
+      Bool, shaped like s.
+    """
+    if prune.seed is not None:
+        s = random_priority(prune.seed, batch, s.shape[-3], i, j)
+    return selection.largest(s, mask, prune.kept)
+
+
+def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):
+    """Dense attention with pruning: chunks of queries against all keys; forward only.
+
+    Args:
+      q, k: [..., b, heads, n, dk]; v: [..., b, heads or 1, n, dv].
+      position: int32 [..., n], row-major positions of the n in the map.
+      prune: `Prune`; scale: factor of the affinities.
+      bias: None, or a function of the positions of m queries to log E, [m, n].
+
+    Returns:
+      [..., b, heads, n, dv] in the dtype of v.
+    """
+    n = q.shape[-2]
+    # Thin chunks make slow products: at least 64 queries.
+    size = even(n, max(64, tiles.pruned // (n * math.prod(q.shape[:-2]))))
+    last = -(-n // size) - 1
+
+    def chunk(out, t):
+        # The last chunk starts early enough to be full: those rows are computed twice, equally.
+        start = jnp.minimum(t * size, n - size)
+        s = softmax.scores(lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2), k, scale)
+        i = lax.dynamic_slice_in_dim(position, start, size, axis=position.ndim - 1)
+        kept = select(s, None, prune, q.shape[-4], i, position)
+        if bias is not None:
+            s = s + bias(i)
+        o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), v)
+        o = o.astype(v.dtype)
+        return lax.dynamic_update_slice_in_dim(out, o, start, axis=out.ndim - 2), None
+
+    out = jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
+    return lax.scan(chunk, out, jnp.arange(last + 1))[0]

@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_EXACT = 4096  # two counts below this fit one float32 sum exactly
-
 
 def _encode(x):
     """Float32 or int32 to int32 keys of the same order."""
@@ -29,10 +27,12 @@ def _decode(key, dtype):
 def _counts(x, low, high):
     """How many entries of each row of x reach the thresholds low <= high."""
     low, high = low[..., None], high[..., None]
-    if x.shape[-1] < _EXACT:
-        both = jnp.where(x >= high, float(_EXACT + 1), jnp.where(x >= low, 1.0, 0.0)).sum(-1)
-        both = both.astype(jnp.int32)
-        return both % _EXACT, both // _EXACT
+    for number, most in ((jnp.float32, 1 << 12), (jnp.uint32, 1 << 16)):
+        if x.shape[-1] < most:  # both counts fit one sum exactly; floats sum faster
+            weights = [jnp.asarray(value, number) for value in (most + 1, 1, 0)]
+            both = jnp.where(x >= high, weights[0], jnp.where(x >= low, *weights[1:])).sum(-1)
+            both = both.astype(jnp.uint32)
+            return (both % most).astype(jnp.int32), (both // most).astype(jnp.int32)
     return ((x >= low).sum(-1, dtype=jnp.int32), (x >= high).sum(-1, dtype=jnp.int32))
 
 
@@ -69,13 +69,12 @@ def largest(x, mask, n):
       Bool, shaped like x, exactly n entries true in each row (none in a row without entries).
     """
     neighbours = jnp.asarray(x.shape[-1], jnp.int32)
-    outside = -jnp.inf if x.dtype == jnp.float32 else jnp.iinfo(jnp.int32).min
-    inside = x
+    inside = least = x
     if mask is not None:
+        ends = (-jnp.inf, jnp.inf) if x.dtype == jnp.float32 else (-(2**31) + 1, 2**31 - 2)
         neighbours = jnp.broadcast_to(mask.sum(-1, dtype=jnp.int32), x.shape[:-1])
-        inside = jnp.where(mask, x, outside)
+        inside, least = (jnp.where(mask, x, jnp.asarray(end, x.dtype)) for end in ends)
     n = jnp.broadcast_to(n(neighbours), x.shape[:-1])
-    least = x if mask is None else jnp.where(mask, x, -_encoded_outside(x.dtype))
     low, high = _encode(least.min(-1)), _encode(inside.max(-1)) + 1
     at_low = jnp.broadcast_to(neighbours, n.shape)
     at_high = jnp.zeros_like(n)
@@ -116,19 +115,18 @@ def largest(x, mask, n):
         return ~settled(state[1], state[2], state[3]).all()
 
     state = (0, low, high, at_low, at_high)
-    _, low, high, at_low, at_high = lax.while_loop(unsettled, body, state)
-    reach = inside >= _decode(low, x.dtype)[..., None]
+    _, low, _, at_low, _ = lax.while_loop(unsettled, body, state)
+    nth = _decode(low, x.dtype)[..., None]
+    reach = inside >= nth
     if mask is not None:
         reach &= mask
 
     def first_of_equals():
-        above = inside >= _decode(high, x.dtype)[..., None]
+        # Compared with the value itself: the next key may be a denormal that equals zero here.
+        above = reach & (inside > nth)
         equal = reach & ~above
         order = jnp.cumsum(equal, axis=-1, dtype=jnp.int32)
-        return above | (equal & (order <= (n - at_high)[..., None]))
+        missing = n - above.sum(-1, dtype=jnp.int32)
+        return above | (equal & (order <= missing[..., None]))
 
     return lax.cond((at_low > n).any(), first_of_equals, lambda: reach)
-
-
-def _encoded_outside(dtype):
-    return -jnp.inf if dtype == jnp.float32 else -jnp.iinfo(jnp.int32).max

@@ -1,6 +1,7 @@
 """How large the pieces are that the engine works on, one entry a platform."""
 
 import dataclasses
+import math
 
 import jax
 
@@ -49,5 +50,5 @@ def current():
 
 def even(n, most, multiple=1):
     """A chunk length of about `most` that cuts n into equal chunks with little padding."""
-    pieces = -(-n // max(1, most))
-    return min(n, -(-(-(-n // pieces)) // multiple) * multiple)
+    length = math.ceil(n / math.ceil(n / max(1, most)))
+    return min(n, math.ceil(length / multiple) * multiple)

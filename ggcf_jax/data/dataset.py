@@ -118,4 +118,3 @@ def identity_label_map(num_classes: int, ignore: int) -> np.ndarray:
     label_map[:num_classes] = np.arange(num_classes)
     label_map[ignore] = IGNORE
     return label_map
-

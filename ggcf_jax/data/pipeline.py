@@ -16,9 +16,7 @@ from ggcf_jax.data.transforms import pad_to
 from ggcf_jax.errors import InputError
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[
-    [np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]
-]
+Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)

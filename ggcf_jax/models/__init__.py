@@ -39,7 +39,9 @@ def build(config, num_classes: int) -> Segmenter:
         )
     # Keys of this kind compile in a quarter of the time, which at the start of ResNet-101 is a
     # minute on two CPU cores.
-    shared = dict(dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg')))
+    shared = dict(
+        dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
+    )
     trunk = backbone(
         width=model.backbone.width,
         stem=model.backbone.stem,

@@ -72,7 +72,9 @@ class GGCF(nnx.Module):
         for i, graph in enumerate(self.heads):
             if isinstance(graph, graphs.Learned):
                 graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            y.append(attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale))
+            y.append(
+                attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale)
+            )
         y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
 

@@ -32,5 +32,6 @@ class Repeated(nnx.Module):
             return x, nnx.state(block, nnx.BatchStat)
 
         x, stats = jax.lax.scan(apply, x, (params, stats))
-        nnx.update(self.blocks, stats)
+        if train:
+            nnx.update(self.blocks, stats)
         return x

@@ -66,9 +66,7 @@ _ZEROS = nnx.initializers.zeros_init()
 def _skip(in_features, out_features, stride, dtype, rngs) -> ConvNorm | None:
     if stride == 1 and in_features == out_features:
         return None
-    return ConvNorm(
-        in_features, out_features, 1, 'identity', stride=stride, dtype=dtype, rngs=rngs
-    )
+    return ConvNorm(in_features, out_features, 1, 'identity', stride=stride, dtype=dtype, rngs=rngs)
 
 
 def _residual(block: BasicBlock | Bottleneck, x: jax.Array, train: bool) -> jax.Array:

@@ -1,0 +1,67 @@
+"""Painted street scenes, 19 Cityscapes classes: the demo, no data and no accelerator needed.
+
+    python main.py --config=configs/street_scenes.py
+
+paints 500 scenes, trains a small network from scratch and evaluates it.
+
+The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
+32 x 64 of these images.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.name = 'street_scenes'
+    data.data_dir = config_dict.placeholder(str)  # prepared data; None: ~/tensorflow_datasets
+    data.image_size = (256, 512)
+    data.num_images = (400, 50, 50)  # train, validation, test
+    data.crop_size = (256, 256)
+    data.scale_range = (0.75, 1.5)
+    data.threads = 2
+
+    config.model = model = ConfigDict()
+    model.backbone = ConfigDict()
+    model.backbone.name = 'resnet10'
+    model.backbone.width = 24
+    model.backbone.stem = '7x7'
+    model.backbone.weights = config_dict.placeholder(str)
+    model.activation = 'relu'
+    model.context = 'ggcf'
+    model.heads = 'local:2,4,6,grid:2,4,6'
+    model.ggcf = ConfigDict()
+    model.ggcf.channels = 96
+    model.ggcf.key_channels = 24
+    model.ggcf.value_channels = 48
+    model.ggcf.scale = 1.0
+    model.aspp = ConfigDict()
+    model.aspp.channels = 96
+    model.aspp.rates = (3, 6, 9)
+    model.aux_channels = 48
+    model.dropout = 0.0
+
+    config.train = train = ConfigDict()
+    train.steps = 450
+    train.batch_size = 4
+    train.accumulate = 1
+    train.learning_rate = 0.05
+    train.poly_power = 0.9
+    train.momentum = 0.9
+    train.weight_decay = 5e-4
+    train.aux_weight = 0.4
+    train.class_weights = ()
+    train.dtype = 'float32'
+    train.log_every = 10
+    train.eval_every = 150
+    train.checkpoint_every = 50
+    train.max_skipped = 20
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 4
+    config.eval.image_size = (256, 512)
+    config.eval.panels = 6
+    return config

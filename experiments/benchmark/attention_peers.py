@@ -1,0 +1,189 @@
+"""The peers of the attention benchmark, in torch and JAX.
+
+Each takes q, k, v [b, h, w, d] (one head, no scale) and gives [b, h, w, d]. They are written as a
+careful user of the library would: fused kernels where there are any, masks made once beforehand.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import torch
+import torch.nn.functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+
+def _rows(x):
+    b, h, w, d = x.shape
+    return x.reshape(b, 1, h * w, d)
+
+
+def _sdpa(q, k, v, mask=None):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def _near(n, size):
+    at = torch.arange(n)
+    return (at[:, None] - at).abs() <= size
+
+
+def sdpa_full(h, w):
+    """torch scaled_dot_product_attention over the whole map."""
+
+    def f(q, k, v):
+        return _sdpa(_rows(q), _rows(k), _rows(v)).reshape(*q.shape[:3], -1)
+
+    return f
+
+
+def sdpa_local(h, w, size):
+    """torch scaled_dot_product_attention with a dense window mask, n^2 bools."""
+    mask = _near(h, size)[:, None, :, None] & _near(w, size)[None, :, None, :]
+    mask = mask.reshape(h * w, h * w)
+
+    def f(q, k, v):
+        return _sdpa(_rows(q), _rows(k), _rows(v), mask).reshape(*q.shape[:3], -1)
+
+    return f
+
+
+@functools.cache
+def _compiled_flex():
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex_local(h, w, size, tile=(8, 16)):
+    """torch FlexAttention, block mask of the 2-D window, tokens ordered by tiles of 128."""
+    th, tw = tile
+    hp, wp = -(-h // th) * th, -(-w // tw) * tw
+    y, x = (
+        t.reshape(hp // th, th, wp // tw, tw).permute(0, 2, 1, 3).reshape(-1)
+        for t in torch.meshgrid(torch.arange(hp), torch.arange(wp), indexing='ij')
+    )
+
+    def window(b, head, i, j):
+        near = ((y[i] - y[j]).abs() <= size) & ((x[i] - x[j]).abs() <= size)
+        return near & (y[j] < h) & (x[j] < w)
+
+    mask = create_block_mask(window, 1, 1, hp * wp, hp * wp, device='cpu', BLOCK_SIZE=th * tw)
+
+    def order(t):
+        t = F.pad(t, (0, 0, 0, wp - w, 0, hp - h))
+        t = t.reshape(len(t), hp // th, th, wp // tw, tw, -1).permute(0, 1, 3, 2, 4, 5)
+        return t.reshape(len(t), 1, hp * wp, -1)
+
+    def f(q, k, v):
+        o = _compiled_flex()(order(q), order(k), order(v), block_mask=mask, scale=1.0)
+        o = o.reshape(len(q), hp // th, wp // tw, th, tw, -1).permute(0, 1, 3, 2, 4, 5)
+        return o.reshape(len(q), hp, wp, -1)[:, :h, :w]
+
+    return f
+
+
+def halo_local(h, w, size, b=8):
+    """Block-local attention with halos as in HaloNet: unfolded windows, SDPA with a mask."""
+    hp, wp, n = -(-h // b) * b, -(-w // b) * b, b + 2 * size
+    ny, nx = hp // b, wp // b
+
+    def around(t):
+        return F.pad(t, (0, 0, size, size + wp - w, size, size + hp - h))
+
+    def windows(t):
+        t = around(t).unfold(1, n, b).unfold(2, n, b).permute(0, 1, 2, 4, 5, 3)
+        return t.reshape(len(t), ny * nx, n * n, -1)
+
+    offset = torch.arange(n)[None] - size - torch.arange(b)[:, None]
+    near = offset.abs() <= size
+    near = (near[:, None, :, None] & near[None, :, None, :]).reshape(b * b, n * n)
+    inside = around(torch.ones(1, h, w, 1))[0, :, :, 0].bool().unfold(0, n, b).unfold(1, n, b)
+    mask = near[None] & inside.reshape(ny * nx, 1, n * n)
+    mask = (mask | ~mask.any(-1, keepdim=True))[None]
+
+    def f(q, k, v):
+        blocks = F.pad(q, (0, 0, 0, wp - w, 0, hp - h)).reshape(len(q), ny, b, nx, b, -1)
+        blocks = blocks.permute(0, 1, 3, 2, 4, 5).reshape(len(q), ny * nx, b * b, -1)
+        o = _sdpa(blocks, windows(k), windows(v), mask.expand(len(q), -1, -1, -1))
+        o = o.reshape(len(q), ny, nx, b, b, -1).permute(0, 1, 3, 2, 4, 5)
+        return o.reshape(len(q), hp, wp, -1)[:, :h, :w]
+
+    return f
+
+
+def unfold_local(h, w, size, rows=4):
+    """The im2col form of local attention, a few rows of the map at a time."""
+    n = 2 * size + 1
+    inside = F.pad(torch.ones(h, w), (size,) * 4)
+
+    def windows(t, r, end):
+        t = t[:, r : end + 2 * size].unfold(1, n, 1).unfold(2, n, 1)
+        return t.reshape(len(t), end - r, w, -1, n * n)
+
+    def f(q, k, v):
+        k, v = (F.pad(t, (0, 0, size, size, size, size)) for t in (k, v))
+        out = []
+        for r in range(0, h, rows):
+            end = min(h, r + rows)
+            valid = inside[r : end + 2 * size].unfold(0, n, 1).unfold(1, n, 1)
+            s = (q[:, r:end].unsqueeze(-2) @ windows(k, r, end)).squeeze(-2)
+            p = s.masked_fill(valid.reshape(end - r, w, -1) == 0, -torch.inf).softmax(-1)
+            out.append((windows(v, r, end) @ p.unsqueeze(-1)).squeeze(-1))
+        return torch.cat(out, 1)
+
+    return f
+
+
+def grid_sdpa(h, w, stride):
+    """Space to depth and SDPA inside the groups, padded and masked where T does not divide."""
+    gh, gw = -(-h // stride), -(-w // stride)
+
+    def groups(t):
+        t = F.pad(t, (0, 0, 0, gw * stride - w, 0, gh * stride - h))
+        t = t.reshape(len(t), gh, stride, gw, stride, -1).permute(0, 2, 4, 1, 3, 5)
+        return t.reshape(len(t), stride * stride, gh * gw, -1)
+
+    mask = None
+    if (gh * stride, gw * stride) != (h, w):
+        mask = groups(torch.ones(1, h, w, 1))[..., 0].bool()[:, :, None, :]
+
+    def f(q, k, v):
+        o = _sdpa(groups(q), groups(k), groups(v), mask)
+        o = o.reshape(len(q), stride, stride, gh, gw, -1).permute(0, 3, 1, 4, 2, 5)
+        return o.reshape(len(q), gh * stride, gw * stride, -1)[:, :h, :w]
+
+    return f
+
+
+def non_local(h, w):
+    """The non-local block of mmseg: two products and a softmax with all n^2 weights."""
+
+    def f(q, k, v):
+        q, k, v = (t.reshape(len(t), h * w, -1) for t in (q, k, v))
+        return ((q @ k.transpose(1, 2)).softmax(-1) @ v).reshape(len(q), h, w, -1)
+
+    return f
+
+
+def jax_full(h, w):
+    """jax.nn.dot_product_attention over the whole map."""
+
+    def f(q, k, v):
+        q, k, v = (x.reshape(len(x), h * w, 1, -1) for x in (q, k, v))
+        return jax.nn.dot_product_attention(q, k, v, scale=1.0).reshape(len(q), h, w, -1)
+
+    return f
+
+
+def jax_local(h, w, size):
+    """jax.nn.dot_product_attention with a dense window mask."""
+
+    def f(q, k, v):
+        y, x = jnp.arange(h), jnp.arange(w)
+        near = (abs(y[:, None] - y) <= size)[:, None, :, None] & (abs(x[:, None] - x) <= size)[
+            None, :, None, :
+        ]
+        mask = near.reshape(1, 1, h * w, h * w)
+        q, k, v = (t.reshape(len(t), h * w, 1, -1) for t in (q, k, v))
+        o = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1.0)
+        return o.reshape(len(q), h, w, -1)
+
+    return f

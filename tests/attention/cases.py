@@ -1,0 +1,39 @@
+"""Inputs and comparisons that the attention tests share."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def inputs(b, h, w, heads, dk, dv, *, v_heads=None, dtype=jnp.float32, seed=0):
+    """q, k, v and a weight of the output, random."""
+    rng = np.random.default_rng(seed)
+    shapes = ((heads, dk), (heads, dk), (v_heads or heads, dv), (heads, dv))
+    return [
+        jnp.asarray(rng.standard_normal((b, h, w, n, c)) * 0.7, jnp.float32).astype(dtype)
+        for n, c in shapes
+    ]
+
+
+def values_and_gradients(f, weight, *arguments):
+    """f's output and the gradients of its weighted sum, in one compiled call."""
+
+    def loss(*arguments):
+        o = f(*arguments)
+        return (o.astype(jnp.float32) * weight.astype(jnp.float32)).sum(), o
+
+    every = tuple(range(len(arguments)))
+    (_, o), gradients = jax.jit(jax.value_and_grad(loss, every, has_aux=True))(*arguments)
+    return o, gradients
+
+
+def assert_close(actual, expected, rel):
+    """Every array within rel of the largest magnitude among the expected ones of its tree."""
+    actual, expected = (
+        [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)] for tree in (actual, expected)
+    )
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert a.shape == e.shape
+        # A gradient that is zero in theory is rounding noise of terms of order 1.
+        assert np.abs(a - e).max(initial=0) <= rel * max(np.abs(e).max(initial=0), 1.0)

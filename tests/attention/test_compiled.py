@@ -1,0 +1,93 @@
+"""The compiled programs: sizes of arrays, temporary memory, collectives under sharding."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from attention.cases import assert_close, inputs
+from ggcf_jax import graphs
+from ggcf_jax.attention import attend
+
+COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
+
+
+def forward_and_backward(graph):
+    def f(q, k, v):
+        o, pull = jax.vjp(lambda *x: attend(*x, graph), q, k, v)
+        return o, pull(o)
+
+    return jax.jit(f)
+
+
+def largest_array(compiled):
+    shapes = re.findall(r'\b(?:pred|[a-z]+\d+)\[([\d,]+)\]', compiled.as_text())
+    return max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
+
+
+def collectives(compiled):
+    """Counts of the collectives in a compiled program."""
+    found = re.findall(rf'= .* ({"|".join(COLLECTIVES)})(?:-start)?\(', compiled.as_text())
+    return dict(collections.Counter(found))
+
+
+@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full'])
+def test_no_array_of_all_pairs(text):
+    h, w = 64, 64
+    x = jax.ShapeDtypeStruct((1, h, w, 1, 16), jnp.float32)
+    compiled = forward_and_backward(graphs.parse(text)[0]).lower(x, x, x).compile()
+    assert largest_array(compiled) < (h * w) ** 2 / 8
+
+
+def test_temporary_memory_at_128_by_256():
+    x = jax.ShapeDtypeStruct((1, 128, 256, 1, 64), jnp.float32)
+    for text in ('local:24', 'grid:8'):
+        compiled = forward_and_backward(graphs.parse(text)[0]).lower(x, x, x).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 64 * 2**20
+
+
+def sharded(graph, spec, shape):
+    mesh = jax.make_mesh((8,), ('axis',), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    arrays = inputs(*shape, 8, 8)[:3]
+    expected = forward_and_backward(graph)(*arrays)
+    with jax.set_mesh(mesh):
+        arrays = [jax.device_put(x, sharding) for x in arrays]
+        f = jax.jit(forward_and_backward(graph), out_shardings=sharding)
+        compiled = f.lower(*arrays).compile()
+        assert_close(compiled(*arrays), expected, 1e-5)
+    return collectives(compiled)
+
+
+@pytest.mark.parametrize('text', ['local:2', 'grid:3', 'full', 'learned'])
+def test_sharded_batch_needs_no_communication(text):
+    graph = graphs.parse(text)[0]
+    if text == 'learned':
+        graph = graph.bind(graph.init(jax.random.key(0)))
+    assert sharded(graph, ('axis',), (8, 10, 13, 1)) == {}
+
+
+@pytest.mark.parametrize('text', ['local:2', 'grid:4', 'full'])
+def test_sharded_rows_give_equal_results(text, record_property):
+    counts = sharded(graphs.parse(text)[0], (None, 'axis'), (1, 16, 12, 1))
+    record_property('collectives', str(counts))
+    print(text, counts)
+
+
+def test_pruned_sharded_batch_needs_no_gather():
+    mesh = jax.make_mesh((8,), ('axis',), axis_types=(AxisType.Auto,))
+    sharding = NamedSharding(mesh, PartitionSpec('axis'))
+    q, k, v, _ = inputs(8, 6, 7, 1, 4, 4)
+    for graph in graphs.parse('local:2,grid:2,full'):
+        f = jax.jit(lambda q, k, v, graph=graph: attend(q, k, v, graph, drop_rate=0.5),
+                    out_shardings=sharding)  # fmt: skip
+        with jax.set_mesh(mesh):
+            arrays = [jax.device_put(x, sharding) for x in (q, k, v)]
+            compiled = f.lower(*arrays).compile()
+            assert_close(compiled(*arrays), attend(q, k, v, graph, drop_rate=0.5), 1e-5)
+        # The search ends when the rows of all devices are settled: a reduction of one flag.
+        assert set(collectives(compiled)) <= {'all-reduce'}

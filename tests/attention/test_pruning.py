@@ -1,0 +1,164 @@
+"""Context Pruning: exactly N kept, ties, rates, random control, bounded memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_graphs import every_graph
+
+from attention.cases import assert_close, inputs
+from ggcf_jax import graphs
+from ggcf_jax.attention import attend, selection
+from ggcf_jax.graphs import Full, Grid, Local
+
+RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
+KEEPS = ({'keep': 1}, {'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM,
+         {'drop_rate': 0.3} | RANDOM)  # fmt: skip
+
+
+def kept_pairs(graph, h, w, q, k, **options):
+    """The weights themselves, [h*w, h*w]: v is the identity."""
+    v = jnp.eye(h * w).reshape(1, h, w, 1, h * w)
+    return np.asarray(attend(q, k, v, graph, **options)).reshape(h * w, h * w)
+
+
+@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('options', KEEPS, ids=lambda o: ' '.join(map(str, list(o.values())[:2])))
+def test_engine_equals_reference(graph, options):
+    shape = (2, 9, 14, 2)
+    q, k, v, _ = inputs(*shape, 8, 6, v_heads=1)
+    expected = attend(q, k, v, graph, implementation='reference', **options)
+    assert_close(attend(q, k, v, graph, **options), expected, 1e-5)
+
+
+@pytest.mark.parametrize('graph', every_graph(), ids=str)
+def test_exactly_n_and_each_query_by_its_own_count(graph):
+    h, w = 6, 9
+    q, k, *_ = inputs(1, h, w, 1, 8, 8)
+    neighbours = np.asarray(graph.adjacency(h, w) > 0).sum(1)
+    for options, expected in (
+        ({'keep': 4}, np.minimum(neighbours, 4)),
+        ({'drop_rate': 0.7}, neighbours - neighbours * 7 // 10),
+        ({'drop_rate': 0.9999}, np.ones_like(neighbours)),
+        ({'keep': 4} | RANDOM, np.minimum(neighbours, 4)),
+    ):
+        weights = kept_pairs(graph, h, w, q, k, **options)
+        assert ((weights > 0).sum(1) == expected).all()
+        assert not (weights[np.asarray(graph.adjacency(h, w)) == 0] > 0).any()
+
+
+@pytest.mark.parametrize('graph', [Full(), Local(2), Grid(2)], ids=str)
+def test_ties_keep_the_first_in_row_major_order(graph):
+    h, w = 5, 7
+    zero = jnp.zeros((1, h, w, 1, 4))
+    weights = kept_pairs(graph, h, w, zero, zero, keep=3)
+    edges = np.asarray(graph.adjacency(h, w))
+    for i in range(h * w):
+        assert np.flatnonzero(weights[i]).tolist() == np.flatnonzero(edges[i])[:3].tolist()
+    # Small integers: exact in every order of summation, many ties.
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.integers(-1, 2, (1, h, w, 1, 3)), jnp.float32) for _ in range(2))
+    for keep in (1, 4, 7):
+        expected = kept_pairs(graph, h, w, q, k, keep=keep, implementation='reference')
+        assert_close(kept_pairs(graph, h, w, q, k, keep=keep), expected, 1e-6)
+
+
+@pytest.mark.parametrize('graph', every_graph(), ids=str)
+def test_keeping_all_changes_no_bit(graph):
+    q, k, v, _ = inputs(1, 7, 10, 1, 8, 8)
+    whole = attend(q, k, v, graph)
+    most = graph.neighbours(7, 10)
+    for options in ({'keep': most}, {'keep': 10**6}, {'drop_rate': 0.0}, {'keep': most} | RANDOM):
+        assert np.array_equal(attend(q, k, v, graph, **options), whole)
+
+
+def test_random_pruning_is_uniform_and_follows_its_key():
+    h, w = 8, 8
+    q, k, *_ = inputs(1, h, w, 1, 4, 4)
+    masks = [
+        kept_pairs(Full(), h, w, q, k, keep=16, pruning='random', key=jax.random.key(s)) > 0
+        for s in range(64)
+    ]
+    again = kept_pairs(Full(), h, w, q, k, keep=16, pruning='random', key=jax.random.key(0)) > 0
+    assert (masks[0] == again).all() and (masks[0] != masks[1]).any()
+    # 64 draws of probability 1/4 a pair: 16 +- 3.46; over 4096 pairs no one beyond 6 sigma.
+    counts = np.sum(masks, axis=0)
+    assert abs(counts - 16).max() < 6 * 3.46
+    assert counts.std() == pytest.approx(3.46, rel=0.1)
+    assert abs(np.corrcoef(masks[0][3], masks[0][4])[0, 1]) < 0.6
+
+
+def test_random_pruning_differs_by_batch_and_head():
+    q = jnp.zeros((2, 6, 6, 2, 4))
+    v = jnp.broadcast_to(jnp.eye(36).reshape(1, 6, 6, 1, 36), (2, 6, 6, 1, 36))
+    o = np.asarray(attend(q, q, v, Full(), keep=9, **RANDOM)).reshape(2, 36, 2, 36) > 0
+    assert (o[0, :, 0] != o[1, :, 0]).any() and (o[0, :, 0] != o[0, :, 1]).any()
+
+
+def test_gradients_are_right_or_refused():
+    q, k, v, weight = inputs(1, 4, 5, 1, 4, 4)
+
+    def loss(q, implementation):
+        o = attend(q, k, v, Local(1), keep=2, implementation=implementation)
+        return (o * weight).sum()
+
+    with pytest.raises(NotImplementedError, match='inference'):
+        jax.grad(loss)(q, 'xla')
+    gradient = jax.grad(loss)(q, 'reference')
+    step = jnp.zeros_like(q).at[0, 2, 3, 0, 1].set(1e-2)
+    slope = (loss(q + step, 'xla') - loss(q - step, 'xla')) / 2e-2
+    assert slope == pytest.approx(float(gradient[0, 2, 3, 0, 1]), rel=2e-2, abs=1e-4)
+
+
+def largest_by_sort(x, mask, n):
+    x = np.where(mask, x.astype(np.float64), -np.inf)
+    rank = np.argsort(np.argsort(-x, axis=-1, kind='stable'), axis=-1)
+    return (rank < np.minimum(n, mask.sum(-1))[..., None]) & mask
+
+
+def test_selection_against_a_sort():
+    rng = np.random.default_rng(0)
+    search = jax.jit(lambda x, mask, n: selection.largest(x, mask, lambda c: jnp.minimum(c, n)))
+    unmasked = jax.jit(lambda x, n: selection.largest(x, None, lambda c: jnp.minimum(c, n)))
+    normal = rng.standard_normal((3, 5, 333))
+    rows = {
+        'normal': normal,
+        'ties': normal.round(1),
+        'zeros of both signs': np.where(normal > 0, 0.0, -0.0),
+        'positive': abs(normal),
+        'heavy tails': normal / rng.standard_normal((3, 5, 333)) * 1e6,
+        'two values': np.where(normal > 1, 1e30, -1e30),
+        'denormals': normal * 1e-40,
+    }
+    for name, x in rows.items():
+        x = x.astype(np.float32)
+        if name == 'denormals':  # equal to zero on hardware that flushes them: compare counts
+            assert (np.asarray(unmasked(x, 100)).sum(-1) == 100).all()
+            continue
+        mask = rng.random(x.shape) < 0.7
+        mask[0, 0] = False
+        for n in (1, 7, 100, 233, 330):
+            assert (np.asarray(search(x, mask, n)) == largest_by_sort(x, mask, n)).all(), name
+            whole = np.ones_like(mask)
+            assert (np.asarray(unmasked(x, n)) == largest_by_sort(x, whole, n)).all(), name
+    integers = rng.integers(-(2**31) + 2, 2**31 - 3, (3, 5, 333), dtype=np.int32)
+    assert (np.asarray(search(integers, mask, 40)) == largest_by_sort(integers, mask, 40)).all()
+    for length in (5000, 70000):  # the other ways of counting
+        x = rng.standard_normal((2, length)).astype(np.float32)
+        whole = np.ones_like(x, bool)
+        assert (np.asarray(unmasked(x, 999)) == largest_by_sort(x, whole, 999)).all()
+
+
+def test_memory_of_pruned_full_at_128_by_256_is_bounded():
+    shape = jax.ShapeDtypeStruct((1, 128, 256, 1, 64), jnp.float32)
+    run = jax.jit(lambda q, k, v: attend(q, k, v, Full(), drop_rate=0.5))
+    compiled = run.lower(shape, shape, shape).compile()
+    # All 32,768 x 32,768 scores would be 4 GiB.
+    assert compiled.memory_analysis().temp_size_in_bytes < 128 * 2**20
+
+
+def test_rates_are_exact_in_integers():
+    q, k, *_ = inputs(1, 2, 5, 1, 4, 4)
+    for tenths in range(1, 10):
+        weights = kept_pairs(graphs.Full(), 2, 5, q, k, drop_rate=tenths / 10)
+        assert ((weights > 0).sum(1) == 10 - tenths).all()

@@ -1,0 +1,106 @@
+"""The engine against the reference: values and gradients, all graphs, sizes, heads and dtypes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_graphs import every_graph
+
+from attention.cases import assert_close, inputs, values_and_gradients
+from ggcf_jax import attention, graphs
+from ggcf_jax.attention import attend, tiles
+
+SMALL = dataclasses.replace(tiles.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
+
+
+def compare(graph, shape, rel, *, dtype=jnp.float32, v_heads=None, scale=1.0):
+    q, k, v, weight = inputs(*shape, 8, 6, v_heads=v_heads, dtype=dtype)
+
+    def run(implementation):
+        def f(q, k, v, graph):
+            return attend(q, k, v, graph, scale=scale, implementation=implementation)
+
+        if jax.tree.leaves(graph):
+            return values_and_gradients(f, weight, q, k, v, graph)
+        return values_and_gradients(lambda q, k, v: f(q, k, v, graph), weight, q, k, v)
+
+    actual, expected = run('auto'), run('reference')
+    assert actual[0].dtype == dtype
+    assert_close(actual, expected, rel)
+
+
+@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize(
+    'shape', [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3), (2, 13, 17, 1)], ids=str
+)
+def test_engine_equals_reference(graph, shape):
+    compare(graph, shape, 1e-5, scale=0.5)
+
+
+@pytest.mark.parametrize('graph', every_graph(), ids=str)
+def test_many_small_tiles(graph, monkeypatch):
+    monkeypatch.setattr(tiles, 'CPU', SMALL)
+    monkeypatch.setattr(tiles, 'ACCELERATOR', SMALL)
+    compare(graph, (1, 13, 11, 2), 1e-5)
+
+
+@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full', 'local:16'])
+def test_map_of_48_by_64(text):
+    compare(graphs.parse(text)[0], (1, 48, 64, 1), 1e-5, scale=0.5)
+
+
+@pytest.mark.parametrize('text', ['local:24', 'grid:24'])
+def test_map_of_97_by_97(text):
+    graph = graphs.parse(text)[0]
+    q, k, v, _ = inputs(1, 97, 97, 1, 4, 4)
+    run = jax.jit(attend, static_argnames='implementation')
+    expected = run(q, k, v, graph, implementation='reference')
+    assert_close(run(q, k, v, graph), expected, 1e-5)
+
+
+@pytest.mark.parametrize('text', ['full', 'local:3', 'grid:4', 'learned'])
+def test_bfloat16_and_one_shared_v(text):
+    graph = graphs.parse(text)[0]
+    if text == 'learned':
+        graph = graph.bind(graph.init(jax.random.key(0)))
+    compare(graph, (1, 9, 14, 3), 0.02, dtype=jnp.bfloat16, v_heads=1)
+    compare(graph, (2, 9, 14, 3), 1e-5, v_heads=1)
+
+
+def test_shared_v_equals_its_copies():
+    q, k, v, _ = inputs(1, 6, 7, 3, 4, 5, v_heads=1)
+    copies = jnp.broadcast_to(v, (1, 6, 7, 3, 5))
+    for graph in graphs.parse('full,local:2,grid:3'):
+        assert_close(attend(q, k, v, graph), attend(q, k, copies, graph), 1e-6)
+
+
+class Diagonal:
+    """A graph with nothing but adjacency, outside the package."""
+
+    def adjacency(self, h, w):
+        at = np.arange(h * w)
+        return (at[:, None] - at[None]) % (w + 1) == 0
+
+
+def test_a_new_graph_works_through_the_reference():
+    q, k, v, _ = inputs(1, 4, 5, 2, 3, 3)
+    assert attention.chosen(Diagonal()) == 'reference'
+    o = attend(q, k, v, Diagonal(), keep=2)
+    assert o.shape == v.shape
+    i = 7
+    j = np.flatnonzero(Diagonal().adjacency(4, 5)[i])
+    flat = [np.asarray(x).reshape(20, 2, 3)[:, 1] for x in (q, k, v)]
+    p = np.exp(flat[1][j] @ flat[0][i])
+    whole = attend(q, k, v, Diagonal())
+    expected = (p / p.sum()) @ flat[2][j]
+    np.testing.assert_allclose(np.asarray(whole).reshape(20, 2, 3)[i, 1], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match='no engine'):
+        attend(q, k, v, Diagonal(), implementation='xla')
+
+
+def test_auto_says_what_it_chose():
+    for graph in graphs.parse('full,local:8,grid:8,learned'):
+        assert attention.chosen(graph) == 'xla'
+        assert attention.chosen(graph, implementation='reference') == 'reference'

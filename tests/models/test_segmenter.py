@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ggcf_jax import models
+from ggcf_jax import state as state_lib
+from ggcf_jax.errors import InputError
+
+
+def test_training_and_inference_outputs(tiny_config):
+    graphdef, params, stats = state_lib.split(models.build(tiny_config, 5))
+    images = np.random.default_rng(0).integers(0, 255, (2, 33, 40, 3), np.uint8)
+
+    @jax.jit
+    def run(params, stats, images, key):
+        model = state_lib.merge(graphdef, params, stats)
+        inference = model(images)
+        before = state_lib.split(model)[2]
+        return inference, before, model(images, train=True, key=key), state_lib.split(model)[2]
+
+    inference, before, training, after = run(params, stats, images, jax.random.key(0))
+    logits, aux = inference
+    assert logits.shape == (2, 5, 5, 5) and logits.dtype == jnp.float32 and aux is None
+    assert [x.shape for x in training] == [(2, 5, 5, 5)] * 2
+    # Inference leaves the statistics alone, training moves every one of them.
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(stats)))
+    assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32(tiny_config):
+    tiny_config.train.dtype = 'bfloat16'
+    graphdef, params, stats = models.abstract(tiny_config, 5)
+    assert {x.dtype for x in jax.tree.leaves((params, stats))} == {jnp.dtype('float32')}
+    logits, _ = jax.eval_shape(
+        lambda p, s: state_lib.merge(graphdef, p, s)(jnp.zeros((1, 16, 16, 3), jnp.uint8)),
+        params,
+        stats,
+    )
+    assert logits.dtype == jnp.float32
+
+
+def test_abstract_is_the_shape_of_build(tiny_config):
+    graphdef, params, stats = models.abstract(tiny_config, 5)
+    built = state_lib.split(models.build(tiny_config, 5))
+    assert graphdef == built[0]
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (params, stats))
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), built[1:])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'model.backbone.name': 'resnet9'}, r"backbone.name='resnet9' is not one of .*resnet101"),
+        ({'model.context': 'gcf'}, "context='gcf' is not one of aspp, ggcf, none"),
+        ({'model.heads': 'gird:8'}, "heads='gird:8': head 'gird:8' is not one of full, local:S"),
+        ({'model.activation': 'gelu'}, "activation='gelu' is not one of relu, leaky_relu"),
+        ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, deep"),
+        ({'train.dtype': 'float16'}, "dtype='float16' is not one of float32, bfloat16"),
+        ({'model.backbone.weights': 'w.pth'}, "weights='w.pth'.*cannot import"),
+    ],
+)
+def test_unknown_names(tiny_config, change, message):
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        models.abstract(tiny_config, 5)
