@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import evaluate, train
+from ggcf_jax import config, evaluate, train
 from ggcf_jax.errors import InputError
 
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
@@ -41,27 +41,31 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in one line instead of a traceback."""
-    given = [name for name in ('config', 'workdir', 'mode') if _given(argv, name)]
-    if 'config' not in given and {'workdir', 'mode'} <= set(given):
-        # What a run was started with is in its workdir.
-        workdir = _given(argv, 'workdir')
-        argv = [argv[0], f'--config={_SAVED}:{workdir}', *argv[1:]]
+    path, workdir = _given(argv, 'config'), _given(argv, 'workdir')
     try:
+        if path is None and workdir and _given(argv, 'mode') == 'evaluate':
+            # What a run was started with is in its workdir.
+            config.load(workdir)
+            argv = [argv[0], f'--config={_SAVED}:{workdir}', *argv[1:]]
+        elif path is not None and not pathlib.Path(path.split(':')[0]).is_file():
+            raise InputError(f'--config={path}: there is no such file')
         return flags.FLAGS(argv)
+    except InputError as error:
+        sys.exit(_error(str(error)))
     except flags.Error as error:
         sys.exit(_error(f'{error}; see --help'))
     except AttributeError as error:  # ml_collections' word for a field that does not exist
-        hint = str(error.args[0]).replace('\n', ': ')
-        sys.exit(_error(f'the configuration has no field {hint}'))
-    except (InputError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        sys.exit(_error(f'--config={_given(argv, "config")} cannot be used: {reason}'))
+        reason = str(error).strip('"\'').replace("\\'", "'").replace('\\n', '. ')
+        sys.exit(_error(f'the configuration has no field {reason}'))
 
 
 def _given(argv: list[str], flag: str) -> str | None:
-    """The value of --flag=value on the command line."""
-    values = [a.split('=', 1)[1] for a in argv if a.lstrip('-').startswith(f'{flag}=')]
-    return values[-1] if values else None
+    """The value of --flag=value or --flag value on the command line."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip('-').partition('=')
+        if argument.startswith('-') and name == flag:
+            return value if equals else ''.join(argv[i + 1 : i + 2])
+    return None
 
 
 def _config_name() -> str:

@@ -28,7 +28,8 @@ def confusion_matrix(
     labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim < 1:
         raise ValueError(
-            f'labels {labels.shape} and predictions {predictions.shape} must have one shape [n, ...]'
+            f'labels {labels.shape} and predictions {predictions.shape} must have one shape '
+            '[n, ...]'
         )
     if labels.ndim == 1:
         labels, predictions = labels[:, None], predictions[:, None]

@@ -4,7 +4,7 @@ import optax
 
 
 def schedule(train) -> optax.Schedule:
-    """lr(step) = learning_rate * (1 - step / steps) ** poly_power (section 4.1), from `config.train`."""
+    """Poly policy of section 4.1: lr = learning_rate * (1 - step / steps) ** poly_power."""
     return optax.polynomial_schedule(train.learning_rate, 0.0, train.poly_power, train.steps)
 
 

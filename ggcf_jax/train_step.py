@@ -24,8 +24,8 @@ def make_train_step(
     """Builds the step function, to be compiled with `jax.jit`.
 
     The loss is the global sum of the pixels' cross entropies over the global number (weight) of
-    the pixels that count, for the main and the auxiliary logits at the labels' resolution. Under a mesh this
-    and the batch norms are global, so any number of devices computes the same step.
+    the pixels that count, for the main and the auxiliary logits at the labels' resolution. Under a
+    mesh this and the batch norms are global, so any number of devices computes the same step.
 
     A step whose loss or gradients are not finite leaves parameters, statistics and optimiser
     untouched and is counted in `state.skipped`.

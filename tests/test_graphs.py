@@ -14,14 +14,14 @@ from ggcf_jax.graphs import Full, Grid, Learned, Local
 SIZES = ((1, 1), (1, 7), (5, 3), (13, 17))
 
 
-def every_graph():
-    """Instances of every graph class in ggcf_jax.graphs, with small and large settings."""
+def every_graph(numbers=(1, 3, 30)):
+    """Instances of every graph class in ggcf_jax.graphs, its required fields set to each number."""
     found = []
     for _, cls in inspect.getmembers(graphs, inspect.isclass):
         if cls.__module__ != graphs.__name__ or not hasattr(cls, 'adjacency'):
             continue
         required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        for number in (1, 3, 30) if required else (0,):
+        for number in numbers if required else (0,):
             graph = cls(**{f.name: number for f in required})
             if hasattr(graph, 'init'):
                 graph = graph.bind(jax.tree.map(lambda x: x + 0.2, graph.init(jax.random.key(0))))

@@ -37,4 +37,4 @@ def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     weight = jnp.arange(stride, dtype=x.dtype) / stride
     weight = weight.reshape((stride,) + (1,) * (x.ndim - axis - 2))
     y = x * (1 - weight) + following * weight
-    return y.reshape(y.shape[:axis] + (length * stride,) + y.shape[axis + 2 :])
+    return y.reshape((*y.shape[:axis], length * stride, *y.shape[axis + 2 :]))

@@ -21,16 +21,17 @@ def test_the_whole_map_is_full(graph):
 
 def test_translation_equivariance_in_the_interior():
     q, k, v, _ = inputs(1, 20, 24, 1, 8, 8)
-    for graph, (y, x) in ((Local(3), (5, 7)), (Local(2), (1, 0))):
-        moved = [jnp.roll(a, (y, x), (1, 2)) for a in (q, k, v)]
-        there = attend(*moved, graph)
-        here = jnp.roll(attend(q, k, v, graph), (y, x), (1, 2))
+    graph = Local(3)
+    run = jax.jit(lambda *arrays: attend(*arrays, graph))
+    for y, x in ((5, 7), (1, 0)):
+        there = run(*(jnp.roll(a, (y, x), (1, 2)) for a in (q, k, v)))
+        here = jnp.roll(run(q, k, v), (y, x), (1, 2))
         s = graph.size
         inside = np.s_[:, y + s : 20 - s, x + s : 24 - s]
         assert_close(there[inside], here[inside], 1e-5)
 
 
-@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_heads_are_independent(graph):
     q, k, v, _ = inputs(2, 5, 9, 3, 4, 6)
     run = jax.jit(lambda q, k, v: attend(q, k, v, graph))
@@ -42,15 +43,15 @@ def test_heads_are_independent(graph):
     assert_close(one, whole[:1, :, :, 1:2], 1e-5)
 
 
-@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 @pytest.mark.parametrize('options', [{}, {'keep': 2}], ids=str)
 def test_weights_sum_to_one(graph, options):
     q, k, v, _ = inputs(1, 7, 5, 2, 4, 3)
-    o = attend(q, k, jnp.ones_like(v), graph, **options)
+    o = jax.jit(lambda q, k, v: attend(q, k, v, graph, **options))(q, k, jnp.ones_like(v))
     np.testing.assert_allclose(o, 1, atol=1e-6)
 
 
-@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('graph', every_graph((1, 3)), ids=str)
 def test_large_affinities_and_single_neighbours(graph):
     """q . k = +-1e4 in every mixture, and maps on which a query sees itself alone."""
     sign = jnp.asarray(np.random.default_rng(0).choice([-100.0, 100.0], (1, 6, 7, 1, 1)))
@@ -89,7 +90,7 @@ def test_checkpoint_changes_nothing(graph):
 def test_graphs_pass_through_jit_as_arguments():
     q, k, v, _ = inputs(1, 4, 5, 1, 3, 3)
     run = jax.jit(attend)
-    for graph in every_graph():
+    for graph in every_graph((3,)):
         assert_close(run(q, k, v, graph), attend(q, k, v, graph), 1e-5)
 
 

@@ -39,14 +39,14 @@ def test_engine_equals_reference(graph, shape):
     compare(graph, shape, 1e-5, scale=0.5)
 
 
-@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_many_small_tiles(graph, monkeypatch):
     monkeypatch.setattr(tiles, 'CPU', SMALL)
     monkeypatch.setattr(tiles, 'ACCELERATOR', SMALL)
     compare(graph, (1, 13, 11, 2), 1e-5)
 
 
-@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full', 'local:16'])
+@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full'])
 def test_map_of_48_by_64(text):
     compare(graphs.parse(text)[0], (1, 48, 64, 1), 1e-5, scale=0.5)
 
@@ -73,7 +73,8 @@ def test_shared_v_equals_its_copies():
     q, k, v, _ = inputs(1, 6, 7, 3, 4, 5, v_heads=1)
     copies = jnp.broadcast_to(v, (1, 6, 7, 3, 5))
     for graph in graphs.parse('full,local:2,grid:3'):
-        assert_close(attend(q, k, v, graph), attend(q, k, copies, graph), 1e-6)
+        run = jax.jit(lambda *x, graph=graph: attend(*x, graph))
+        assert_close(run(q, k, v), run(q, k, copies), 1e-6)
 
 
 class Diagonal:

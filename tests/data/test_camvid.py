@@ -85,7 +85,7 @@ def test_bad_folder_is_refused_before_anything_is_written(camvid_folder, tmp_pat
 
 
 def test_missing_manual_dir(tmp_path):
-    with pytest.raises(InputError, match='pass --config.data.manual_dir=DIR'):
+    with pytest.raises(InputError, match=r'pass --config\.data\.manual_dir=DIR'):
         data.build(_config(None, tmp_path))
     with pytest.raises(InputError, match="nowhere' is not a directory"):
         data.build(_config(tmp_path / 'nowhere', tmp_path))

@@ -1,0 +1,94 @@
+import json
+import pathlib
+
+import pytest
+from conftest import load_config
+
+from ggcf_jax import config as config_lib
+from ggcf_jax.errors import InputError
+
+CONFIGS = sorted(
+    path.stem for path in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
+)
+CONFIGS.remove('saved')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_saved_and_loaded_config_is_the_same(tmp_path, name):
+    config = load_config(name)
+    config.data.data_dir = 'somewhere'
+    config_lib.save(config, tmp_path)
+    loaded = config_lib.load(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert config_lib.differing(loaded, config) == {}
+    # A field without a value still knows its type.
+    loaded.model.backbone.weights = 'file'
+    with pytest.raises(TypeError):
+        loaded.model.backbone.weights = 3
+
+
+def test_saved_config_is_a_config_itself(tiny_config, tmp_path):
+    config_lib.save(tiny_config, tmp_path)
+    assert load_config('saved', str(tmp_path)).to_dict() == tiny_config.to_dict()
+
+
+def test_workdir_of_another_config_is_refused_and_left_alone(tiny_config, tmp_path):
+    config_lib.claim_workdir(tiny_config, tmp_path / 'run')
+    before = (tmp_path / 'run' / 'config.json').read_bytes()
+    tiny_config.train.learning_rate = 0.5
+    tiny_config.model.heads = 'full'
+    with pytest.raises(InputError) as error:
+        config_lib.claim_workdir(tiny_config, tmp_path / 'run')
+    assert "model.heads: 'local:1,grid:2' there, 'full' now" in str(error.value)
+    assert 'train.learning_rate: 0.05 there, 0.5 now' in str(error.value)
+    assert 'choose another --workdir' in str(error.value)
+    assert (tmp_path / 'run' / 'config.json').read_bytes() == before
+
+
+def test_moved_data_are_the_same_run(tiny_config, tmp_path):
+    config_lib.claim_workdir(tiny_config, tmp_path)
+    tiny_config.data.manual_dir = 'elsewhere'
+    config_lib.claim_workdir(tiny_config, tmp_path)
+
+
+def test_unwritable_workdir(tiny_config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match=r'file/run.* cannot be written'):
+        config_lib.claim_workdir(tiny_config, tmp_path / 'file' / 'run')
+
+
+def test_directory_that_is_no_workdir(tmp_path):
+    with pytest.raises(InputError, match='is not the workdir of a run'):
+        config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['', '{', json.dumps({'seed': 1})])
+def test_damaged_config(tmp_path, content):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(InputError, match='is damaged'):
+        config_lib.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'train.batch_size': 12}, r'train.batch_size=12 is not divisible by 8 devices.*of 8'),
+        ({'train.accumulate': 2}, r'8 is not divisible by 8 devices.*accumulate=2.*of 16'),
+        ({'eval.batch_size': 9}, 'eval.batch_size=9 is not divisible by 8 devices'),
+        ({'train.steps': 0}, 'train.steps=0 must be at least 1'),
+        ({'train.learning_rate': -0.1}, 'train.learning_rate=-0.1 must not be negative'),
+        ({'train.momentum': 1.0}, r'train.momentum=1.0 must be in \[0, 1\)'),
+        ({'data.crop_size': (24,)}, r'data.crop_size=\(24,\) must be \(height, width\)'),
+        ({'data.scale_range': (1.5, 0.5)}, r'data.scale_range=\(1.5, 0.5\) must be'),
+        ({'train.class_weights': (-1.0,)}, 'class_weights=.* must not be negative'),
+    ],
+)
+def test_impossible_values(tiny_config, change, message):
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=message):
+        config_lib.check(tiny_config, devices=8)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_configs_are_possible(name):
+    config_lib.check(load_config(name), devices=1)

@@ -1,0 +1,66 @@
+"""The command line: a mistake ends in one clear line on stderr and exit code 2."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# All mistakes in one process: importing JAX takes longer than finding them.
+_DRIVER = """
+import shlex, sys
+sys.path.insert(0, {root!r})
+from absl import flags
+import main
+for line in sys.stdin:
+    flags.FLAGS.unparse_flags()
+    try:
+        sys.argv = ['main.py', *shlex.split(line)]  # ml_collections looks there for overrides
+        code = main.main(main.parse_flags(sys.argv))
+    except SystemExit as exit:
+        code = exit.code
+    print('exit', code, file=sys.stderr, flush=True)
+"""
+
+
+MISTAKES = {
+    '': '--config is missing; try --config=configs/street_scenes.py',
+    'train': r"unexpected arguments ['train']",
+    '--config=configs/camvit.py': '--config=configs/camvit.py: there is no such file',
+    '--config=configs/camvid.py --mode=trian': 'should be one of <train|evaluate>',
+    '--config=configs/camvid.py --config.train.step=5': 'Did you mean "steps" instead of "step"?',
+    '--config=configs/camvid.py --config.train.steps=many': 'invalid literal for int',
+    '--config=configs/camvid.py': 'pass --config.data.manual_dir=DIR',
+    '--config=configs/camvid.py --config.data.name=camvit': "'camvit' is not one of ade20k, camvid",
+    '--config=configs/camvid.py --config.model.heads=gird:8': "head 'gird:8' is not one of full",
+    '--config=configs/cityscapes.py': 'cannot read Cityscapes yet',
+    '--config=configs/ade20k.py': 'cannot read ADE20K yet',
+    '--mode=evaluate --workdir=nowhere': 'nowhere is not the workdir of a run',
+}
+
+
+@pytest.fixture(scope='module')
+def answers():
+    """What each mistake gets on stderr."""
+    process = subprocess.run(
+        [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
+        input='\n'.join(MISTAKES),
+        env=dict(os.environ, XLA_FLAGS=''),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    parts = process.stderr.split('exit ')
+    assert len(parts) == len(MISTAKES) + 1, process.stderr
+    return {line: (text, int(after[0])) for line, text, after in zip(MISTAKES, parts, parts[1:])}
+
+
+@pytest.mark.parametrize('line', MISTAKES)
+def test_mistake(answers, line):
+    text, code = answers[line]
+    assert MISTAKES[line] in text
+    assert 'Traceback' not in text
+    assert 'error: ' in text and code == 2

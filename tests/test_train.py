@@ -1,0 +1,264 @@
+"""Whole runs through `train_and_evaluate` and `main.py`, on a tiny CamVid."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import load_config, make_tiny_config, write_camvid
+
+from ggcf_jax import checkpoint, evaluate, metrics, models, optim, train
+from ggcf_jax import mesh as mesh_lib
+from ggcf_jax import state as state_lib
+from ggcf_jax.errors import InputError
+from ggcf_jax.train_step import make_train_step
+from ggcf_jax.writer import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _rows(workdir):
+    """The rows of metrics.jsonl without times and rates."""
+    return [
+        {k: v for k, v in row.items() if not k.endswith(('_sec', 'per_sec'))}
+        for row in read_rows(workdir)
+    ]
+
+
+def _final(workdir, config):
+    """Parameters and statistics of the latest checkpoint."""
+    _, params, stats = models.abstract(config, 11)
+    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
+    restored = checkpoint.restore(workdir, params, stats, sharding, 'latest')
+    return restored.step, jax.device_get((restored.params, restored.stats))
+
+
+def _assert_same_bits(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+    """Configuration, workdir and result of one uninterrupted run of 12 steps."""
+    root = tmp_path_factory.mktemp('run')
+    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
+    config = make_tiny_config(folder, root)
+    evaluation = train.train_and_evaluate(config, root / 'whole')
+    return config, root / 'whole', evaluation
+
+
+def test_run_leaves_what_it_promises(setting):
+    config, workdir, evaluation = setting
+    rows = _rows(workdir)
+    assert [row['step'] for row in rows] == [2, 4, 6, 6, 8, 10, 12, 12]
+    row = rows[-1]
+    assert row['val/miou'] == evaluation.miou == metrics.mean_iou(evaluation.matrix)
+    assert {f'val/iou/{name}' for name in evaluation.classes} < set(row)
+    # Every labelled pixel of the three images was counted.
+    assert evaluation.matrix.sum() == 3 * 38 * 56
+    assert (workdir / 'report.html').stat().st_size > 10_000
+    assert len(list((workdir / 'panels' / '00000012').glob('*.png'))) == 2
+    assert list(workdir.glob('events.out.tfevents.*'))
+    saved = json.loads((workdir / 'evaluations' / 'validation_00000012.json').read_text())
+    assert saved['matrix'] == evaluation.matrix.tolist()
+    assert json.loads((workdir / 'run.json').read_text())['versions']['jax'] == jax.__version__
+    assert load_config('saved', str(workdir)).to_dict() == config.to_dict()
+
+
+def test_same_seed_gives_the_same_run(setting, tmp_path):
+    config, workdir, evaluation = setting
+    again = train.train_and_evaluate(config, tmp_path / 'again')
+    assert _rows(tmp_path / 'again') == _rows(workdir)
+    np.testing.assert_array_equal(again.matrix, evaluation.matrix)
+    _assert_same_bits(_final(tmp_path / 'again', config), _final(workdir, config))
+
+
+def test_finished_run_only_evaluates(setting, capsys):
+    config, workdir, _ = setting
+    before = (workdir / 'metrics.jsonl').read_bytes()
+    evaluation = train.train_and_evaluate(config, workdir)
+    assert 'finished at step 12; only evaluating' in capsys.readouterr().out
+    best = max(
+        (json.loads(p.read_text()) for p in (workdir / 'evaluations').iterdir()),
+        key=lambda e: (e['miou'], e['step']),
+    )
+    assert evaluation.miou == best['miou']
+    assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+def test_named_checkpoint_and_split_are_evaluated(setting):
+    config, workdir, evaluation = setting
+    latest = evaluate.evaluate_workdir(config, workdir, 'validation', 12)
+    np.testing.assert_array_equal(latest.matrix, evaluation.matrix)
+    on_train = evaluate.evaluate_workdir(config, workdir, 'train', 'latest')
+    assert on_train.matrix.sum() == 6 * 38 * 56
+    with pytest.raises(InputError, match="no split 'test'"):
+        evaluate.evaluate_workdir(config, workdir, 'test', 'best')
+
+
+def test_evaluation_on_one_device_equals_eight(setting):
+    config, workdir, evaluation = setting
+    from ggcf_jax import data
+    from ggcf_jax.console import Progress
+
+    dataset = data.build(config.data)
+    graphdef, params, stats = models.abstract(config, 11)
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
+    with Progress(0) as progress:
+        alone = evaluate.evaluate(
+            evaluate.make_eval_step(graphdef, 11, mesh),
+            restored.params,
+            restored.stats,
+            dataset,
+            'validation',
+            image_size=(40, 56),
+            batch_size=1,
+            num_samples=0,
+            mesh=mesh,
+            progress=progress,
+        )
+    assert np.abs(alone.matrix - evaluation.matrix).sum() <= 4  # ties of float rounding
+    assert alone.matrix.sum() == evaluation.matrix.sum()
+
+
+def test_workdir_of_another_run_is_left_alone(setting):
+    config, workdir, _ = setting
+    other = config.copy_and_resolve_references()
+    other.train.learning_rate = 0.01
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+    with pytest.raises(InputError, match=r'another configuration:\n  train.learning_rate: 0.05'):
+        train.train_and_evaluate(other, workdir)
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
+
+
+def test_divergence_stops_with_a_clear_error(setting, tmp_path):
+    config, _, _ = setting
+    config = config.copy_and_resolve_references()
+    config.train.learning_rate = 1e30
+    config.train.max_skipped = 2
+    with pytest.raises(train.NotFinite, match=r'not finite in the last \d+ steps.*learning_rate'):
+        train.train_and_evaluate(config, tmp_path / 'diverged')
+
+
+def _command(config, workdir, steps):
+    """main.py as a user calls it, on one device."""
+    overrides = {
+        'data.manual_dir': config.data.manual_dir,
+        'data.data_dir': config.data.data_dir,
+        'train.steps': steps,
+        'train.eval_every': 20,
+        'train.checkpoint_every': 5,
+        'train.log_every': 5,
+    }
+    for name in ('data.crop_size', 'data.threads', 'model.backbone.name', 'model.backbone.width',
+                 'model.heads', 'model.ggcf.channels', 'model.ggcf.key_channels',
+                 'model.ggcf.value_channels', 'model.aux_channels', 'model.dropout',
+                 'train.batch_size', 'train.learning_rate', 'eval.batch_size',
+                 'eval.image_size', 'eval.panels'):  # fmt: skip
+        node = config
+        for part in name.split('.'):
+            node = node[part]
+        overrides[name] = node
+    return [
+        sys.executable,
+        str(ROOT / 'main.py'),
+        f'--config={ROOT / "configs" / "camvid.py"}',
+        f'--workdir={workdir}',
+        *(f'--config.{name}={value}' for name, value in overrides.items()),
+    ]
+
+
+def _environment():
+    environment = dict(os.environ, XLA_FLAGS='', PYTHONUNBUFFERED='1', PYTHONPATH=str(ROOT))
+    return environment
+
+
+def _run(command):
+    return subprocess.run(command, env=_environment(), capture_output=True, text=True)
+
+
+def _run_and_signal(command, line, number):
+    """Runs until it prints a line that starts with `line`, sends the signal, reads to the end."""
+    with subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        output = []
+        for text in process.stdout:
+            output.append(text)
+            if text.startswith(line):
+                process.send_signal(number)
+                break
+        output += process.stdout
+    return process.returncode, ''.join(output)
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_runs_end_in_the_bits_of_an_undisturbed_one(setting, tmp_path):
+    config, _, _ = setting
+    steps = 60
+    whole = _run(_command(config, tmp_path / 'whole', steps))
+    assert whole.returncode == 0, whole.stderr
+
+    killed = _command(config, tmp_path / 'killed', steps)
+    code, output = _run_and_signal(killed, 'step 30/60', signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
+    assert max(_steps(tmp_path / 'killed')) < steps
+    resumed = _run(killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming at step' in resumed.stdout
+
+    stopped = _command(config, tmp_path / 'stopped', steps)
+    code, output = _run_and_signal(stopped, 'step 15/60', signal.SIGTERM)
+    assert code == 0, output
+    assert 'stopped by SIGTERM after step' in output
+    assert 15 <= max(_steps(tmp_path / 'stopped')) < steps
+    assert _run(stopped).returncode == 0
+
+    config = config.copy_and_resolve_references()
+    expected = _final(tmp_path / 'whole', config)
+    assert expected[0] == steps
+    for name in ('killed', 'stopped'):
+        _assert_same_bits(_final(tmp_path / name, config), expected)
+        assert _rows(tmp_path / name) == _rows(tmp_path / 'whole')
+
+
+def _steps(workdir):
+    return [int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()] or [0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['street_scenes', 'camvid', 'cityscapes', 'ade20k'])
+def test_config_builds_and_steps(name):
+    """The architecture of every config, made narrow, on a small crop."""
+    config = load_config(name)
+    config.model.backbone.width = 4
+    config.model.ggcf.update(channels=8, key_channels=4, value_channels=4)
+    config.model.aux_channels = 4
+    config.train.class_weights = ()
+    graphdef, params, stats = state_lib.split(models.build(config, 7))
+    tx = optim.optimizer(config.train)
+    state = state_lib.create(state_lib.merge(graphdef, params, stats), tx, config.seed)
+    step = make_train_step(
+        graphdef,
+        tx,
+        aux_weight=config.train.aux_weight,
+        class_weights=(),
+        accumulate=config.train.accumulate,
+        log_every=config.train.log_every,
+    )
+    rng = np.random.default_rng(0)
+    batch = {
+        'image': rng.integers(0, 255, (2, 33, 41, 3)).astype(np.uint8),
+        'label': rng.integers(0, 7, (2, 33, 41)).astype(np.uint8),
+    }
+    after = jax.jit(step)(state, batch)
+    assert int(after.skipped) == 0 and np.isfinite(float(after.running['loss']))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
+    assert np.mean(jax.tree.leaves(changed)) > 0.5
