@@ -3,6 +3,11 @@
     python main.py --config=configs/camvid.py --config.data.manual_dir=DIR
 
 DIR is a copy of the SegNet tutorial's CamVid folder (train/, trainannot/, val/, valannot/).
+Expect a validation mIoU of 0.598 (one run, seed 0) after 51 CPU minutes: 31 minutes of wall time
+on two AMD EPYC cores that were not otherwise idle.
+
+The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
+45 x 60 of these images.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -128,6 +128,8 @@ class Checkpointer:
         except Exception as error:
             raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
         for name, tree in abstract.items():
+            if not saved[name]:
+                raise Damaged(f'checkpoint {path} is damaged: {name!r} is not in it')
             _compare(saved[name], _by_path(tree), path)
         try:
             loaded = self._checkpointer.load_checkpointables(step, {**abstract, 'checksums': None})

@@ -52,7 +52,7 @@ class Evaluation:
     def iou(self) -> dict[str, float | None]:
         """IoU by class; None for a class in neither ground truth nor prediction."""
         values = metrics.class_iou(self.matrix)
-        return {name: None if np.isnan(v) else float(v) for name, v in zip(self.classes, values)}
+        return {name: _or_none(float(value)) for name, value in zip(self.classes, values)}
 
     @property
     def miou(self) -> float:
@@ -127,12 +127,16 @@ def evaluate(
     on_device = jax.device_put(zeros, mesh_lib.replicated(mesh))
     total, pixels = zeros.astype(np.int64), 0
     samples: list[Sample] = []
+    before = None
     with progress.evaluating(len(dataset.source(split)), split) as advance:
         for batch in batches:
             arrays = {name: batch[name] for name in ('image', 'label')}
             on_device, predictions = eval_step(
                 params, stats, on_device, mesh_lib.global_batch(mesh, arrays)
             )
+            # At most two batches wait on the device, however many images the split has.
+            jax.block_until_ready(before)
+            before = predictions
             pixels += batch_size * image_size[0] * image_size[1]
             if pixels > 2**30:  # before an int32 count can overflow
                 total += np.asarray(on_device)
@@ -143,7 +147,7 @@ def evaluate(
                     name = dataset.source(split)[int(batch['index'][i])]['name']
                     samples.append(Sample(name, batch['image'][i], batch['label'][i], local[i]))
             advance(int(batch['valid'].sum()) * shard.count)
-    total += np.asarray(on_device)
+        total += np.asarray(on_device)
     return Evaluation(split, dataset.classes, total, tuple(samples))
 
 
@@ -170,8 +174,8 @@ def save(evaluation: Evaluation, dataset: Dataset, step: int, workdir: pathlib.P
         'classes': dataset.classes,
         'colors': dataset.colors,
         'matrix': evaluation.matrix.tolist(),
-        'miou': None if np.isnan(evaluation.miou) else evaluation.miou,
-        'pixel_accuracy': evaluation.pixel_accuracy,
+        'miou': _or_none(evaluation.miou),
+        'pixel_accuracy': _or_none(evaluation.pixel_accuracy),
         'iou': iou,
         'absent': [name for name, value in iou.items() if value is None],
     }
@@ -182,11 +186,16 @@ def save(evaluation: Evaluation, dataset: Dataset, step: int, workdir: pathlib.P
         (s.name, visualize.panel(s.image, s.label, s.prediction, dataset.colors, IGNORE))
         for s in evaluation.samples
     ]
-    folder = workdir / 'panels' / f'{step:08d}'
+    prefix = '' if evaluation.split == 'validation' else f'{evaluation.split}_'
+    folder = workdir / 'panels' / f'{prefix}{step:08d}'
     for i, (name, panel) in enumerate(panels):
         folder.mkdir(parents=True, exist_ok=True)
         visualize.write_png(folder / f'{i:02d}_{name}.png', panel)
     return panels
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def evaluate_workdir(

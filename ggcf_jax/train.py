@@ -11,6 +11,7 @@ from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.data import pipeline, transforms
+from ggcf_jax.errors import InputError
 from ggcf_jax.interrupt import stop_requests
 from ggcf_jax.train_step import make_train_step
 from ggcf_jax.writer import Writer
@@ -45,6 +46,11 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
     dataset = data.build(config.data)
+    if len(train.class_weights) not in (0, dataset.num_classes):
+        raise InputError(
+            f'config.train.class_weights has {len(train.class_weights)} numbers, but data set '
+            f'{dataset.name!r} has {dataset.num_classes} classes; give one a class, or () for none'
+        )
     config_lib.claim_workdir(config, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
@@ -116,6 +122,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
 
             evaluation = None
             if step % train.eval_every == 0 or step == train.steps:
+                jax.block_until_ready(state)  # or the evaluation's time would hold training's
                 paused = time.perf_counter()
                 evaluation = evaluate.evaluate(
                     eval_step,

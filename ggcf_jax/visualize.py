@@ -112,22 +112,6 @@ def panel(
     return np.concatenate(parts[1:], axis=1)
 
 
-def legend(classes: Sequence[str], colors: Sequence[Color], columns: int = 4) -> np.ndarray:
-    """Names of the classes beside their colours: uint8 [h, w, 3], dark on white."""
-    columns = min(columns, len(classes))
-    rows = -(-len(classes) // columns)
-    cell = 56 + max(cv2.getTextSize(name, _FONT, 0.5, 1)[0][0] for name in classes)
-    picture = np.full((rows * 26 + 10, columns * cell + 10, 3), 255, np.uint8)
-    for index, (name, color) in enumerate(zip(classes, colors, strict=True)):
-        # Column by column, as the IoU table reads.
-        x, y = 10 + index // rows * cell, 8 + index % rows * 26
-        box = (x, y), (x + 28, y + 18)
-        cv2.rectangle(picture, *box, tuple(int(value) for value in color), cv2.FILLED)
-        cv2.rectangle(picture, *box, (120, 120, 120), 1)
-        _write(picture, name, x + 36, y + 9, 0.5, (20, 20, 20))
-    return picture
-
-
 def encode_png(rgb: np.ndarray) -> bytes:
     """PNG of a uint8 [h, w, 3] RGB image."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:

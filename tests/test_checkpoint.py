@@ -11,6 +11,12 @@ from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.errors import InputError
 
+# Loading a damaged checkpoint leaves Orbax's background tasks unfinished, which Python reports.
+pytestmark = [
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+    pytest.mark.filterwarnings('ignore:coroutine:RuntimeWarning'),
+]
+
 
 @pytest.fixture
 def state(tiny_config):
