@@ -1,0 +1,1 @@
+"""Graph Guided Context Fusion for semantic segmentation in JAX."""
