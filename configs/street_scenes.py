@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0
 
     config.train = train = ConfigDict()
-    train.steps = 450
+    train.steps = 360
     train.batch_size = 4
     train.accumulate = 1
     train.learning_rate = 0.05
@@ -56,8 +56,8 @@ def get_config() -> ConfigDict:
     train.class_weights = ()
     train.dtype = 'float32'
     train.log_every = 10
-    train.eval_every = 150
-    train.checkpoint_every = 50
+    train.eval_every = 180
+    train.checkpoint_every = 60
     train.max_skipped = 20
 
     config.eval = ConfigDict()
