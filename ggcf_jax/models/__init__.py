@@ -37,8 +37,7 @@ def build(config, num_classes: int) -> Segmenter:
             f'config.model.backbone.weights={model.backbone.weights!r}: this version cannot '
             'import published weights yet; leave it unset to start from random ones'
         )
-    # Keys of this kind compile in a quarter of the time, which at the start of ResNet-101 is a
-    # minute on two CPU cores.
+    # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     shared = dict(
         dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
     )
