@@ -83,8 +83,13 @@ class Progress:
         self._live.update(self._train, completed=step, status=status)
 
     @contextlib.contextmanager
-    def evaluating(self, total: int, name: str = 'validation') -> Iterator[Callable[[int], None]]:
-        """Shows an evaluation of `total` images of the split `name`.
+    def evaluating(
+        self,
+        total: int,
+        name: str = 'validation',
+        words: tuple[str, str] = ('evaluate', 'evaluated'),
+    ) -> Iterator[Callable[[int], None]]:
+        """Shows work on `total` images of the split `name`; `words` say what is and was done.
 
         Yields:
             A function to call with the number of images that each batch has finished.
@@ -93,7 +98,7 @@ class Progress:
         done = 0
         task = None
         if self._live is not None:
-            task = self._live.add_task(f'evaluate {name}', total=total, status='')
+            task = self._live.add_task(f'{words[0]} {name}', total=total, status='')
 
         def advance(images: int) -> None:
             nonlocal done
@@ -107,7 +112,7 @@ class Progress:
         finally:
             if task is not None:
                 self._live.remove_task(task)
-        self.print(f'evaluated {done} images of {name} in {time.monotonic() - began:.1f} s')
+        self.print(f'{words[1]} {done} images of {name} in {time.monotonic() - began:.1f} s')
 
     def _seconds_left(self, step: int) -> float | None:
         """From the average since the first update, evaluations and checkpoints included."""

@@ -103,7 +103,8 @@ def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) 
     splits = {split: None for part in parts for split in part.splits} | {'validation': None}
     scans = {}
     for split in splits:
-        with progress.evaluating(len(dataset.source(split)), f'{split} (looked at)') as advance:
+        count = len(dataset.source(split))
+        with progress.evaluating(count, split, ('read', 'read')) as advance:
             scans[split] = scan(dataset, split, config.data.threads, advance)
     for look in scans.values():
         _tell_split(look, found)

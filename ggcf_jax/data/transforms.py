@@ -76,7 +76,9 @@ def random_window(
 
 def largest_class_share(label: np.ndarray) -> float:
     """Share of the most frequent class among the labelled pixels; 1 if there are none."""
-    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256]).ravel()[:IGNORE]
+    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256]).ravel()[
+        :IGNORE
+    ]
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
