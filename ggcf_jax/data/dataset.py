@@ -32,6 +32,7 @@ class Dataset:
         colors: one RGB triple (0..255) a class.
         sources: split name ('train', 'validation', 'test') -> records.
         label_map: uint8 [256], raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
+        unlabeled: splits whose labels are not usable.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     colors: tuple[tuple[int, int, int], ...]
     sources: Mapping[str, RecordSource]
     label_map: np.ndarray
+    unlabeled: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
