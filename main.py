@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import config, evaluate, train
+from ggcf_jax import config, doctor, evaluate, train
 from ggcf_jax.errors import InputError
 
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
@@ -15,7 +15,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='Configuration, e.g. configs/camvid.py.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run [runs/<config name>].')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate'], 'What to do.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'doctor'], 'What to do.')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To evaluate: best, latest or a step.')
 _SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
 
@@ -30,6 +30,8 @@ def main(argv: list[str]) -> int:
     try:
         if _MODE.value == 'train':
             train.train_and_evaluate(_CONFIG.value, workdir)
+        elif _MODE.value == 'doctor':
+            return 0 if doctor.examine(_CONFIG.value, workdir) else 1
         else:
             which = _CHECKPOINT.value
             which = int(which) if which.isdigit() else which

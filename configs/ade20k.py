@@ -26,9 +26,17 @@ def get_config() -> ConfigDict:
     data.name = 'ade20k'
     data.manual_dir = config_dict.placeholder(str)  # the files as downloaded
     data.data_dir = config_dict.placeholder(str)  # prepared data; None: ~/tensorflow_datasets
+    data.train_split = 'train'
+    data.storage = 'original'  # compact: decodes faster (docs/data.md)
     data.crop_size = (513, 513)  # 8 n + 1 next to the 512 of openseg and mmseg
     data.scale_range = (0.5, 2.0)  # openseg, mmseg
+    data.scale_step = 0.0
+    data.aspect_jitter = 0.0
+    data.max_class_share = 1.0
+    data.photometric = 0.0
+    data.class_uniform = 0.0
     data.threads = 16
+    data.workers = 0  # processes; 0: only threads
 
     config.model = model = ConfigDict()
     model.backbone = ConfigDict()
@@ -54,12 +62,23 @@ def get_config() -> ConfigDict:
     train.steps = 900_000
     train.batch_size = 8
     train.accumulate = 1
+    train.optimizer = 'sgd'
     train.learning_rate = 0.02
+    train.end_learning_rate = 0.0
+    train.warmup_steps = 0
     train.poly_power = 0.9
     train.momentum = 0.9
     train.weight_decay = 5e-4
+    train.decay = 'all'  # or kernels: not biases and scales of norms
+    train.head_multiplier = 1.0  # of the learning rate outside of the backbone
+    train.clip_norm = 0.0  # of the gradients; 0: not
+    train.ema_decay = 0.0  # evaluate averaged parameters; 0: not
+    train.loss = 'cross_entropy'  # or ohem
+    train.ohem = ConfigDict()
+    train.ohem.threshold = 0.7  # openseg
+    train.ohem.min_kept = 100_000  # pixels of a batch, openseg
     train.aux_weight = 0.4  # PSPNet, mmseg
-    train.class_weights = ()
+    train.class_weights = 'none'
     train.dtype = 'bfloat16'
     train.log_every = 50
     train.eval_every = 50_000
@@ -68,6 +87,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 8
-    config.eval.image_size = (2112, 2112)  # padded to
+    config.eval.size_multiple = 64  # images are padded to multiples of this
+    config.eval.max_sizes = 8  # and to so many sizes at most, one compilation each
     config.eval.panels = 4
     return config

@@ -21,9 +21,17 @@ def get_config() -> ConfigDict:
     data.name = 'camvid'
     data.manual_dir = config_dict.placeholder(str)  # the images as downloaded
     data.data_dir = config_dict.placeholder(str)  # prepared data; None: ~/tensorflow_datasets
+    data.train_split = 'train'
+    data.storage = 'original'  # compact: decodes faster (docs/data.md)
     data.crop_size = (256, 256)
     data.scale_range = (0.5, 1.5)
+    data.scale_step = 0.0
+    data.aspect_jitter = 0.0
+    data.max_class_share = 1.0
+    data.photometric = 0.0
+    data.class_uniform = 0.0
     data.threads = 2
+    data.workers = 0  # processes; 0: only threads
 
     config.model = model = ConfigDict()
     model.backbone = ConfigDict()
@@ -46,25 +54,37 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0
 
     config.train = train = ConfigDict()
-    train.steps = 3000
+    train.steps = 2400
     train.batch_size = 4
     train.accumulate = 1
+    train.optimizer = 'sgd'
     train.learning_rate = 0.05
+    train.end_learning_rate = 0.0
+    train.warmup_steps = 0
     train.poly_power = 0.9
     train.momentum = 0.9
     train.weight_decay = 5e-4
+    train.decay = 'all'  # or kernels: not biases and scales of norms
+    train.head_multiplier = 1.0  # of the learning rate outside of the backbone
+    train.clip_norm = 0.0  # of the gradients; 0: not
+    train.ema_decay = 0.0  # evaluate averaged parameters; 0: not
+    train.loss = 'cross_entropy'  # or ohem
+    train.ohem = ConfigDict()
+    train.ohem.threshold = 0.7  # openseg
+    train.ohem.min_kept = 100_000  # pixels of a batch, openseg
     train.aux_weight = 0.4
     # 1 / ln(1.1 + share of the training pixels), in the order of the classes: without weights a run
     # this short leaves out the thin and rare ones.
-    train.class_weights = (4.1, 3.4, 9.6, 2.8, 7.3, 5.5, 9.4, 9.4, 6.7, 9.9, 10.2)
+    train.class_weights = '4.1,3.4,9.6,2.8,7.3,5.5,9.4,9.4,6.7,9.9,10.2'
     train.dtype = 'float32'
     train.log_every = 20
-    train.eval_every = 750
+    train.eval_every = 600
     train.checkpoint_every = 250
     train.max_skipped = 20
 
     config.eval = ConfigDict()
     config.eval.batch_size = 4
-    config.eval.image_size = (360, 480)
+    config.eval.size_multiple = 8  # images are padded to multiples of this
+    config.eval.max_sizes = 1  # and to so many sizes at most, one compilation each
     config.eval.panels = 4
     return config

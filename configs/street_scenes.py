@@ -22,9 +22,17 @@ def get_config() -> ConfigDict:
     data.data_dir = config_dict.placeholder(str)  # prepared data; None: ~/tensorflow_datasets
     data.image_size = (256, 512)
     data.num_images = (400, 50, 50)  # train, validation, test
+    data.train_split = 'train'
+    data.storage = 'original'  # compact: decodes faster (docs/data.md)
     data.crop_size = (256, 256)
     data.scale_range = (0.75, 1.5)
+    data.scale_step = 0.0
+    data.aspect_jitter = 0.0
+    data.max_class_share = 1.0
+    data.photometric = 0.0
+    data.class_uniform = 0.0
     data.threads = 2
+    data.workers = 0  # processes; 0: only threads
 
     config.model = model = ConfigDict()
     model.backbone = ConfigDict()
@@ -50,12 +58,23 @@ def get_config() -> ConfigDict:
     train.steps = 360
     train.batch_size = 4
     train.accumulate = 1
+    train.optimizer = 'sgd'
     train.learning_rate = 0.05
+    train.end_learning_rate = 0.0
+    train.warmup_steps = 0
     train.poly_power = 0.9
     train.momentum = 0.9
     train.weight_decay = 5e-4
+    train.decay = 'all'  # or kernels: not biases and scales of norms
+    train.head_multiplier = 1.0  # of the learning rate outside of the backbone
+    train.clip_norm = 0.0  # of the gradients; 0: not
+    train.ema_decay = 0.0  # evaluate averaged parameters; 0: not
+    train.loss = 'cross_entropy'  # or ohem
+    train.ohem = ConfigDict()
+    train.ohem.threshold = 0.7  # openseg
+    train.ohem.min_kept = 100_000  # pixels of a batch, openseg
     train.aux_weight = 0.4
-    train.class_weights = ()
+    train.class_weights = 'none'
     train.dtype = 'float32'
     train.log_every = 10
     train.eval_every = 180
@@ -64,6 +83,7 @@ def get_config() -> ConfigDict:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 4
-    config.eval.image_size = (256, 512)
+    config.eval.size_multiple = 8  # images are padded to multiples of this
+    config.eval.max_sizes = 1  # and to so many sizes at most, one compilation each
     config.eval.panels = 6
     return config

@@ -97,7 +97,7 @@ class Checkpointer:
                 self._report(f'{error}; it was renamed to {aside.name}, trying the one before')
                 self._checkpointer.reload()
                 continue
-            return TrainState(**trees['model'], **trees['training'])
+            return _state(trees)
         return None
 
     def steps(self) -> dict[int, float | None]:
@@ -214,10 +214,24 @@ def checksums(tree: Any) -> jax.Array:
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    """The model apart from the rest, so that analyses need not know the optimiser."""
+    """The model apart from the rest, so that analyses need not know the optimiser.
+
+    The model's parameters are those that are evaluated; where these are averages, the ones that
+    are trained are among the rest.
+    """
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    model = {name: fields.pop(name) for name in ('params', 'stats')}
+    model = {'params': state.evaluated, 'stats': fields.pop('stats')}
+    if fields.pop('averaged') is None:
+        del fields['params']
     return {'model': model, 'training': fields}
+
+
+def _state(trees: dict[str, Any]) -> TrainState:
+    """The state that `_trees` was made from."""
+    model, training = trees['model'], trees['training']
+    if 'params' in training:
+        return TrainState(**training, averaged=model['params'], stats=model['stats'])
+    return TrainState(**training, **model, averaged=None)
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

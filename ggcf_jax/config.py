@@ -7,6 +7,7 @@ import tempfile
 
 from ml_collections import ConfigDict, config_dict
 
+from ggcf_jax.data import class_weights
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'config.json'
@@ -14,7 +15,7 @@ _PLACEHOLDERS = 'placeholders'  # key of the saved file: types of the fields tha
 _TYPES = {'str': str, 'int': int, 'float': float}
 
 # Fields that may differ when a run is resumed: they say where things lie, not what is computed.
-_OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'eval.panels')
+_OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels')
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -110,6 +111,8 @@ def check(config: ConfigDict, devices: int) -> None:
         ('train.log_every', train.log_every),
         ('train.max_skipped', train.max_skipped),
         ('eval.batch_size', evaluation.batch_size),
+        ('eval.size_multiple', evaluation.size_multiple),
+        ('eval.max_sizes', evaluation.max_sizes),
         ('data.threads', config.data.threads),
     ):
         if value < 1:
@@ -119,16 +122,35 @@ def check(config: ConfigDict, devices: int) -> None:
         ('train.poly_power', train.poly_power),
         ('train.weight_decay', train.weight_decay),
         ('train.aux_weight', train.aux_weight),
+        ('train.end_learning_rate', train.end_learning_rate),
+        ('train.warmup_steps', train.warmup_steps),
+        ('train.clip_norm', train.clip_norm),
+        ('train.head_multiplier', train.head_multiplier),
         ('eval.panels', evaluation.panels),
+        ('data.workers', config.data.workers),
+        ('data.scale_step', config.data.scale_step),
+        ('data.photometric', config.data.photometric),
     ):
         if value < 0:
             raise InputError(f'config.{name}={value} must not be negative')
     for name, value in (
         ('train.momentum', train.momentum),
+        ('train.ema_decay', train.ema_decay),
         ('model.dropout', config.model.dropout),
+        ('data.aspect_jitter', config.data.aspect_jitter),
     ):
         if not 0 <= value < 1:
             raise InputError(f'config.{name}={value} must be in [0, 1)')
+    if train.warmup_steps >= train.steps:
+        raise InputError(
+            f'config.train.warmup_steps={train.warmup_steps} must be less than '
+            f'config.train.steps={train.steps}'
+        )
+    if train.loss == 'ohem' and not (0 < train.ohem.threshold <= 1 and train.ohem.min_kept >= 1):
+        raise InputError(
+            f'config.train.ohem.threshold={train.ohem.threshold} must be in (0, 1] and '
+            f'config.train.ohem.min_kept={train.ohem.min_kept} at least 1'
+        )
     parts = train.accumulate * devices
     if train.batch_size % parts:
         raise InputError(
@@ -140,14 +162,16 @@ def check(config: ConfigDict, devices: int) -> None:
             f'config.eval.batch_size={evaluation.batch_size} is not divisible by {devices} devices;'
             f' choose a multiple of {devices}'
         )
-    for name, size in (
-        ('data.crop_size', config.data.crop_size),
-        ('eval.image_size', evaluation.image_size),
+    size = tuple(config.data.crop_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f'config.data.crop_size={size} must be (height, width)')
+    for name, value in (
+        ('data.max_class_share', config.data.max_class_share),
+        ('data.class_uniform', config.data.class_uniform),
     ):
-        if len(size) != 2 or min(size) < 1:
-            raise InputError(f'config.{name}={tuple(size)} must be (height, width)')
-    if any(weight < 0 for weight in train.class_weights):
-        raise InputError(f'config.train.class_weights={train.class_weights} must not be negative')
+        if not 0 <= value <= 1:
+            raise InputError(f'config.{name}={value} must be in [0, 1]')
+    class_weights.parse(train.class_weights)
     low, high = config.data.scale_range
     if not 0 < low <= high:
         raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')

@@ -17,7 +17,8 @@ from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.data import pipeline
-from ggcf_jax.data.dataset import IGNORE, Dataset
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.models.upsample import upsample
 from ggcf_jax.state import merge
 
@@ -101,11 +102,11 @@ def evaluate(
     stats: nnx.State,
     dataset: Dataset,
     split: str,
+    plan: pipeline.EvaluationPlan,
     *,
-    image_size: tuple[int, int],
-    batch_size: int,
     num_samples: int,
     mesh: Mesh,
+    reading: pipeline.Reading,
     progress: Progress,
 ) -> Evaluation:
     """Evaluates every image of `split` once, whole, at its own resolution.
@@ -113,20 +114,17 @@ def evaluate(
     Args:
         eval_step: of `make_eval_step`.
         params: of the model. stats: its batch statistics.
-        image_size: (h, w) that images are padded to.
-        batch_size: over all devices.
-        num_samples: how many images to return, the first of this process's share.
-        mesh: of the devices.
+        plan: which images go together, padded to what.
+        num_samples: return those of the first so many images that this process sees.
+        mesh: of the devices. reading: how images are decoded.
         progress: shows how far it is.
     """
     shard = pipeline.Shard(jax.process_index(), jax.process_count())
-    batches = pipeline.evaluation_batches(
-        dataset, split, image_size, batch_size=batch_size, shard=shard
-    )
+    batches = pipeline.evaluation_batches(dataset, split, plan, shard=shard, reading=reading)
     zeros = np.zeros((dataset.num_classes, dataset.num_classes), np.int32)
     on_device = jax.device_put(zeros, mesh_lib.replicated(mesh))
     total, pixels = zeros.astype(np.int64), 0
-    samples: list[Sample] = []
+    samples: dict[int, Sample] = {}
     before = None
     with progress.evaluating(len(dataset.source(split)), split) as advance:
         for batch in batches:
@@ -137,18 +135,21 @@ def evaluate(
             # At most two batches wait on the device, however many images the split has.
             jax.block_until_ready(before)
             before = predictions
-            pixels += batch_size * image_size[0] * image_size[1]
+            pixels += batch['label'].size * shard.count
             if pixels > 2**30:  # before an int32 count can overflow
                 total += np.asarray(on_device)
                 on_device, pixels = jax.device_put(zeros, mesh_lib.replicated(mesh)), 0
-            if len(samples) < num_samples:
+            wanted = np.flatnonzero((batch['index'] >= 0) & (batch['index'] < num_samples))
+            if len(wanted):
                 local = _local(predictions)
-                for i in np.flatnonzero(batch['valid'])[: num_samples - len(samples)]:
-                    name = dataset.source(split)[int(batch['index'][i])]['name']
-                    samples.append(Sample(name, batch['image'][i], batch['label'][i], local[i]))
-            advance(int(batch['valid'].sum()) * shard.count)
+                for i in wanted:
+                    index = int(batch['index'][i])
+                    shown = tuple(slice(length) for length in batch['size'][i])
+                    images = (x[i][shown] for x in (batch['image'], batch['label'], local))
+                    samples[index] = Sample(dataset.source(split)[index]['name'], *images)
+            advance(int((batch['index'] >= 0).sum()) * shard.count)
         total += np.asarray(on_device)
-    return Evaluation(split, dataset.classes, total, tuple(samples))
+    return Evaluation(split, dataset.classes, total, tuple(samples[i] for i in sorted(samples)))
 
 
 def _local(array: jax.Array) -> np.ndarray:
@@ -216,6 +217,7 @@ def evaluate_workdir(
     config_lib.check(config, jax.device_count())
     dataset = data.build(config.data)
     dataset.source(split)
+    dataset.check_labeled(split, 'evaluated')
     mesh = mesh_lib.make_mesh()
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
@@ -226,10 +228,10 @@ def evaluate_workdir(
             restored.stats,
             dataset,
             split,
-            image_size=tuple(config.eval.image_size),
-            batch_size=config.eval.batch_size,
+            data.evaluation_plan(config, dataset, split),
             num_samples=config.eval.panels,
             mesh=mesh,
+            reading=data.reading(config.data),
             progress=progress,
         )
         progress.print(f'checkpoint of step {restored.step}, {split}:')

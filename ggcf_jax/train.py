@@ -1,19 +1,28 @@
 """Training, from the configuration to the report: read it from top to bottom."""
 
+import contextlib
 import pathlib
 import time
 
 import jax
 
-from ggcf_jax import checkpoint, data, evaluate, models, optim, provenance, report
+from ggcf_jax import (
+    checkpoint,
+    data,
+    evaluate,
+    losses,
+    models,
+    optim,
+    provenance,
+    report,
+    train_step,
+)
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
-from ggcf_jax.data import pipeline, transforms
-from ggcf_jax.errors import InputError
+from ggcf_jax.data import pipeline
 from ggcf_jax.interrupt import stop_requests
-from ggcf_jax.train_step import make_train_step
 from ggcf_jax.writer import Writer
 
 
@@ -46,22 +55,16 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
     dataset = data.build(config.data)
-    if len(train.class_weights) not in (0, dataset.num_classes):
-        raise InputError(
-            f'config.train.class_weights has {len(train.class_weights)} numbers, but data set '
-            f'{dataset.name!r} has {dataset.num_classes} classes; give one a class, or () for none'
-        )
+    optim.optimizer(train)
+    losses.build(train, ())
+    learning_rate = optim.schedule(train)
+    class_weights = data.class_weights_of(config, dataset)
     config_lib.claim_workdir(config, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
     mesh = mesh_lib.make_mesh()
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
-    tx = optim.optimizer(train)
-
-    def create() -> state_lib.TrainState:
-        return state_lib.create(models.build(config, dataset.num_classes), tx, config.seed)
-
-    state = jax.jit(create, out_shardings=mesh_lib.replicated(mesh))()
+    state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoint.Checkpointer(workdir)
     state = checkpointer.restore_latest(state) or state
     start = int(state.step)
@@ -74,41 +77,23 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     provenance.save(workdir)
 
     # The two compiled functions and the data.
-    train_step = jax.jit(
-        make_train_step(
-            graphdef,
-            tx,
-            aux_weight=train.aux_weight,
-            class_weights=tuple(train.class_weights),
-            accumulate=train.accumulate,
-            log_every=train.log_every,
-        ),
-        donate_argnums=0,
-        out_shardings=mesh_lib.replicated(mesh),
-    )
+    step_fn = train_step.build(train, class_weights, graphdef, mesh)
     eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh)
-    learning_rate = optim.schedule(train)
-    batches = pipeline.train_batches(
-        dataset,
-        'train',
-        transforms.TrainTransform(tuple(config.data.crop_size), tuple(config.data.scale_range)),
-        seed=config.seed,
-        batch_size=train.batch_size,
-        start_step=start,
-        shard=pipeline.Shard(jax.process_index(), jax.process_count()),
-        threads=config.data.threads,
-    )
+    shard = pipeline.Shard(jax.process_index(), jax.process_count())
+    batches = data.training_batches(config, dataset, start, shard)
+    plan = data.evaluation_plan(config, dataset, 'validation')
 
     evaluation = previous = None
     began = window = time.perf_counter()
     with (
         jax.set_mesh(mesh),
+        contextlib.closing(batches),
         Writer(workdir, start) as writer,
         Progress(train.steps, start) as progress,
         stop_requests() as stop_requested,
     ):
         for step in range(start + 1, train.steps + 1):
-            state = train_step(state, mesh_lib.global_batch(mesh, next(batches)))
+            state = step_fn(state, mesh_lib.global_batch(mesh, next(batches)))
 
             if step % train.log_every == 0:
                 row = _train_row(state, train, float(learning_rate(step - 1)))
@@ -126,14 +111,14 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
                 paused = time.perf_counter()
                 evaluation = evaluate.evaluate(
                     eval_step,
-                    state.params,
+                    state.evaluated,
                     state.stats,
                     dataset,
                     'validation',
-                    image_size=tuple(config.eval.image_size),
-                    batch_size=config.eval.batch_size,
+                    plan,
                     num_samples=config.eval.panels,
                     mesh=mesh,
+                    reading=data.reading(config.data),
                     progress=progress,
                 )
                 seconds = time.perf_counter() - paused

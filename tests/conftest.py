@@ -82,7 +82,6 @@ def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
             'train.eval_every': 6,
             'train.checkpoint_every': 3,
             'eval.batch_size': 8,
-            'eval.image_size': (40, 56),
             'eval.panels': 2,
         }
     )

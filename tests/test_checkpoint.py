@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax import checkpoint, models, optim
+from ggcf_jax import checkpoint
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.errors import InputError
@@ -20,10 +20,7 @@ pytestmark = [
 
 @pytest.fixture
 def state(tiny_config):
-    created = state_lib.create(
-        models.build(tiny_config, 5), optim.optimizer(tiny_config.train), tiny_config.seed
-    )
-    return jax.device_put(created, mesh_lib.replicated(mesh_lib.make_mesh()))
+    return state_lib.creator(tiny_config, 5, mesh_lib.make_mesh())()
 
 
 def _at(state, step):
@@ -150,9 +147,7 @@ def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(state, tm
 def test_checkpoint_of_another_model_is_refused_by_name(state, tiny_config, tmp_path):
     _save(tmp_path, state, {3: 0.2})
     tiny_config.model.heads = 'local:1,grid:2,3'
-    other = state_lib.create(
-        models.build(tiny_config, 5), optim.optimizer(tiny_config.train), tiny_config.seed
-    )
+    other = state_lib.creator(tiny_config, 5, mesh_lib.make_mesh())()
     with pytest.raises(InputError, match=r'context.phi.bias: float32 \[8\] saved, .*\[12\] in'):
         _restore_latest(tmp_path, other)
     assert (tmp_path / 'checkpoints' / '3').is_dir()
@@ -166,3 +161,20 @@ def test_one_changed_bit_changes_the_checksum(rng):
     after = checkpoint.checksums([changed.view(np.float32), np.int32(5)])
     assert before[0] != after[0] and before[1] == after[1]
     assert (checkpoint.checksums([x[::-1].copy()])[0] != before[0]).all()
+
+
+def test_averaged_parameters_are_what_analyses_get(tiny_config, tmp_path):
+    tiny_config.train.ema_decay = 0.9
+    mesh = mesh_lib.make_mesh()
+    state = state_lib.creator(tiny_config, 5, mesh)()
+    state = state.replace(averaged=jax.tree.map(lambda x: x + 7, state.params))
+    _save(tmp_path, state, {3: 0.2})
+    found = _restore_latest(tmp_path, state)[0]
+    for name in ('params', 'averaged'):
+        expected = jax.tree.leaves(getattr(_at(state, 3), name))
+        for a, b in zip(jax.tree.leaves(getattr(found, name)), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    sharding = mesh_lib.replicated(mesh)
+    model = checkpoint.restore(tmp_path, state.params, state.stats, sharding, 'latest')
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.averaged), strict=True):
+        np.testing.assert_array_equal(a, b)

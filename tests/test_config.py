@@ -80,7 +80,14 @@ def test_damaged_config(tmp_path, content):
         ({'train.momentum': 1.0}, r'train.momentum=1.0 must be in \[0, 1\)'),
         ({'data.crop_size': (24,)}, r'data.crop_size=\(24,\) must be \(height, width\)'),
         ({'data.scale_range': (1.5, 0.5)}, r'data.scale_range=\(1.5, 0.5\) must be'),
-        ({'train.class_weights': (-1.0,)}, 'class_weights=.* must not be negative'),
+        (
+            {'train.class_weights': '1,-1'},
+            "class_weights='1,-1' is not one of none",
+        ),
+        ({'train.warmup_steps': 2400}, 'warmup_steps=2400 must be less than config.train.steps'),
+        ({'data.class_uniform': 1.5}, r'data.class_uniform=1.5 must be in \[0, 1\]'),
+        ({'eval.max_sizes': 0}, 'eval.max_sizes=0 must be at least 1'),
+        ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
     ],
 )
 def test_impossible_values(tiny_config, change, message):

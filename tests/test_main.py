@@ -30,7 +30,7 @@ MISTAKES = {
     '': '--config is missing; try --config=configs/street_scenes.py',
     'train': r"unexpected arguments ['train']",
     '--config=configs/camvit.py': '--config=configs/camvit.py: there is no such file',
-    '--config=configs/camvid.py --mode=trian': 'should be one of <train|evaluate>',
+    '--config=configs/camvid.py --mode=trian': 'should be one of <train|evaluate|doctor>',
     '--config=configs/camvid.py --config.train.step=5': 'Did you mean "steps" instead of "step"?',
     '--config=configs/camvid.py --config.train.steps=many': 'invalid literal for int',
     '--config=configs/camvid.py': 'pass --config.data.manual_dir=DIR',

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from conftest import load_config, make_tiny_config, write_camvid
 
-from ggcf_jax import checkpoint, evaluate, metrics, models, optim, train
+from ggcf_jax import checkpoint, evaluate, metrics, models, train, train_step
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.train_step import make_train_step
 from ggcf_jax.writer import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -106,6 +105,7 @@ def test_evaluation_on_one_device_equals_eight(setting):
     config, workdir, evaluation = setting
     from ggcf_jax import data
     from ggcf_jax.console import Progress
+    from ggcf_jax.data import pipeline
 
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, 11)
@@ -118,10 +118,10 @@ def test_evaluation_on_one_device_equals_eight(setting):
             restored.stats,
             dataset,
             'validation',
-            image_size=(40, 56),
-            batch_size=1,
+            pipeline.plan_evaluation(dataset, 'validation', multiple=8, max_sizes=1, batch_size=1),
             num_samples=0,
             mesh=mesh,
+            reading=pipeline.Reading(1),
             progress=progress,
         )
     assert np.abs(alone.matrix - evaluation.matrix).sum() <= 4  # ties of float rounding
@@ -161,7 +161,7 @@ def _command(config, workdir, steps):
                  'model.heads', 'model.ggcf.channels', 'model.ggcf.key_channels',
                  'model.ggcf.value_channels', 'model.aux_channels', 'model.dropout',
                  'train.batch_size', 'train.learning_rate', 'eval.batch_size',
-                 'eval.image_size', 'eval.panels'):  # fmt: skip
+                 'eval.panels'):  # fmt: skip
         node = config
         for part in name.split('.'):
             node = node[part]
@@ -234,31 +234,23 @@ def _steps(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['street_scenes', 'camvid', 'cityscapes', 'ade20k'])
+@pytest.mark.parametrize('name', ['street_scenes', 'camvid', 'cityscapes', 'ade20k', 'folder'])
 def test_config_builds_and_steps(name):
     """The architecture of every config, made narrow, on a small crop."""
     config = load_config(name)
     config.model.backbone.width = 4
     config.model.ggcf.update(channels=8, key_channels=4, value_channels=4)
     config.model.aux_channels = 4
-    config.train.class_weights = ()
-    graphdef, params, stats = state_lib.split(models.build(config, 7))
-    tx = optim.optimizer(config.train)
-    state = state_lib.create(state_lib.merge(graphdef, params, stats), tx, config.seed)
-    step = make_train_step(
-        graphdef,
-        tx,
-        aux_weight=config.train.aux_weight,
-        class_weights=(),
-        accumulate=config.train.accumulate,
-        log_every=config.train.log_every,
-    )
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    graphdef, _, _ = models.abstract(config, 7)
+    state = state_lib.creator(config, 7, mesh)()
+    step = train_step.build(config.train, (), graphdef, mesh)
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.integers(0, 255, (2, 33, 41, 3)).astype(np.uint8),
         'label': rng.integers(0, 7, (2, 33, 41)).astype(np.uint8),
     }
-    after = jax.jit(step)(state, batch)
+    after = step(state, batch)
     assert int(after.skipped) == 0 and np.isfinite(float(after.running['loss']))
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, after.params)
     assert np.mean(jax.tree.leaves(changed)) > 0.5

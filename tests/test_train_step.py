@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import models, optim
 from ggcf_jax import state as state_lib
-from ggcf_jax.losses import cross_entropy
+from ggcf_jax.losses import cross_entropy, ohem
 from ggcf_jax.models.upsample import upsample
 from ggcf_jax.train_step import deal, make_train_step
 
@@ -27,17 +29,21 @@ def _batch(seed=0, size=8):
     return {'image': rng.integers(0, 255, (size, 24, 24, 3)).astype(np.uint8), 'label': label}
 
 
-def _make(config, accumulate=1, log_every=2):
+def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
     graphdef, params, stats = state_lib.split(models.build(config, CLASSES))
     tx = optim.optimizer(config.train)
     step = make_train_step(
-        graphdef, tx, aux_weight=0.4, class_weights=(), accumulate=accumulate, log_every=log_every
-    )
-    return (
-        step,
-        state_lib.create(state_lib.merge(graphdef, params, stats), tx, config.seed),
         graphdef,
+        tx,
+        loss=loss,
+        aux_weight=0.4,
+        class_weights=(),
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        log_every=log_every,
     )
+    model = state_lib.merge(graphdef, params, stats)
+    return step, state_lib.create(model, tx, config.seed, ema_decay), graphdef
 
 
 def _assert_close(a, b, rtol=2e-4, atol=2e-6):
@@ -68,13 +74,16 @@ def test_first_update_is_the_definition(config):
     np.testing.assert_allclose(new.running['loss'], jax.jit(loss)(state.params), rtol=1e-5)
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_one_device_equals_eight(config, accumulate):
+@pytest.mark.parametrize(
+    ('accumulate', 'loss'),
+    [(1, cross_entropy), (2, cross_entropy), (1, partial(ohem, threshold=0.2, min_kept=700))],
+)
+def test_one_device_equals_eight(config, accumulate, loss):
     """Loss, gradients and batch statistics are global: the same steps on 1 and on 8 devices.
 
     With two microbatches of 8 of 16 images, each device holds one image of each.
     """
-    step, state, _ = _make(config, accumulate)
+    step, state, _ = _make(config, accumulate, loss=loss)
     results = []
     for devices in (1, 8):
         mesh = mesh_lib.make_mesh(jax.devices()[:devices])
@@ -143,8 +152,9 @@ def test_not_finite_step_changes_nothing_but_counts(config):
     assert int(recovered.skipped) == 0 and float(recovered.running['skipped']) == 1
 
 
-def test_all_ignored_batch_is_finite(config):
-    step, state, _ = _make(config)
+@pytest.mark.parametrize('loss', [cross_entropy, partial(ohem, threshold=0.7, min_kept=10)])
+def test_all_ignored_batch_is_finite(config, loss):
+    step, state, _ = _make(config, loss=loss)
     batch = _batch()
     batch['label'][:] = 255
     after = jax.jit(step)(state, batch)
@@ -181,3 +191,14 @@ def test_dropout_depends_on_seed_and_step(tiny_config):
     assert loss(state) == first
     assert loss(state.replace(step=jnp.int32(2))) != first
     assert loss(state.replace(seed=jnp.uint32(9))) != first
+
+
+def test_averaged_parameters_are_the_moving_average(config):
+    step, state, _ = _make(config, ema_decay=0.9)
+    compiled = jax.jit(step)
+    expected = state.params
+    for seed in range(3):
+        state = compiled(state, _batch(seed))
+        expected = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, expected, state.params)
+    _assert_close(state.averaged, expected)
+    assert state.evaluated is state.averaged

@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 
 from ggcf_jax.data import prepare
 from ggcf_jax.data.builder import Record, RecordBuilder, check_pair
-from ggcf_jax.data.dataset import IGNORE, NOT_ALLOWED, Dataset
+from ggcf_jax.data.codec import IGNORE, NOT_ALLOWED
+from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.data.zips import Zip, open_zips
 from ggcf_jax.errors import InputError
 
@@ -147,7 +148,7 @@ def build(data) -> Dataset:
             _check_names(zips[_ZIP])
     sources = prepare.prepared_sources(builder)
     prepare.warn_of_counts('ade20k', sources, PUBLISHED)
-    return Dataset('ade20k', CLASSES, COLORS, sources, LABEL_MAP)
+    return Dataset('ade20k', CLASSES, COLORS, sources, LABEL_MAP, builder.info.full_name)
 
 
 DATASETS = {'ade20k': build}

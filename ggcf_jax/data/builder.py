@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ggcf_jax.data.dataset import check_sizes, decode_image, decode_label, map_labels
+from ggcf_jax.data.codec import check_sizes, decode_image, decode_label, map_labels
 from ggcf_jax.errors import InputError
 
 # Lies in a directory while this program writes it, and tells it from one that others write.

@@ -11,16 +11,9 @@ import pathlib
 
 import tensorflow_datasets as tfds
 
-from ggcf_jax.data import prepare
+from ggcf_jax.data import codec, prepare
 from ggcf_jax.data.builder import Record, RecordBuilder
-from ggcf_jax.data.dataset import (
-    Dataset,
-    check_sizes,
-    decode_image,
-    decode_label,
-    identity_label_map,
-    map_labels,
-)
+from ggcf_jax.data.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
 CLASSES = (
@@ -112,7 +105,8 @@ def build(data) -> Dataset:
     builder = Builder(pairs, data_dir=str(directory))
     if not builder.data_path.exists():
         check_pairs(pairs)
-    return Dataset('camvid', CLASSES, COLORS, prepare.prepared_sources(builder), LABEL_MAP)
+    sources = prepare.prepared_sources(builder)
+    return Dataset('camvid', CLASSES, COLORS, sources, LABEL_MAP, builder.info.full_name)
 
 
 def find_pairs(manual_dir: str | None) -> dict[str, list[tuple[pathlib.Path, pathlib.Path]]]:
@@ -151,12 +145,18 @@ def find_pairs(manual_dir: str | None) -> dict[str, list[tuple[pathlib.Path, pat
 
 def check_pairs(pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]]) -> None:
     """Decodes every pair once, before anything is written, and refuses what training would."""
+    problems = []
     for image_path, label_path in (pair for files in pairs.values() for pair in files):
-        image = decode_image(image_path.read_bytes(), str(image_path))
-        label = map_labels(
-            decode_label(label_path.read_bytes(), str(label_path)), LABEL_MAP, str(label_path)
-        )
-        check_sizes(image, label, str(image_path))
+        try:
+            image = codec.decode_image(image_path.read_bytes(), str(image_path))
+            raw = codec.decode_label(label_path.read_bytes(), str(label_path))
+            codec.map_labels(raw, LABEL_MAP, str(label_path))
+            codec.check_sizes(image, raw, str(image_path))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        shown = '\n  '.join(problems[:10])
+        raise InputError(f'{len(problems)} files cannot be used, among them\n  {shown}')
 
 
 def _fingerprint(pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]]) -> str:

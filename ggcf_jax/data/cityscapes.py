@@ -16,7 +16,8 @@ from cityscapesscripts.helpers.labels import labels as _LABELS
 
 from ggcf_jax.data import prepare
 from ggcf_jax.data.builder import Record, RecordBuilder, check_pair
-from ggcf_jax.data.dataset import IGNORE, NOT_ALLOWED, Dataset
+from ggcf_jax.data.codec import IGNORE, NOT_ALLOWED
+from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.data.zips import Zip, open_zips
 from ggcf_jax.errors import InputError
 
@@ -32,6 +33,8 @@ PUBLISHED = {
     'train_extra': (19_998, 19_997),
 }
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
+
+VERSION = '1.0.0'
 
 _FINE, _COARSE = 'semantic_segmentation', 'semantic_segmentation_extra'
 _WEBSITE = 'https://www.cityscapes-dataset.com'
@@ -68,10 +71,10 @@ class Builder(RecordBuilder, skip_registration=True):
     name = 'cityscapes'
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(
-            name=_FINE, version='1.0.0', description='Cityscapes with fine annotations.'
+            name=_FINE, version=VERSION, description='Cityscapes with fine annotations.'
         ),
         tfds.core.BuilderConfig(
-            name=_COARSE, version='1.0.0', description='Cityscapes with coarse annotations.'
+            name=_COARSE, version=VERSION, description='Cityscapes with coarse annotations.'
         ),
     ]
 
@@ -196,7 +199,8 @@ def build(data) -> Dataset:
             decoded, sizes that differ, or labels that are no Cityscapes labelIds.
     """
     sources = Sources(data.manual_dir, str(prepare.data_directory(data.data_dir)))
-    return Dataset('cityscapes', CLASSES, COLORS, sources, LABEL_MAP, unlabeled=('test',))
+    identity = f'cityscapes {VERSION}'
+    return Dataset('cityscapes', CLASSES, COLORS, sources, LABEL_MAP, identity, ('test',))
 
 
 DATASETS = {'cityscapes': build}

@@ -134,6 +134,7 @@ def build(data) -> Dataset:
         colors=classes.COLORS,
         sources=prepare.prepared_sources(builder),
         label_map=identity_label_map(len(classes.CLASSES), classes.IGNORE),
+        identity=builder.info.full_name,
     )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ggcf_jax import data
 from ggcf_jax.data import ade20k
-from ggcf_jax.data.dataset import IGNORE, NOT_ALLOWED
+from ggcf_jax.data.codec import IGNORE, NOT_ALLOWED
 from ggcf_jax.errors import InputError
 
 ROOT = 'ADEChallengeData2016'

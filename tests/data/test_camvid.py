@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import data
 from ggcf_jax.data import camvid
-from ggcf_jax.data.dataset import IGNORE
+from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
 
 
@@ -56,7 +56,7 @@ def test_changed_files_are_prepared_anew(camvid_folder, tmp_path):
     ('damage', 'message'),
     [
         (lambda f: _label(f).unlink(), r'1 images in .*train have no label .*train_1.png'),
-        (lambda f: _label(f).write_bytes(b'no PNG'), 'train_1.png: the label cannot be decoded'),
+        (lambda f: _label(f).write_bytes(b'no PNG'), 'train_1.png: the label is not a PNG file'),
         (
             lambda f: (f / 'train' / 'train_1.png').write_bytes(b''),
             'train_1.png: the image cannot be decoded',
@@ -71,7 +71,7 @@ def test_changed_files_are_prepared_anew(camvid_folder, tmp_path):
         ),
         (
             lambda f: cv2.imwrite(str(_label(f)), np.zeros((40, 56, 3), np.uint8)),
-            'train_1.png: the label has shape',
+            'train_1.png: the label is a 8-bit colour PNG',
         ),
         (lambda f: [p.unlink() for p in (f / 'val').iterdir()], 'val holds no .jpg or .png'),
         (lambda f: (f / 'val').rename(f / 'validation'), 'has no folder val/'),

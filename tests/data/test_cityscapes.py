@@ -15,7 +15,7 @@ from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder a
 
 from ggcf_jax import data
 from ggcf_jax.data import cityscapes
-from ggcf_jax.data.dataset import IGNORE, NOT_ALLOWED
+from ggcf_jax.data.codec import IGNORE, NOT_ALLOWED
 from ggcf_jax.errors import InputError
 
 SKIP = tfds.decode.SkipDecoding()

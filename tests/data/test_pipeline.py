@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ggcf_jax.data import pipeline, transforms
-from ggcf_jax.data.dataset import IGNORE, Dataset, identity_label_map
+from ggcf_jax.data import class_index, pipeline, training_set, transforms
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
 SIZE = (12, 16)
@@ -12,40 +13,74 @@ SIZE = (12, 16)
 class _Source:
     """Record i is an image of colour i with label i."""
 
-    def __init__(self, count):
-        self._count = count
+    def __init__(self, count, sizes=(SIZE,), first=0):
+        self._count, self._sizes, self._first = count, sizes, first
 
     def __len__(self):
         return self._count
 
     def __getitem__(self, index):
-        image = np.full((*SIZE, 3), index, np.uint8)
-        image[:, : SIZE[1] // 2] += 100  # so that flips show
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        size = self._sizes[index % len(self._sizes)]
+        image = np.full((*size, 3), self._first + index, np.uint8)
+        image[:, : size[1] // 2] += 100  # so that flips show
+        label = np.full(size, self._first + index, np.uint8)
         return {
             'name': f'image_{index}',
             'image': cv2.imencode('.png', image)[1].tobytes(),
-            'label': cv2.imencode('.png', np.full(SIZE, index, np.uint8))[1].tobytes(),
+            'label': cv2.imencode('.png', label)[1].tobytes(),
         }
 
 
-def _dataset(count):
+def _dataset(count, sizes=(SIZE,)):
     colors = ((0, 0, 0),) * 50
     names = tuple(map(str, range(50)))
-    source = {'train': _Source(count), 'validation': _Source(count)}
-    return Dataset('fake', names, colors, source, identity_label_map(50, 255))
+    sources = {
+        'train': _Source(count),
+        'extra': _Source(3, first=40),
+        'validation': _Source(count, sizes),
+        'test': _Source(1),
+    }
+    return Dataset(
+        'fake', names, colors, sources, identity_label_map(50, 255), 'fake', unlabeled=('test',)
+    )
 
 
-def _stream(steps, count=13, start=0, shard=pipeline.Shard(), batch_size=4, seed=3):
+def _stream(
+    steps,
+    count=13,
+    start=0,
+    shard=pipeline.Shard(),
+    batch_size=4,
+    seed=3,
+    split='train',
+    reading=pipeline.Reading(2),
+    class_uniform=0.0,
+    indices=None,
+):
+    parts = training_set.parse(split)
     batches = pipeline.train_batches(
-        _dataset(count),
-        'train',
+        training_set.records(_dataset(count), parts),
+        tuple(part.weight for part in parts),
         transforms.TrainTransform((8, 8), (0.5, 1.5)),
         seed=seed,
         batch_size=batch_size,
         start_step=start,
         shard=shard,
+        reading=reading,
+        class_uniform=class_uniform,
+        indices=indices,
     )
-    return [next(batches) for _ in range(steps)]
+    found = [next(batches) for _ in range(steps)]
+    batches.close()
+    return found
+
+
+def _labels(batches):
+    """The label of each image of the batches; the images are flat."""
+    labels = np.concatenate([batch['label'] for batch in batches])
+    return labels.max((1, 2), where=labels != IGNORE, initial=0)
 
 
 def _equal(a, b):
@@ -90,38 +125,120 @@ def test_seeds_give_different_streams():
     assert not any(_equal(a, b) for a, b in zip(_stream(6, seed=3), _stream(6, seed=4)))
 
 
+def test_neighbouring_seeds_and_epochs_share_no_augmentation():
+    """Crops of one image, over 20 epochs of two seeds: scale and place are drawn anew."""
+    crops = [
+        image.tobytes()
+        for seed in (3, 4)
+        for batch in _stream(20, count=1, batch_size=1, seed=seed)
+        for image in batch['image']
+    ]
+    assert len(set(crops)) > 15  # of 40; flat images have few different crops
+
+
+@pytest.mark.parametrize('split', ['train+extra', 'train:0.5,extra:0.5'])
+def test_mixtures_are_a_function_of_seed_and_step(split):
+    whole = _stream(10, split=split)
+    assert all(_equal(a, b) for a, b in zip(whole[4:], _stream(6, start=4, split=split)))
+    parts = [_stream(10, split=split, shard=pipeline.Shard(i, 2)) for i in range(2)]
+    for step, batch in enumerate(whole):
+        for i, part in enumerate(parts):
+            np.testing.assert_array_equal(batch['image'][i::2], part[step]['image'])
+
+
+def test_a_sum_of_splits_sees_every_image_once_an_epoch():
+    labels = _labels(_stream(8, count=13, batch_size=2, split='train+extra'))
+    assert sorted(labels) == [*range(13), 40, 41, 42]
+
+
+def test_a_mixture_draws_by_weight():
+    labels = _labels(_stream(50, count=13, batch_size=4, split='train:0.75,extra:0.25'))
+    assert abs((labels >= 40).sum() - 50) <= 2
+    assert set(labels) == {*range(13), 40, 41, 42}
+
+
+@pytest.mark.parametrize(
+    'text', ['', 'train+', 'train,extra', 'train:0,extra:1', 'train:x', 'train:nan', 'train:-1']
+)
+def test_malformed_training_split(text):
+    with pytest.raises(InputError, match=r'config.data.train_split=.*write a split such as'):
+        training_set.parse(text)
+
+
+def test_training_on_withheld_labels():
+    with pytest.raises(InputError, match=r"split 'test' .* cannot be trained on.*predict"):
+        _stream(1, split='train+test')
+
+
+def test_class_uniform_sampling_draws_classes_equally():
+    records = training_set.records(_dataset(5), training_set.parse('train'))
+    index = class_index.build(records[0], 2)
+    kept = class_index.ClassIndex(index.points[index.points[:, 1] != 3])  # class 3 unknown to it
+    plain, uniform = (
+        _labels(_stream(30, 5, class_uniform=share, indices=(kept,))) for share in (0.0, 1.0)
+    )
+    assert (plain == 3).sum() == 24
+    assert (uniform == 3).sum() == 0
+    assert min((uniform == c).sum() for c in (0, 1, 2, 4)) > 15
+
+
+def test_class_index_is_built_once(tmp_path):
+    (records,) = training_set.records(_dataset(4), training_set.parse('train'))
+    index = class_index.load_or_build(records, tmp_path, 2)
+    (path,) = tmp_path.rglob('*.npy')
+    before = path.stat().st_mtime_ns
+    again = class_index.load_or_build(records, tmp_path, 2)
+    np.testing.assert_array_equal(index.points, again.points)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_class_index_points_are_pixels_of_their_class(rng):
+    label = rng.integers(0, 6, (37, 53), dtype=np.uint8)
+    label[label == 5] = IGNORE
+    label[20:, 30:] = 7
+    found = class_index.points(label)
+    assert all(label[y, x] == c for c, y, x in found)
+    assert {c for c, _, _ in found} == {0, 1, 2, 3, 4, 7}
+    assert len(set(found)) == len(found) > 100
+
+
 @pytest.mark.parametrize('count', [1, 7, 8, 9])
 @pytest.mark.parametrize(('batch_size', 'processes'), [(1, 1), (4, 1), (4, 2), (8, 4)])
-def test_evaluation_sees_every_image_once(count, batch_size, processes):
-    dataset = _dataset(count)
-    seen, lengths = [], set()
+@pytest.mark.parametrize('sizes', [(SIZE,), ((12, 16), (9, 30), (12, 17))])
+def test_evaluation_sees_every_image_once_at_its_size(count, batch_size, processes, sizes):
+    dataset = _dataset(count, sizes)
+    plan = pipeline.plan_evaluation(
+        dataset, 'validation', multiple=4, max_sizes=2, batch_size=batch_size
+    )
+    assert len(set(plan.sizes)) <= 2
+    seen = []
     for i in range(processes):
         shard = pipeline.Shard(i, processes)
-        batches = list(
-            pipeline.evaluation_batches(
-                dataset, 'validation', SIZE, batch_size=batch_size, shard=shard
-            )
-        )
-        lengths.add(len(batches))
-        for batch in batches:
-            assert batch['image'].shape == (batch_size // processes, *SIZE, 3)
-            seen += batch['index'][batch['valid']].tolist()
-            assert (batch['label'][~batch['valid']] == IGNORE).all()
-            for index, label in zip(batch['index'][batch['valid']], batch['label'][batch['valid']]):
-                assert (label == index).all()
+        batches = list(pipeline.evaluation_batches(dataset, 'validation', plan, shard=shard))
+        assert len(batches) == len(plan)
+        for batch, padded in zip(batches, plan.sizes):
+            assert batch['image'].shape == (batch_size // processes, *padded, 3)
+            for index, size, label in zip(batch['index'], batch['size'], batch['label']):
+                height, width = size
+                assert (label[height:] == IGNORE).all() and (label[:, width:] == IGNORE).all()
+                if index >= 0:
+                    assert tuple(size) == sizes[index % len(sizes)]
+                    assert (label[:height, :width] == index).all()
+                    seen.append(int(index))
     assert sorted(seen) == list(range(count))
-    assert lengths == {pipeline.num_evaluation_batches(dataset, 'validation', batch_size)}
 
 
-def test_evaluation_pads_small_images():
-    (batch,) = pipeline.evaluation_batches(_dataset(1), 'validation', (15, 20), batch_size=1)
-    assert batch['image'].shape == (1, 15, 20, 3)
-    assert (batch['label'][0, 12:] == IGNORE).all() and (batch['label'][0, :, 16:] == IGNORE).all()
+def test_sizes_are_united_where_least_is_added():
+    sizes = np.array([(8, 8)] * 5 + [(8, 16)] * 5 + [(100, 100)])
+    assert set(pipeline._unite(sizes, 3)) == {(8, 8), (8, 16), (100, 100)}
+    assert set(pipeline._unite(sizes, 2)) == {(8, 16), (100, 100)}
+    assert pipeline._unite(sizes, 1) == {(100, 100): list(range(11))}
 
 
-def test_evaluation_refuses_larger_images():
-    with pytest.raises(InputError, match=r'image_0: the image is 12 x 16.*config.eval.image_size'):
-        list(pipeline.evaluation_batches(_dataset(1), 'validation', (12, 15), batch_size=1))
+def test_workers_give_the_stream_of_threads():
+    threads = _stream(5)
+    workers = _stream(5, reading=pipeline.Reading(1, workers=2, buffer=1))
+    assert all(_equal(a, b) for a, b in zip(threads, workers, strict=True))
 
 
 def test_batch_that_processes_cannot_share():
@@ -130,5 +247,5 @@ def test_batch_that_processes_cannot_share():
 
 
 def test_unknown_split():
-    with pytest.raises(InputError, match="no split 'val'; it has train, validation"):
+    with pytest.raises(InputError, match="no split 'val'; it has train, extra, validation, test"):
         _dataset(2).source('val')

@@ -1,0 +1,289 @@
+"""Times the training input pipeline by stage, and against a plain loop and a PyTorch DataLoader.
+
+    python -m experiments.benchmark.pipeline --out=runs/benchmark/pipeline
+
+Paints street scenes of 1024 x 2048 (once, some minutes), with sensor noise until the PNG files are
+as large as those of Cityscapes, and makes batches of eight 769 crops of them. All contenders run in
+turn, several rounds; each is timed from an empty buffer, so that what is made ahead counts for
+nobody. Writes <out>/table.md and <out>/result.json. Run it from the root of the repository; needs
+the parity extra.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+import torch
+
+from ggcf_jax.data import codec, compact, pipeline, training_set, transforms
+from ggcf_jax.data.dataset import Dataset, identity_label_map
+from ggcf_jax.data.street_painter import classes, paint
+
+SIZE = (1024, 2048)
+CROP = (769, 769)
+SCALES = (0.5, 1.5)  # the paper's
+BATCH = 8
+NOISE = 1.4  # grey levels; gives 2.3 MB a PNG, the mean of Cityscapes
+
+
+class Files:
+    """Records of numbered PNG pairs in a folder."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = (self.folder / f'{kind}_{index:04d}.png' for kind in ('image', 'label'))
+        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
+
+
+def make_files(folder: pathlib.Path, count: int) -> Files:
+    """Paints what is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f'label_{index:04d}.png'
+        if path.exists():
+            continue
+        image, label = paint.paint_scene(0, 'train', index, SIZE)
+        noise = rng.normal(0, NOISE, image.shape)
+        image = np.clip(image + noise, 0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f'image_{index:04d}.png'), image[..., ::-1])
+        cv2.imwrite(str(path), label)
+    return Files(folder, count)
+
+
+def dataset(files: Files) -> Dataset:
+    """The files as a data set of 19 classes."""
+    label_map = identity_label_map(len(classes.CLASSES), classes.IGNORE)
+    return Dataset('files', classes.CLASSES, classes.COLORS, {'train': files}, label_map, 'files')
+
+
+def ours(data: Dataset, threads: int, workers: int) -> Iterator:
+    """The product's pipeline."""
+    return pipeline.train_batches(
+        training_set.records(data, training_set.parse('train')),
+        (1.0,),
+        transforms.TrainTransform(CROP, SCALES),
+        seed=0,
+        batch_size=BATCH,
+        reading=pipeline.Reading(threads, workers, 2),
+    )
+
+
+def usual_transform(image, label, rng):
+    """Rescale, crop, pad and flip in the usual order: the whole image is resized first."""
+    scale = rng.uniform(*SCALES)
+    size = tuple(round(n * scale) for n in reversed(label.shape))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    top, left = (int(rng.integers(0, max(0, n - c) + 1)) for n, c in zip(label.shape, CROP))
+    window = slice(top, top + CROP[0]), slice(left, left + CROP[1])
+    image, label = transforms.pad_to(image[window], label[window], CROP)
+    return transforms.random_flip(image, label, rng)
+
+
+class TorchData(torch.utils.data.Dataset):
+    """The same records and operations as a PyTorch data set."""
+
+    def __init__(self, data: Dataset, transform: Callable):
+        self.data, self.transform = data, transform
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __getitem__(self, index: int):
+        source = self.data.source('train')
+        example = self.data.decode(source[index % len(source)])
+        rng = np.random.default_rng(index)
+        image, label = self.transform(example['image'], example['label'], rng)
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(
+            np.ascontiguousarray(label)
+        )
+
+
+def loader(data: Dataset, transform: Callable, workers: int) -> Iterator:
+    """A PyTorch DataLoader with worker processes."""
+    loaded = torch.utils.data.DataLoader(
+        TorchData(data, transform),
+        BATCH,
+        shuffle=True,
+        num_workers=workers,
+        prefetch_factor=2,
+        worker_init_fn=_one_thread,
+    )
+    yield from loaded
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def plain_loop(data: Dataset) -> Iterator:
+    """One sample after the other, in one thread."""
+    transform = transforms.TrainTransform(CROP, SCALES)
+    source = data.source('train')
+    rng = np.random.default_rng(0)
+    while True:
+        samples = []
+        for _ in range(BATCH):
+            example = data.decode(source[int(rng.integers(len(source)))])
+            samples.append(transform(example['image'], example['label'], rng))
+        yield tuple(np.stack(arrays) for arrays in zip(*samples))
+
+
+def rate(make: Callable[[], Iterator], seconds: float) -> float:
+    """Images a second of a contender that starts anew."""
+    with contextlib.closing(make()) as batches:
+        for _ in range(4):  # what may be made ahead, and the start of workers
+            next(batches)
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            next(batches)
+            count += BATCH
+        return count / (time.perf_counter() - began)
+
+
+def stages(data: Dataset, repeats: int) -> dict[str, float]:
+    """Milliseconds an image of each stage, in one thread."""
+    source = data.source('train')
+    transform = transforms.TrainTransform(CROP, SCALES)
+    rng = np.random.default_rng(0)
+    spent = dict.fromkeys(('read', 'decode image', 'decode label', 'map', 'augment', 'batch'), 0.0)
+
+    def timed(stage, function):
+        began = time.perf_counter()
+        result = function()
+        spent[stage] += time.perf_counter() - began
+        return result
+
+    done = []
+    for index in range(repeats):
+        record = timed('read', lambda i=index: source[i % len(source)])
+        image = timed('decode image', lambda r=record: codec.decode_image(r['image'], ''))
+        raw = timed('decode label', lambda r=record: codec.decode_label(r['label'], ''))
+        label = timed('map', lambda x=raw: codec.map_labels(x, data.label_map, ''))
+        done.append(timed('augment', lambda i=image, x=label: transform(i, x, rng)))
+        if len(done) == BATCH:
+            timed('batch', lambda d=done: [np.stack(arrays) for arrays in zip(*d)])
+            done = []
+    return {stage: 1e3 * seconds / repeats for stage, seconds in spent.items()}
+
+
+def error(data: Dataset, small: Dataset) -> dict[str, float]:
+    """What the compact form changes: peak signal-to-noise ratio of the images, labels, bytes."""
+    originals, copies = data.source('train'), small.source('train')
+    by_name = {copies[i]['name']: copies[i] for i in range(len(copies))}
+    squared, wrong, sizes = [], 0, np.zeros(2)
+    for i in range(len(originals)):
+        record, copy = originals[i], by_name[originals[i]['name']]
+        a, b = data.decode(record), small.decode(copy)
+        squared.append(((a['image'].astype(np.float32) - b['image']) ** 2).mean())
+        wrong += int((a['label'] != b['label']).sum())
+        sizes += [len(r['image']) + len(r['label']) for r in (record, copy)]
+    psnr = [10 * np.log10(255**2 / s) for s in squared]
+    return {
+        'psnr_mean_db': float(np.mean(psnr)),
+        'psnr_least_db': float(np.min(psnr)),
+        'wrong_labels': wrong,
+        'original_mb': sizes[0] / len(originals) / 1e6,
+        'compact_mb': sizes[1] / len(originals) / 1e6,
+    }
+
+
+def resident() -> float:
+    """MiB of this process in memory."""
+    pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
+
+
+def memory(data: Dataset, batches: int) -> list[float]:
+    """MiB added after the first batches and after all of them."""
+    before, found = resident(), []
+    with contextlib.closing(ours(data, 2, 0)) as stream:
+        for i in range(batches):
+            next(stream)
+            if i in (5, batches - 1):
+                found.append(resident() - before)
+    return found
+
+
+def main() -> None:
+    """Makes the files, times everything, writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--out', default='runs/benchmark/pipeline', type=pathlib.Path)
+    parser.add_argument('--images', default=24, type=int)
+    parser.add_argument('--rounds', default=5, type=int)
+    parser.add_argument('--seconds', default=4.0, type=float, help='a contender and round')
+    options = parser.parse_args()
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0))
+    png = dataset(make_files(options.out / 'files', options.images))
+    small = compact.dataset(png, ['train'], options.out / 'compact', cores)
+    result = {
+        'cores': cores,
+        'stages': {'original': stages(png, 48), 'compact': stages(small, 48)},
+        'compact': error(png, small),
+        'memory': memory(png, 40),
+    }
+    ours_transform = transforms.TrainTransform(CROP, SCALES)
+    contenders = {
+        'plain loop, one thread': lambda: plain_loop(png),
+        'DataLoader, usual order': lambda: loader(png, usual_transform, cores),
+        'DataLoader, our transform': lambda: loader(png, ours_transform, cores),
+        'ours, one thread': lambda: ours(png, 1, 0),
+        'ours, a thread a core': lambda: ours(png, cores, 0),
+        'ours, a worker a core': lambda: ours(png, 1, cores),
+        'ours, compact': lambda: ours(small, cores, 0),
+    }
+    rates = {name: [] for name in contenders}
+    for number in range(options.rounds):
+        for name, make in contenders.items():
+            rates[name].append(rate(make, options.seconds))
+            print(f'round {number + 1}: {name}: {rates[name][-1]:.1f} images/s', flush=True)
+    result['rates'] = rates
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / 'result.json').write_text(json.dumps(result, indent=1))
+    (options.out / 'table.md').write_text(table(result))
+    print((options.out / 'table.md').read_text())
+
+
+def table(result: dict) -> str:
+    """The result as Markdown."""
+    medians = {name: statistics.median(values) for name, values in result['rates'].items()}
+    peer = medians['DataLoader, usual order']
+    lines = [
+        f'{result["cores"]} cores, batches of {BATCH}, crops {CROP}, medians of '
+        f'{len(result["rates"]["ours, compact"])} rounds.',
+        '',
+        '| pipeline | images/s | to the DataLoader |',
+        '|---|---|---|',
+        *(f'| {name} | {value:.1f} | {value / peer:.2f} |' for name, value in medians.items()),
+        '',
+        '| stage, ms an image | ' + ' | '.join(result['stages']) + ' |',
+        '|---|---|---|',
+    ]
+    for stage in result['stages']['original']:
+        values = ' | '.join(f'{times[stage]:.2f}' for times in result['stages'].values())
+        lines.append(f'| {stage} | {values} |')
+    for name, times in result['stages'].items():
+        share = 1 - (times['decode image'] + times['decode label']) / sum(times.values())
+        lines.append(f'\nEverything but decoding, {name}: {share:.0%}.')
+    lines.append(f'\nCompact form: {result["compact"]}')
+    lines.append(f'\nMiB added by the pipeline after 6 and 40 batches: {result["memory"]}')
+    return '\n'.join(lines) + '\n'
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,272 @@
+"""Looks at the data and the set-up before hours are spent on them."""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+import time
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ggcf_jax import config as config_lib
+from ggcf_jax import data, losses, models, optim, train_step, visualize
+from ggcf_jax import mesh as mesh_lib
+from ggcf_jax import state as state_lib
+from ggcf_jax.console import Progress
+from ggcf_jax.data import pipeline, training_set
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.data.scan import Scan, scan
+from ggcf_jax.errors import InputError
+
+SHOWN = 10  # problems of a split that are printed; the report has them all
+SAMPLES = 8
+SECONDS = 5.0  # that throughput is measured for
+
+
+class Findings:
+    """What was found, printed as it comes."""
+
+    def __init__(self, progress: Progress):
+        self._print = progress.print
+        self.errors = 0
+        self.warnings = 0
+
+    def say(self, text) -> None:
+        self._print(text)
+
+    def warning(self, text: str) -> None:
+        self.warnings += 1
+        self._print(f'warning: {text}', style='yellow')
+
+    def error(self, text: str) -> None:
+        self.errors += 1
+        self._print(f'error: {text}', style='red')
+
+
+def examine(config, workdir: str | pathlib.Path) -> bool:
+    """Examines a configuration, its data and this machine, and prints a verdict.
+
+    Writes `doctor/report.txt` and `doctor/samples.png` (augmented training samples and their
+    labels) into the workdir, which is not claimed for a run.
+
+    Returns:
+        Whether nothing was found that keeps the training from working.
+    """
+    folder = pathlib.Path(workdir) / 'doctor'
+    console = Console(record=True)
+    with Progress(0, console=console) as progress:
+        found = Findings(progress)
+        with _reported(found):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
+            _examine(config, folder, found, progress)
+        if found.errors:
+            verdict = f'not ready: {found.errors} errors, {found.warnings} warnings'
+        else:
+            verdict = f'ready to train, {found.warnings} warnings'
+        found.say(f'\n{verdict}')
+    with contextlib.suppress(OSError):  # said above
+        console.save_text(str(folder / 'report.txt'))
+    return not found.errors
+
+
+@contextlib.contextmanager
+def _reported(found: Findings):
+    """What is wrong with one thing must not hide the others."""
+    try:
+        yield
+    except InputError as error:
+        found.error(str(error))
+
+
+def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) -> None:
+    devices = jax.devices()
+    found.say(f'devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})')
+    with _reported(found):
+        config_lib.check(config, len(devices))
+    with _reported(found):
+        models.abstract(config, num_classes=1)
+        optim.optimizer(config.train)
+        losses.build(config.train, ())
+    if found.errors:
+        return
+    dataset = data.build(config.data)
+    parts = training_set.parse(config.data.train_split)
+    training_set.records(dataset, parts)
+    splits = {split: None for part in parts for split in part.splits} | {'validation': None}
+    scans = {}
+    for split in splits:
+        with progress.evaluating(len(dataset.source(split)), f'{split} (looked at)') as advance:
+            scans[split] = scan(dataset, split, config.data.threads, advance)
+    for look in scans.values():
+        _tell_split(look, found)
+    found.say(_class_table(dataset, list(scans.values())))
+    _judge_classes(dataset, scans, found)
+    if found.errors:
+        found.say('the pipeline and the training step are not tried with such data')
+        return
+
+    shard = pipeline.Shard()
+    batches = data.training_batches(config, dataset, 0, shard)
+    with contextlib.closing(batches):
+        batch = _draw_samples(batches, dataset, folder / 'samples.png')
+        found.say(f'augmented samples: {folder / "samples.png"}')
+        rate = _pipeline_rate(batches, config.train.batch_size)
+    found.say(
+        f'pipeline: {rate:.1f} images/s with {config.data.threads} threads and '
+        f'{config.data.workers} workers'
+    )
+    weights = data.class_weights_of(config, dataset)
+    _try_step(config, dataset, weights, batch, rate, folder, found)
+
+
+def _tell_split(look: Scan, found: Findings) -> None:
+    sizes = look.sizes.most_common(4)
+    common = ', '.join(f'{n} of {h} x {w}' for (h, w), n in sizes)
+    more = f' and {len(look.sizes) - 4} more sizes' if len(look.sizes) > 4 else ''
+    found.say(
+        f'{look.split}: {look.count} images: {common}{more}; {look.ignored_share:.1%} of the '
+        'pixels have no class'
+    )
+    if look.problems:
+        shown = ''.join(f'\n  {problem}' for problem in look.problems[:SHOWN])
+        rest = len(look.problems) - SHOWN
+        more = f'\n  and {rest} more' if rest > 0 else ''
+        found.error(f'{len(look.problems)} of {look.split} cannot be used:{shown}{more}')
+    if look.ignored_share > 0.5:
+        found.warning(
+            f'{look.ignored_share:.0%} of the pixels of {look.split} have no class; is the map '
+            'from label values to classes right?'
+        )
+
+
+def _class_table(dataset: Dataset, scans: list[Scan]) -> Table:
+    table = Table(title='classes: share of the labelled pixels, images', title_justify='left')
+    table.add_column('class')
+    for look in scans:
+        table.add_column(look.split, justify='right')
+    for c, name in enumerate(dataset.classes):
+        cells = (
+            f'{look.pixels[c] / max(look.pixels.sum(), 1):.3%}  {look.images[c]:6d}'
+            for look in scans
+        )
+        table.add_row(name, *cells)
+    return table
+
+
+def _judge_classes(dataset: Dataset, scans: dict[str, Scan], found: Findings) -> None:
+    trained = sum(look.images for split, look in scans.items() if split != 'validation')
+    if 'validation' in scans and len(scans) == 1:
+        trained = scans['validation'].images
+    for c, name in enumerate(dataset.classes):
+        if not trained[c]:
+            found.warning(f'class {name!r} is in no training image and cannot be learned')
+        elif not scans['validation'].images[c]:
+            found.warning(f'class {name!r} is in no validation image and is not measured')
+
+
+def _draw_samples(batches, dataset: Dataset, path: pathlib.Path) -> pipeline.Batch:
+    """Writes augmented samples over their labels; returns the first batch."""
+    first = next(batches)
+    drawn = list(
+        itertools.islice(
+            itertools.chain.from_iterable(
+                zip(b['image'], b['label']) for b in itertools.chain([first], batches)
+            ),
+            SAMPLES,
+        )
+    )
+    columns = [
+        np.concatenate([image, visualize.colorize(label, dataset.colors, IGNORE)])
+        for image, label in drawn
+    ]
+    half = len(columns) // 2
+    rows = [np.concatenate(columns[i : i + half], axis=1) for i in range(0, len(columns), half)]
+    visualize.write_png(path, np.concatenate(rows))
+    return first
+
+
+def _pipeline_rate(batches, batch_size: int) -> float:
+    """Images a second, once what was made ahead is used up."""
+    for _ in range(pipeline.Reading().buffer):
+        next(batches)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < SECONDS:
+        next(batches)
+        count += batch_size
+    return count / (time.perf_counter() - began)
+
+
+def _try_step(
+    config, dataset, weights, batch, rate: float, folder: pathlib.Path, found: Findings
+) -> None:
+    """Compiles the training step, and runs it if it fits."""
+    mesh = mesh_lib.make_mesh()
+    graphdef, _, _ = models.abstract(config, dataset.num_classes)
+    with jax.set_mesh(mesh):
+        create = state_lib.creator(config, dataset.num_classes, mesh)
+        shapes = jax.eval_shape(create)
+        arrays = mesh_lib.global_batch(mesh, batch)
+        began = time.perf_counter()
+        step = (
+            train_step.build(config.train, weights, graphdef, mesh).lower(shapes, arrays).compile()
+        )
+        seconds = time.perf_counter() - began
+        memory = step.memory_analysis()
+        needed = (
+            memory.temp_size_in_bytes
+            + memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+        limit = _memory_limit()
+        found.say(
+            f'training step: compiled in {seconds:.0f} s; needs {needed / 2**30:.2f} of '
+            f'{limit / 2**30:.1f} GiB on each device, as compiled'
+        )
+        _judge_disk(shapes, folder, found)
+        if needed > limit:
+            found.error(
+                'the training step does not fit the device: lower config.train.batch_size or '
+                'config.data.crop_size, or raise config.train.accumulate'
+            )
+            return
+        state = jax.block_until_ready(step(create(), arrays))
+        if int(state.skipped):
+            found.error('the first training step gave a loss or gradients that are not finite')
+            return
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < SECONDS:
+            state = jax.block_until_ready(step(state, arrays))
+            count += 1
+        need = count * config.train.batch_size / (time.perf_counter() - began)
+    found.say(f'training step: {need:.1f} images/s')
+    if rate < need:
+        found.warning(
+            f'the pipeline makes {rate:.1f} images/s, the step could use {need:.1f}: raise '
+            "config.data.threads or config.data.workers, or take config.data.storage='compact'"
+        )
+
+
+def _judge_disk(state, folder: pathlib.Path, found: Findings) -> None:
+    """Three checkpoints are kept and one is being written."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    found.say(f'checkpoint: {size / 2**20:.1f} MiB each; {free / 2**30:.1f} GiB free on the disk')
+    if free < 4 * size:
+        found.error(f'four checkpoints do not fit the disk of {folder}; choose another --workdir')
+
+
+def _memory_limit() -> int:
+    """Bytes of one device; of the machine, shared by its devices, where they are CPUs."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and 'bytes_limit' in stats:
+        return stats['bytes_limit']
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
