@@ -32,7 +32,6 @@ from ggcf_jax.errors import InputError
 OWNER_FILE = 'ggcf_jax_is_preparing'
 
 _SHARD_BYTES = 128 << 20
-_THREADS = min(8, os.cpu_count() or 1)
 _SECONDS_BETWEEN_LINES = 30
 
 
@@ -52,7 +51,13 @@ class Record:
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """TFDS builder of records that are encoded already. Subclasses list them in `records`."""
+    """TFDS builder of records that are encoded already. Subclasses list them in `records`.
+
+    Attributes:
+        threads: that read records.
+    """
+
+    threads = min(8, os.cpu_count() or 1)
 
     @abc.abstractmethod
     def records(self) -> contextlib.AbstractContextManager[dict[str, Sequence[Record]]]:
@@ -90,10 +95,10 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _read_shard(self, shard: list[Record]) -> Iterator[tuple[str, dict]]:
         """Yields (name, features) in order while threads read and check the next ones."""
         waiting = collections.deque()
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
             for record in shard:
                 waiting.append((record.name, pool.submit(record.read)))
-                if len(waiting) == 2 * _THREADS:
+                if len(waiting) == 2 * self.threads:
                     yield self._next(waiting)
             while waiting:
                 yield self._next(waiting)
