@@ -171,12 +171,15 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
             bar.advance(task)
         elif time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
             spoken = time.monotonic()
-            console.print(f'preparing {name}: {done} of {total} images', highlight=False)
+            console.print(
+                f'preparing {name}: {done} of {total} images', highlight=False, soft_wrap=True
+            )
 
     with bar or contextlib.nullcontext():
         yield advance
     seconds = time.monotonic() - began
-    console.print(f'prepared {done} images of {name} in {seconds:.0f} s', highlight=False)
+    text = f'prepared {done} images of {name} in {seconds:.0f} s'
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _gigabytes(size: int) -> str:

@@ -25,20 +25,17 @@ _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x:
 CLASSES = tuple(x.name for x in _TRAINED)
 COLORS = tuple(x.color for x in _TRAINED)
 
-# Numbers of images as published; of train_extra one is not read here.
-PUBLISHED = {
-    'train': (2975,),
-    'validation': (500,),
-    'test': (1525,),
-    'train_extra': (19_998, 19_997),
-}
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
-
 VERSION = '1.0.0'
 
 _FINE, _COARSE = 'semantic_segmentation', 'semantic_segmentation_extra'
 _WEBSITE = 'https://www.cityscapes-dataset.com'
 _IMAGES, _EXTRA_IMAGES = 'leftImg8bit_trainvaltest.zip', 'leftImg8bit_trainextra.zip'
+# Numbers of images as published, by TFDS config; of train_extra one is left out here.
+PUBLISHED = {
+    _FINE: {'train': (2975,), 'validation': (500,), 'test': (1525,)},
+    _COARSE: {'train_extra': (19_998, 19_997)},
+}
 # By TFDS config: (split, zip of images, zip of labels, folder in both, root of the labels).
 _SPLITS = {
     _FINE: (
@@ -187,7 +184,7 @@ class Sources(Mapping):
         sources = prepare.prepared_sources(
             self._builder(config), image='image_left', label='segmentation_label', name='image_id'
         )
-        prepare.warn_of_counts(f'cityscapes/{config}', sources, PUBLISHED)
+        prepare.warn_of_counts('cityscapes', sources, PUBLISHED[config])
         return sources
 
 

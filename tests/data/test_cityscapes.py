@@ -330,9 +330,8 @@ def test_missing_manual_dir(tmp_path):
 
 def test_counts_are_compared_with_the_published_ones(folder, tmp_path, capsys):
     data.build(config(folder, tmp_path))
-    assert (
-        'cityscapes/semantic_segmentation train has 3 images, the published data set has 2975'
-        in (capsys.readouterr().err)
+    assert 'cityscapes train has 3 images, the published data set has 2975' in (
+        capsys.readouterr().err
     )
 
 
