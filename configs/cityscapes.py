@@ -2,9 +2,20 @@
 
     python main.py --config=configs/cityscapes.py --config.data.manual_dir=DIR
 
-DIR holds the official zips. The paper reports 79.6 mIoU on the validation set for these heads,
-78.8 for --config.model.heads=full and 76.0 for --config.model.context=none (Table 1). Nothing was
-measured by us yet: the data set arrives in a later version, until then this config says so.
+DIR holds leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (0.25 GB) as downloaded
+from https://www.cityscapes-dataset.com (free after registration); they are not unpacked. For the
+split train_extra also leftImg8bit_trainextra.zip (44 GB) and gtCoarse.zip (1.3 GB).
+
+On first use the images are checked and written to --config.data.data_dir [~/tensorflow_datasets]
+as cityscapes/semantic_segmentation (train, validation and test, about 12 GB), and once train_extra
+is asked for as cityscapes/semantic_segmentation_extra (about 55 GB: that config holds the coarse
+labels of train and validation, too). The zips are not needed after that. What TFDS prepared there
+itself as array_record is read as it is, and plain TFDS reads what is prepared here. Of train_extra
+troisdorf_000000_000073 is left out, whose published image is all black.
+
+The paper reports 79.6 mIoU on the validation set for these heads, 78.8 for
+--config.model.heads=full and 76.0 for --config.model.context=none (Table 1). Nothing was measured
+by us yet.
 
 Where the paper is silent the choice is ours and marked with its source.
 """

@@ -36,8 +36,10 @@ MISTAKES = {
     '--config=configs/camvid.py': 'pass --config.data.manual_dir=DIR',
     '--config=configs/camvid.py --config.data.name=camvit': "'camvit' is not one of ade20k, camvid",
     '--config=configs/camvid.py --config.model.heads=gird:8': "head 'gird:8' is not one of full",
-    '--config=configs/cityscapes.py': 'cannot read Cityscapes yet',
-    '--config=configs/ade20k.py': 'cannot read ADE20K yet',
+    '--config=configs/cityscapes.py': (
+        'it must hold leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip'
+    ),
+    '--config=configs/ade20k.py': ('it must hold ADEChallengeData2016.zip'),
     '--mode=evaluate --workdir=nowhere': 'nowhere is not the workdir of a run',
 }
 
@@ -48,7 +50,7 @@ def answers():
     process = subprocess.run(
         [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
         input='\n'.join(MISTAKES),
-        env=dict(os.environ, XLA_FLAGS=''),
+        env=dict(os.environ, XLA_FLAGS='', TFDS_DATA_DIR='nowhere'),
         cwd=ROOT,
         capture_output=True,
         text=True,

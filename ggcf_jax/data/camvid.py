@@ -4,12 +4,15 @@
 testannot/: images as jpg or png, labels as PNG of the same name with ids 0..10 and 11 = void.
 """
 
+import contextlib
+import functools
 import hashlib
 import pathlib
 
 import tensorflow_datasets as tfds
 
 from ggcf_jax.data import codec, prepare
+from ggcf_jax.data.builder import Record, RecordBuilder
 from ggcf_jax.data.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
@@ -46,7 +49,7 @@ _FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _LAYOUT = 'train/ + trainannot/ and val/ + valannot/ (test/ + testannot/ if you have it)'
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(RecordBuilder, skip_registration=True):
     """TFDS builder; its config is named after the files it was made from."""
 
     name = 'camvid'
@@ -70,20 +73,24 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {split: self._generate_examples(pairs) for split, pairs in self._pairs.items()}
+    def records(self):
+        return contextlib.nullcontext(
+            {
+                split: [
+                    Record(image.stem, _size(image, label), functools.partial(_read, image, label))
+                    for image, label in pairs
+                ]
+                for split, pairs in self._pairs.items()
+            }
+        )
 
-    def _generate_examples(self, pairs):
-        for image_path, label_path in pairs:
-            yield (
-                image_path.stem,
-                {
-                    'name': image_path.stem,
-                    'image': image_path.read_bytes(),
-                    'label': label_path.read_bytes(),
-                },
-            )
+
+def _size(*paths: pathlib.Path) -> int:
+    return sum(path.stat().st_size for path in paths)
+
+
+def _read(image: pathlib.Path, label: pathlib.Path) -> dict:
+    return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
 
 
 def build(data) -> Dataset:

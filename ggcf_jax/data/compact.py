@@ -5,18 +5,19 @@ is in docs/data.md); labels become PNG files of train ids, exact, compressed for
 always reads the originals.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
-import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from ggcf_jax.data import prepare
+from ggcf_jax.data.builder import Record, RecordBuilder
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.data.dataset import Dataset, identity_label_map
 
@@ -33,6 +34,8 @@ PNG = (
     cv2.IMWRITE_PNG_STRATEGY_RLE,
 )
 
+_SAMPLES = 8  # records that the size of all is estimated from
+
 
 def encode(image: np.ndarray, label: np.ndarray) -> tuple[bytes, bytes]:
     """Encodes an image [h, w, 3] RGB as JPEG and a label [h, w] as PNG."""
@@ -43,14 +46,14 @@ def encode(image: np.ndarray, label: np.ndarray) -> tuple[bytes, bytes]:
     )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(RecordBuilder, skip_registration=True):
     """TFDS builder of the copy of one split; its config is named after what it was made from."""
 
     name = 'ggcf_jax_compact'
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, dataset: Dataset, split: str, data_dir: str, threads: int):
-        self._dataset, self._split, self._threads = dataset, split, threads
+        self._dataset, self._split, self.threads = dataset, split, threads
         identity = f'{dataset.identity} {split} {len(dataset.source(split))}'
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         config = tfds.core.BuilderConfig(name=f'{dataset.name}-{split}-{digest}')
@@ -69,24 +72,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        return {self._split: self._generate_examples()}
+    def records(self):
+        count = len(self._dataset.source(self._split))
+        some = [self._convert(i) for i in range(0, count, max(1, count // _SAMPLES))]
+        size = sum(len(r['image']) + len(r['label']) for r in some) // max(1, len(some))
+        # Names may repeat; the index makes the key.
+        records = [
+            Record(f'{i:09d}', size, functools.partial(self._convert, i)) for i in range(count)
+        ]
+        return contextlib.nullcontext({self._split: records})
 
-    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        source = self._dataset.source(self._split)
-
-        def convert(index: int) -> tuple[str, dict]:
-            example = self._dataset.decode(source[index])
-            image, label = encode(example['image'], example['label'])
-            # Names may repeat; the index makes the key.
-            return f'{index:09d}', {'name': example['name'], 'image': image, 'label': label}
-
-        indices = iter(range(len(source)))
-        with ThreadPoolExecutor(self._threads) as pool:
-            # Some at a time: the pool would take in the whole split and hold all results.
-            while chunk := list(itertools.islice(indices, 4 * self._threads)):
-                yield from pool.map(convert, chunk)
+    def _convert(self, index: int) -> dict:
+        example = self._dataset.decode(self._dataset.source(self._split)[index])
+        image, label = encode(example['image'], example['label'])
+        return {'name': example['name'], 'image': image, 'label': label}
 
 
 def dataset(

@@ -5,13 +5,16 @@ buildings share their materials, buses, trucks and trains their paint and bands 
 vegetation and terrain their greens, so that they are told apart by the structure around them.
 """
 
+import contextlib
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from ggcf_jax.data import prepare
+from ggcf_jax.data.builder import Record, RecordBuilder
 from ggcf_jax.data.dataset import Dataset, identity_label_map
 from ggcf_jax.data.street_painter import classes, paint
 from ggcf_jax.errors import InputError
@@ -58,7 +61,7 @@ class SceneSet:
         return '-'.join([size, f'seed{self.scene_seed}', *(str(n) for n in self.num_images)])
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Builder(RecordBuilder, skip_registration=True):
     """TFDS builder; its config is named after everything that changes the data."""
 
     name = 'street_scenes'
@@ -81,15 +84,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
         )
 
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing is downloaded
-        counts = zip(paint.SPLITS, self._scenes.num_images)
-        return {split: self._generate_examples(split, count) for split, count in counts}
-
-    def _generate_examples(self, split, count):
-        for index in range(count):
-            example = encode_scene(self._scenes, split, index)
-            yield example['name'], example
+    def records(self):
+        height, width = self._scenes.image_size
+        return contextlib.nullcontext(
+            {
+                split: [
+                    Record(
+                        scene_name(split, index),
+                        height * width,  # as PNG, about
+                        functools.partial(encode_scene, self._scenes, split, index),
+                    )
+                    for index in range(count)
+                ]
+                for split, count in zip(paint.SPLITS, self._scenes.num_images)
+            }
+        )
 
 
 def encode_scene(scenes: SceneSet, split: str, index: int) -> dict:
@@ -100,10 +109,15 @@ def encode_scene(scenes: SceneSet, split: str, index: int) -> dict:
     """
     image, label = paint.paint_scene(scenes.scene_seed, split, index, scenes.image_size)
     return {
-        'name': f'{split}_{index:06d}',
+        'name': scene_name(split, index),
         'image': _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)),
         'label': _png(label),
     }
+
+
+def scene_name(split: str, index: int) -> str:
+    """For example 'train_000012'."""
+    return f'{split}_{index:06d}'
 
 
 def build(data) -> Dataset:
