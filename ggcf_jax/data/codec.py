@@ -14,6 +14,7 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
+_TIFF = (b'II*\x00', b'MM\x00*')
 _GREY, _PALETTE = 0, 3  # colour types of PNG
 
 
@@ -35,11 +36,16 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
-    """Decodes a label PNG to its raw values, uint8 [h, w]; of a palette PNG these are the indices.
+    """Decodes a label to its raw values, uint8 [h, w]; of a palette PNG these are the indices.
 
     Raises:
-        InputError: not a PNG, one that breaks off, or not of 8-bit class ids.
+        InputError: not a PNG or TIFF, one that breaks off, or not of 8-bit class ids.
     """
+    if data.startswith(_TIFF):
+        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if label is None or label.dtype != np.uint8 or label.ndim != 2:
+            raise InputError(f'{name}: the label is not an 8-bit single-channel TIFF of class ids')
+        return label
     bits, colors = _png_format(data, name)
     if colors == _PALETTE:  # OpenCV would give the colours
         label = np.asarray(Image.open(io.BytesIO(data)))
@@ -66,7 +72,9 @@ def label_size(data: bytes, name: str) -> tuple[int, int]:
 def _png_format(data: bytes, name: str) -> tuple[int, int]:
     """(bits, colour type) of a complete PNG."""
     if not data.startswith(_PNG):
-        raise InputError(f'{name}: the label is not a PNG file; other formats change class ids')
+        raise InputError(
+            f'{name}: the label is neither PNG nor TIFF; other formats change class ids'
+        )
     if not is_complete(data):
         raise InputError(f'{name}: the label cannot be decoded; is the file damaged?')
     return data[24], data[25]

@@ -1,8 +1,8 @@
 """A copy of training records that decodes several times faster, for few cores an accelerator.
 
-Images become JPEG of quality 95 without chroma subsampling, which is visually lossless (the error
-is in docs/data.md); labels become PNG files of train ids, exact, compressed for speed. Evaluation
-always reads the originals.
+Images become JPEG of quality 92 without chroma subsampling, which is visually lossless (the error
+is in docs/data.md); labels become TIFF files of train ids with PackBits compression: exact, and
+three times faster to decode than PNG. Evaluation always reads the originals.
 """
 
 import contextlib
@@ -23,26 +23,21 @@ from ggcf_jax.data.dataset import Dataset, identity_label_map
 
 JPEG = (
     cv2.IMWRITE_JPEG_QUALITY,
-    95,
+    92,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
-PNG = (
-    cv2.IMWRITE_PNG_COMPRESSION,
-    1,
-    cv2.IMWRITE_PNG_STRATEGY,
-    cv2.IMWRITE_PNG_STRATEGY_RLE,
-)
+PACKBITS = (cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_PACKBITS)
 
 _SAMPLES = 8  # records that the size of all is estimated from
 
 
 def encode(image: np.ndarray, label: np.ndarray) -> tuple[bytes, bytes]:
-    """Encodes an image [h, w, 3] RGB as JPEG and a label [h, w] as PNG."""
+    """Encodes an image [h, w, 3] RGB as JPEG and a label [h, w] as TIFF."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return (
         cv2.imencode('.jpg', bgr, JPEG)[1].tobytes(),
-        cv2.imencode('.png', label, PNG)[1].tobytes(),
+        cv2.imencode('.tiff', label, PACKBITS)[1].tobytes(),
     )
 
 
@@ -67,7 +62,7 @@ class Builder(RecordBuilder, skip_registration=True):
                 {
                     'name': tfds.features.Text(),
                     'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-                    'label': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),
+                    'label': tfds.features.Scalar(np.object_),  # TIFF
                 }
             ),
         )

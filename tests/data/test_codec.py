@@ -106,9 +106,9 @@ def test_a_palette_label_gives_the_indices(ids):
         (lambda ids: _encode(ids.astype(np.uint16), '.png'), 'label is a 16-bit grey PNG'),
         (lambda ids: _encode(np.dstack([ids] * 3), '.png'), 'label is a 8-bit colour PNG'),
         (lambda ids: _save(Image.fromarray(ids > 9), format='png'), 'label is a 1-bit grey PNG'),
-        (lambda ids: _encode(ids, '.jpg'), 'label is not a PNG file'),
+        (lambda ids: _encode(ids, '.jpg'), 'label is neither PNG nor TIFF'),
         (lambda ids: _encode(ids, '.png')[:-30], 'label cannot be decoded'),
-        (lambda ids: b'', 'label is not a PNG file'),
+        (lambda ids: b'', 'label is neither PNG nor TIFF'),
     ],
 )
 def test_labels_that_would_change_are_refused(ids, make, message):
