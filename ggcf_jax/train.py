@@ -8,6 +8,7 @@ import jax
 from ggcf_jax import checkpoint, data, evaluate, models, optim, provenance, report
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
+from ggcf_jax import start as start_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.data import pipeline, transforms
@@ -45,6 +46,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
+    if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
+        start_lib.check(config)
     dataset = data.build(config.data)
     if len(train.class_weights) not in (0, dataset.num_classes):
         raise InputError(
@@ -63,7 +66,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
 
     state = jax.jit(create, out_shardings=mesh_lib.replicated(mesh))()
     checkpointer = checkpoint.Checkpointer(workdir)
-    state = checkpointer.restore_latest(state) or state
+    state = checkpointer.restore_latest(state) or start_lib.with_weights(config, state)
     start = int(state.step)
     if start >= train.steps:
         print(f'{workdir}: finished at step {start}; only evaluating')
