@@ -68,7 +68,6 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
 
     tiny_config.model.backbone.name = 'resnet34'
     tiny_config.model.backbone.weights = str(workdir)
-    start.check(tiny_config)
     fresh = _state(tiny_config, seed=2)
     lines = []
     state = start.with_weights(tiny_config, fresh, lines.append)

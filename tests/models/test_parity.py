@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 from flax import nnx
 
 from ggcf_jax.models import dilation, mobilenet, pretrained, resnet, wide_resnet
@@ -17,7 +16,8 @@ from ggcf_jax.models.segmenter import INPUTS
 
 torch = pytest.importorskip('torch', reason='the parity extra (torch) is not installed')
 
-import torch_mobilenet  # noqa: E402  (needs torch)
+import safetensors.torch  # noqa: E402  (these need torch)
+import torch_mobilenet  # noqa: E402
 import torch_resnet  # noqa: E402
 import torch_wide_resnet  # noqa: E402
 from torch_resnet import randomise  # noqa: E402

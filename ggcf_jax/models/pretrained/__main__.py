@@ -55,7 +55,8 @@ def _file(path: str, list_tensors: bool) -> None:
     imported = pretrained.load(path, _shapes(fields), layout.norm)
     used = sum(array.size for array in imported.arrays.values())
     print(f'backbone: {imported.matched} tensors, {used:,} numbers: all fit, none is missing')
-    print(f'left out: {", ".join(imported.left_out) or "none"}')
+    counters = len(everything) - imported.matched - len(imported.left_out)
+    print(f'left out: {", ".join(imported.left_out) or "none"}; {counters} counters of norms')
     if layout.norm != 'batch_norm':
         print(
             f"norm: scales in the form {layout.norm}; with config.model.norm='batch_norm' they are "
