@@ -38,8 +38,14 @@ def get_config() -> ConfigDict:
     model.backbone.name = 'resnet10'
     model.backbone.width = 24
     model.backbone.stem = '7x7'
+    model.backbone.stride = 8
+    model.backbone.first_dilation = 'full'
+    model.backbone.multi_grid = ()
+    model.backbone.multi_grid_kind = 'multiplier'
     model.backbone.weights = config_dict.placeholder(str)
+    model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'relu'
+    model.norm = 'batch_norm'
     model.context = 'ggcf'
     model.heads = 'local:3,6,9,grid:3,6,9'
     model.ggcf = ConfigDict()

@@ -47,9 +47,15 @@ def get_config() -> ConfigDict:
     model.backbone = ConfigDict()
     model.backbone.name = 'resnet101'
     model.backbone.width = 64
-    model.backbone.stem = 'deep'  # openseg, OCNet, CCNet
+    model.backbone.stem = '64-64-128'  # openseg, OCNet, CCNet
+    model.backbone.stride = 8
+    model.backbone.first_dilation = 'full'  # OCNet, CCNet; 'half': openseg, mmseg
+    model.backbone.multi_grid = ()
+    model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'leaky_relu'  # InPlace-ABN
+    model.norm = 'batch_norm'
     model.context = 'ggcf'
     model.heads = 'local:8,16,24,grid:8,16,24'
     model.ggcf = ConfigDict()

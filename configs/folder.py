@@ -58,8 +58,14 @@ def get_config() -> ConfigDict:
     model.backbone.name = 'resnet18'
     model.backbone.width = 64
     model.backbone.stem = '7x7'
-    model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.stride = 8
+    model.backbone.first_dilation = 'full'
+    model.backbone.multi_grid = ()
+    model.backbone.multi_grid_kind = 'multiplier'
+    model.backbone.weights = config_dict.placeholder(str)  # docs/pretrained.md
+    model.input = 'imagenet'
     model.activation = 'relu'
+    model.norm = 'batch_norm'
     model.context = 'ggcf'
     model.heads = 'local:8,16,24,grid:8,16,24'
     model.ggcf = ConfigDict()

@@ -112,6 +112,19 @@ class Checkpointer:
         model = self._load(step, {'model': {'params': params, 'stats': stats}})['model']
         return Restored(step, **model)
 
+    def load_as_saved(self, step: int) -> Restored:
+        """Loads parameters and batch statistics of a step with the shapes they were saved with."""
+        try:
+            saved = self._checkpointer.checkpointables_metadata(step).metadata['model']
+        except Exception as error:
+            path = self.directory / str(step)
+            raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        model = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), saved
+        )
+        return Restored(step, **self._load(step, {'model': model})['model'])
+
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._checkpointer.wait()
@@ -149,6 +162,12 @@ class Damaged(Exception):
     """A checkpoint whose bytes are not those that were saved."""
 
 
+def exists(workdir: pathlib.Path) -> bool:
+    """Whether a workdir holds a checkpoint, sound or not."""
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
 def restore(
     workdir: pathlib.Path,
     params: nnx.State,
@@ -179,6 +198,24 @@ def restore(
         return checkpointer.load_model(step, params, stats)
     except Damaged as error:
         raise InputError(f'{error}; choose another with --checkpoint') from error
+    finally:
+        checkpointer.close()
+
+
+def restore_as_saved(workdir: pathlib.Path) -> Restored:
+    """Reads the best model of a workdir without knowing its network: as nested dictionaries.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    if not directory.is_dir():
+        raise InputError(f'{workdir} holds no checkpoints; train there first')
+    checkpointer = Checkpointer(workdir)
+    try:
+        return checkpointer.load_as_saved(_choose(checkpointer.steps(), 'best', directory))
+    except Damaged as error:
+        raise InputError(f'{error}; remove it to use another') from error
     finally:
         checkpointer.close()
 

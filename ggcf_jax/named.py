@@ -7,6 +7,7 @@ builder). Adding one is adding a file with such a dict; nothing else has to be e
 import importlib
 import pkgutil
 import types
+from collections.abc import Iterable
 from typing import Any
 
 from ggcf_jax.errors import InputError
@@ -25,3 +26,13 @@ def find(package: types.ModuleType, table: str, name: str, field: str) -> Any:
     if name not in entries:
         raise InputError(f'{field}={name!r} is not one of {", ".join(sorted(entries))}')
     return entries[name]
+
+
+def check(value: Any, choices: Iterable, field: str) -> None:
+    """Refuses a value of the configuration that is not among `choices`.
+
+    Raises:
+        InputError: names `field`, the value and the choices.
+    """
+    if value not in choices:
+        raise InputError(f'{field}={value!r} is not one of {", ".join(map(str, choices))}')

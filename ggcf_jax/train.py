@@ -19,6 +19,7 @@ from ggcf_jax import (
 )
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
+from ggcf_jax import start as start_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.data import pipeline
@@ -54,6 +55,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
+    if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
+        start_lib.check(config)
     dataset = data.build(config.data)
     optim.optimizer(train)
     losses.build(train, ())
@@ -66,7 +69,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoint.Checkpointer(workdir)
-    state = checkpointer.restore_latest(state) or state
+    state = checkpointer.restore_latest(state) or start_lib.with_weights(config, state)
     start = int(state.step)
     if start >= train.steps:
         print(f'{workdir}: finished at step {start}; only evaluating')

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax import named
-from ggcf_jax.errors import InputError
-from ggcf_jax.models.norm import ACTIVATIONS
-from ggcf_jax.models.resnet import STEMS
-from ggcf_jax.models.segmenter import Segmenter
+from ggcf_jax.models.norm import ACTIVATIONS, NORMS
+from ggcf_jax.models.segmenter import INPUTS, Segmenter
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -18,42 +16,38 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 def build(config, num_classes: int) -> Segmenter:
     """Builds the network of `config.model` with fresh float32 parameters.
 
+    Published weights (`model.backbone.weights`) are not read here: training starts from them, see
+    `ggcf_jax.start`.
+
     Args:
         config: reads `model`, `train.dtype` (of the computation) and `seed`.
         num_classes: of the data set.
 
     Raises:
-        InputError: a name that does not exist.
+        InputError: a name that does not exist, or an option that the backbone does not have.
     """
     model = config.model
     this = sys.modules[__name__]
     backbone = named.find(this, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
     context = named.find(this, 'CONTEXTS', model.context, 'config.model.context')
-    _check(model.activation, ACTIVATIONS, 'config.model.activation')
-    _check(model.backbone.stem, STEMS, 'config.model.backbone.stem')
-    _check(config.train.dtype, DTYPES, 'config.train.dtype')
-    if model.backbone.weights is not None:
-        raise InputError(
-            f'config.model.backbone.weights={model.backbone.weights!r}: this version cannot '
-            'import published weights yet; leave it unset to start from random ones'
-        )
+    named.check(model.activation, ACTIVATIONS, 'config.model.activation')
+    named.check(model.norm, NORMS, 'config.model.norm')
+    named.check(model.input, INPUTS, 'config.model.input')
+    named.check(config.train.dtype, DTYPES, 'config.train.dtype')
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     shared = dict(
         dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
     )
-    trunk = backbone(
-        width=model.backbone.width,
-        stem=model.backbone.stem,
-        activation=model.activation,
-        **shared,
-    )
+    trunk = backbone(model, **shared)
     return Segmenter(
         trunk,
         context(model, trunk.features[-1], **shared),
         num_classes,
         aux_channels=model.aux_channels,
         dropout=model.dropout,
+        normalization=INPUTS[model.input],
         activation=model.activation,
+        norm=model.norm,
         **shared,
     )
 
@@ -64,8 +58,3 @@ def abstract(config, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.Sta
         nnx.eval_shape(lambda: build(config, num_classes)), nnx.Param, nnx.BatchStat
     )
     return graphdef, nnx.as_pure(params), nnx.as_pure(stats)
-
-
-def _check(value: str, choices, field: str) -> None:
-    if value not in choices:
-        raise InputError(f'{field}={value!r} is not one of {", ".join(choices)}')

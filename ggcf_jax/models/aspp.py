@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax.models.conv import ConvNorm
-from ggcf_jax.models.norm import Activation
+from ggcf_jax.models.norm import Activation, Norm
 
 
 class ASPP(nnx.Module):
@@ -22,6 +22,7 @@ class ASPP(nnx.Module):
         channels: int,
         rates: tuple[int, ...],
         activation: Activation,
+        norm: Norm = 'batch_norm',
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -29,7 +30,7 @@ class ASPP(nnx.Module):
         channels: of each branch and of the output.
         rates: dilations; DeepLab v3 takes (12, 24, 36) at output stride 8.
         """
-        shared = dict(dtype=dtype, rngs=rngs)
+        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
         self.features = channels
         self.point = ConvNorm(in_features, channels, 1, activation, **shared)
         self.atrous = nnx.List(
@@ -47,12 +48,13 @@ class ASPP(nnx.Module):
 
 
 def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> ASPP:
-    """Builds the module from `config.model` (reads `activation` and `aspp`)."""
+    """Builds the module from `config.model` (reads `activation`, `norm` and `aspp`)."""
     return ASPP(
         in_features,
         channels=model.aspp.channels,
         rates=tuple(model.aspp.rates),
         activation=model.activation,
+        norm=model.norm,
         dtype=dtype,
         rngs=rngs,
     )

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from ggcf_jax.models.norm import ActivatedNorm, Activation
+from ggcf_jax.models.norm import ActivatedNorm, Activation, Norm
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What torch.nn.Conv2d starts from; keeps unscaled affinities (Eq. 3) small at the start.
@@ -17,6 +17,7 @@ def conv(
     *,
     stride: int = 1,
     dilation: int = 1,
+    groups: int = 1,
     use_bias: bool = False,
     kernel_init=HE_FAN_OUT,
     dtype,
@@ -35,6 +36,7 @@ def conv(
         strides=stride,
         padding=((padding, padding), (padding, padding)),
         kernel_dilation=dilation,
+        feature_group_count=groups,
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
@@ -54,6 +56,8 @@ class ConvNorm(nnx.Module):
         *,
         stride: int = 1,
         dilation: int = 1,
+        groups: int = 1,
+        norm: Norm = 'batch_norm',
         scale_init=nnx.initializers.ones_init(),
         dtype,
         rngs: nnx.Rngs,
@@ -64,11 +68,12 @@ class ConvNorm(nnx.Module):
             kernel,
             stride=stride,
             dilation=dilation,
+            groups=groups,
             dtype=dtype,
             rngs=rngs,
         )
         self.norm = ActivatedNorm(
-            out_features, activation, scale_init=scale_init, dtype=dtype, rngs=rngs
+            out_features, activation, norm=norm, scale_init=scale_init, dtype=dtype, rngs=rngs
         )
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -8,7 +8,7 @@ from ggcf_jax import graphs
 from ggcf_jax.attention import attend
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
-from ggcf_jax.models.norm import Activation
+from ggcf_jax.models.norm import Activation, Norm
 
 
 class GGCF(nnx.Module):
@@ -34,6 +34,7 @@ class GGCF(nnx.Module):
         value_channels: int,
         scale: float,
         activation: Activation,
+        norm: Norm = 'batch_norm',
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -48,7 +49,9 @@ class GGCF(nnx.Module):
         self.heads = heads
         self.scale = scale
         self.features = 2 * channels
-        self.reduce = ConvNorm(in_features, channels, 3, activation, dtype=dtype, rngs=rngs)
+        self.reduce = ConvNorm(
+            in_features, channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs
+        )
         self.theta = conv(channels, len(heads) * key_channels, 1, use_bias=True, **shared)
         self.phi = conv(channels, len(heads) * key_channels, 1, use_bias=True, **shared)
         self.g = conv(channels, value_channels, 1, use_bias=True, **shared)
@@ -84,7 +87,7 @@ def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:
 
 
 def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> GGCF:
-    """Builds the module from `config.model` (reads `heads`, `activation` and `ggcf`)."""
+    """Builds the module from `config.model` (reads `heads`, `activation`, `norm` and `ggcf`)."""
     try:
         heads = graphs.parse(model.heads)
     except ValueError as error:
@@ -97,6 +100,7 @@ def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> GGCF:
         value_channels=model.ggcf.value_channels,
         scale=model.ggcf.scale,
         activation=model.activation,
+        norm=model.norm,
         dtype=dtype,
         rngs=rngs,
     )

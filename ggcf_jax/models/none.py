@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from ggcf_jax.models.conv import ConvNorm
+from ggcf_jax.models.norm import Activation, Norm
 
 
 class NoContext(nnx.Module):
@@ -13,9 +14,20 @@ class NoContext(nnx.Module):
         features: channels of the output.
     """
 
-    def __init__(self, in_features: int, *, channels: int, activation, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        in_features: int,
+        *,
+        channels: int,
+        activation: Activation,
+        norm: Norm = 'batch_norm',
+        dtype,
+        rngs: nnx.Rngs,
+    ):
         self.features = channels
-        self.reduce = ConvNorm(in_features, channels, 3, activation, dtype=dtype, rngs=rngs)
+        self.reduce = ConvNorm(
+            in_features, channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x [b, h, w, in_features] -> [b, h, w, features]."""
@@ -23,11 +35,12 @@ class NoContext(nnx.Module):
 
 
 def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> NoContext:
-    """Builds the module from `config.model` (reads `activation` and `ggcf.channels`)."""
+    """Builds the module from `config.model` (reads `activation`, `norm` and `ggcf.channels`)."""
     return NoContext(
         in_features,
         channels=model.ggcf.channels,
         activation=model.activation,
+        norm=model.norm,
         dtype=dtype,
         rngs=rngs,
     )

@@ -3,15 +3,21 @@
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn import dtypes
 
-Activation = Literal['relu', 'leaky_relu', 'identity']
+Activation = Literal['relu', 'leaky_relu', 'relu6', 'identity']
+Norm = Literal['batch_norm', 'abs_gamma']
 
 ACTIVATIONS = {
     'relu': jax.nn.relu,
     'leaky_relu': jax.nn.leaky_relu,  # slope 0.01, as InPlace-ABN
+    'relu6': jax.nn.relu6,
     'identity': lambda x: x,
 }
+NORMS = ('batch_norm', 'abs_gamma')
+EPSILON = 1e-5
 
 
 class ActivatedNorm(nnx.Module):
@@ -27,15 +33,37 @@ class ActivatedNorm(nnx.Module):
         features: int,
         activation: Activation,
         *,
+        norm: Norm = 'batch_norm',
         scale_init=nnx.initializers.ones_init(),
         dtype,
         rngs: nnx.Rngs,
     ):
+        """Args:
+        norm: 'batch_norm' scales by gamma; 'abs_gamma' by |gamma| + 1e-5, so that the norm can be
+            inverted (InPlace-ABN, Rota Bulo et al., 2018, and its published weights).
+        """
+        promote = {'batch_norm': dtypes.promote_dtype, 'abs_gamma': _promote_abs_gamma}[norm]
         self.norm = nnx.BatchNorm(
-            features, momentum=0.9, epsilon=1e-5, scale_init=scale_init, dtype=dtype, rngs=rngs
+            features,
+            momentum=0.9,
+            epsilon=EPSILON,
+            scale_init=scale_init,
+            dtype=dtype,
+            promote_dtype=promote,
+            rngs=rngs,
         )
         self.activation = activation
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises x [b, h, w, features]; `train` uses and updates the batch statistics."""
         return ACTIVATIONS[self.activation](self.norm(x, use_running_average=not train))
+
+
+def _promote_abs_gamma(arrays: tuple, *, dtype) -> tuple:
+    """nnx.BatchNorm's hook for casting its (x, mean, var, scale, bias): replaces the scale.
+
+    Unlike |gamma| its derivative at 0 is 1: a residual branch that starts there must learn.
+    """
+    x, mean, var, scale, bias = arrays
+    scale = jnp.where(scale < 0, -scale, scale) + EPSILON
+    return dtypes.promote_dtype((x, mean, var, scale, bias), dtype=dtype)

@@ -1,15 +1,42 @@
 """The whole network: backbone -> context module -> class logits, with an auxiliary head."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
-from ggcf_jax.models.norm import Activation
+from ggcf_jax.models.norm import Activation, Norm
 
-# ImageNet statistics in 8-bit RGB: what published backbones were trained with.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """How an 8-bit RGB image becomes the input of the backbone: (channels - mean) / std.
+
+    Attributes:
+        channels: order that the backbone sees. mean, std: in that order.
+    """
+
+    channels: Literal['rgb', 'bgr']
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """uint8 [b, h, w, 3] -> float32 [b, h, w, 3]."""
+        x = images.astype(jnp.float32)
+        if self.channels == 'bgr':
+            x = x[..., ::-1]
+        return (x - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+# What published backbones were trained with (docs/pretrained.md).
+INPUTS = {
+    'imagenet': Normalization('rgb', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    'caffe': Normalization('bgr', (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    'vistas': Normalization('rgb', (106.43368, 116.61709, 119.55953), (65.497, 67.60039, 74.12339)),
+}
 
 
 class Segmenter(nnx.Module):
@@ -26,7 +53,9 @@ class Segmenter(nnx.Module):
         *,
         aux_channels: int,
         dropout: float,
+        normalization: Normalization,
         activation: Activation,
+        norm: Norm = 'batch_norm',
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -35,6 +64,7 @@ class Segmenter(nnx.Module):
         context: features [b, h, w, c] -> [b, h, w, context.features].
         aux_channels: channels inside the auxiliary head.
         dropout: rate before both classifiers.
+        normalization: of the images.
         """
         shared = dict(dtype=dtype, rngs=rngs)
         self.backbone = backbone
@@ -42,8 +72,11 @@ class Segmenter(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         classify = dict(use_bias=True, kernel_init=TORCH_UNIFORM, **shared)
         self.classifier = conv(context.features, num_classes, 1, **classify)
-        self.aux_reduce = ConvNorm(backbone.features[2], aux_channels, 3, activation, **shared)
+        self.aux_reduce = ConvNorm(
+            backbone.features[2], aux_channels, 3, activation, norm=norm, **shared
+        )
         self.aux_classifier = conv(aux_channels, num_classes, 1, **classify)
+        self.normalization = normalization
         self.dtype = dtype
 
     @property
@@ -65,12 +98,12 @@ class Segmenter(nnx.Module):
             (logits, auxiliary logits or None unless training), float32
             [b, ceil(h / stride), ceil(w / stride), num_classes].
         """
-        x = (images.astype(jnp.float32) - jnp.array(MEAN)) / jnp.array(STD)
-        *_, stage3, stage4 = self.backbone(x.astype(self.dtype), train)
+        main_key, aux_key, trunk_key = (None,) * 3 if key is None else jax.random.split(key, 3)
+        x = self.normalization(images).astype(self.dtype)
+        *_, stage3, stage4 = self.backbone(x, train, trunk_key)
         features = self.context(stage4, train)
         if not train:
             return self.classifier(features).astype(jnp.float32), None
-        main_key, aux_key = jax.random.split(key)
         logits = self.classifier(self.dropout(features, rngs=main_key))
         aux = self.aux_reduce(stage3, train)
         aux_logits = self.aux_classifier(self.dropout(aux, rngs=aux_key))

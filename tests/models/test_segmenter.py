@@ -55,9 +55,10 @@ def test_abstract_is_the_shape_of_build(tiny_config):
         ({'model.context': 'gcf'}, "context='gcf' is not one of aspp, ggcf, none"),
         ({'model.heads': 'gird:8'}, "heads='gird:8': head 'gird:8' is not one of full, local:S"),
         ({'model.activation': 'gelu'}, "activation='gelu' is not one of relu, leaky_relu"),
-        ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, deep"),
+        ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, 64-64-128"),
+        ({'model.norm': 'group_norm'}, "norm='group_norm' is not one of batch_norm, abs_gamma"),
+        ({'model.input': 'bgr'}, "input='bgr' is not one of imagenet, caffe, vistas"),
         ({'train.dtype': 'float16'}, "dtype='float16' is not one of float32, bfloat16"),
-        ({'model.backbone.weights': 'w.pth'}, "weights='w.pth'.*cannot import"),
     ],
 )
 def test_unknown_names(tiny_config, change, message):

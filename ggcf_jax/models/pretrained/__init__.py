@@ -1,0 +1,139 @@
+"""Import of published backbone weights: from a file's tensors to the arrays of a backbone.
+
+`files` reads tensors, `layouts` knows how published files name them, `slots` how our networks
+store them. `python -m ggcf_jax.models.pretrained FILE` says what a file holds and which
+configuration it fits; docs/pretrained.md says where files are published.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ggcf_jax.errors import InputError
+from ggcf_jax.models.norm import EPSILON, Norm
+from ggcf_jax.models.pretrained import files, layouts, slots
+
+_SHOWN = 10  # names listed of each kind of difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """Arrays for a backbone.
+
+    Attributes:
+        arrays: path in the backbone -> float32 array.
+        layout: name of the file's layout.
+        matched: number of the file's tensors that were used.
+        left_out: names of those that belong to classifiers and heads.
+    """
+
+    arrays: dict[str, np.ndarray]
+    layout: str
+    matched: int
+    left_out: tuple[str, ...]
+
+
+def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: Norm) -> Imported:
+    """Reads a published file for a backbone.
+
+    Args:
+        path: of a `.safetensors`, `.pth` or `.pt` file.
+        shapes: path in the backbone -> shape, of all its parameters and batch statistics.
+        norm: form of the scales that the backbone has.
+
+    Raises:
+        InputError: the file cannot be read, has no known layout, or does not fit the backbone;
+            the message lists what is missing, unexpected or of another shape.
+    """
+    tensors, heads = layouts.trunk(files.read(path))
+    layout = layouts.detect(tensors, path)
+    left_out = [name for name in tensors if layout.leaves_out(name)]
+    used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    where = f'{path} (layout {layout.name})'
+    hint = layouts.fields_text(layout.describe(used))
+    arrays = fill(shapes, used, layout.rename, where, f'the file fits {hint}')
+    arrays = convert_scales(arrays, layout.norm, norm, where)
+    return Imported(arrays, layout.name, len(used), (*left_out, *heads))
+
+
+def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path (joined by dots) -> shape of every array of a tree."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def fill(
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, np.ndarray],
+    rename: Callable[[str], str],
+    where: str,
+    hint: str,
+) -> dict[str, np.ndarray]:
+    """Puts tensors into the arrays of a backbone, those of repeated blocks into one.
+
+    Args:
+        shapes: path in the backbone -> shape.
+        tensors: name -> array with our order of axes.
+        rename: name of a slot (`slots.expand`) -> name among the tensors.
+        where: what the tensors come from. hint: the cure; both for the error message.
+
+    Raises:
+        InputError: tensors and slots are not one to one, or differ in shape.
+    """
+    wanted = {rename(name): slot for name, slot in slots.expand(shapes).items()}
+    different = [
+        f'{name}: {list(tensors[name].shape)} in the file, {list(slot.shape)} in the network'
+        for name, slot in wanted.items()
+        if name in tensors and tensors[name].shape != slot.shape
+    ]
+    problems = [
+        *_listed('missing', [name for name in wanted if name not in tensors]),
+        *_listed('unexpected', [name for name in tensors if name not in wanted]),
+        *_listed('of another shape', different),
+    ]
+    if problems:
+        raise InputError(
+            '\n  '.join([f'{where} does not fit config.model.backbone:', *problems, hint])
+        )
+    arrays = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
+    for name, slot in wanted.items():
+        arrays[slot.path][slot.index] = tensors[name]
+    return arrays
+
+
+def convert_scales(
+    arrays: dict[str, np.ndarray], source: Norm, target: Norm, where: str
+) -> dict[str, np.ndarray]:
+    """Turns scales of one form of the norm into those of the other, for the same function.
+
+    Raises:
+        InputError: there are negative scales, which 'abs_gamma' cannot express.
+    """
+    if source == target:
+        return arrays
+    scales = {path: array for path, array in arrays.items() if path.endswith('.scale')}
+    if target == 'batch_norm':
+        return arrays | {
+            path: np.abs(array) + np.float32(EPSILON) for path, array in scales.items()
+        }
+    negative = sum(int((array < 0).sum()) for array in scales.values())
+    if negative:
+        raise InputError(
+            f"{where} has {negative} negative scales, which config.model.norm='abs_gamma' cannot "
+            "express; use 'batch_norm'"
+        )
+    return arrays | {path: np.maximum(array - EPSILON, 0) for path, array in scales.items()}
+
+
+def _listed(kind: str, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    if not names:
+        return []
+    more = [f'... and {len(names) - _SHOWN} more'] if len(names) > _SHOWN else []
+    return [f'{kind} ({len(names)}):', *(f'  {name}' for name in names[:_SHOWN] + more)]

@@ -1,0 +1,93 @@
+"""Reading tensors from files: safetensors, or PyTorch's own format where torch is installed."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from ggcf_jax.errors import InputError
+
+# Entries of a training snapshot that hold the model's tensors.
+_WRAPPERS = ('state_dict', 'model')
+
+
+def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all tensors of a file.
+
+    Args:
+        path: `.safetensors`, or `.pth`, `.pt`, `.pth.tar` (needs torch; nothing but tensors and
+            plain containers is unpickled).
+
+    Returns:
+        Name -> float32 array; convolution kernels are turned from PyTorch's [out, in, h, w] into
+        [h, w, in, out]. Names of nested dictionaries are joined by dots.
+
+    Raises:
+        InputError: no such file, another format, a damaged file, or torch is not installed.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise InputError(f'config.model.backbone.weights={str(path)!r}: there is no such file')
+    if path.suffix == '.safetensors':
+        tensors = _read_safetensors(path)
+    elif path.suffix in ('.pth', '.pt', '.tar', '.bin'):
+        tensors = _read_torch(path)
+    else:
+        raise InputError(
+            f'{path}: the ending {path.suffix!r} is not one of .safetensors, .pth, .pt, .pth.tar, '
+            '.bin'
+        )
+    if not tensors:
+        raise InputError(f'{path} holds no tensors; is it a state dict?')
+    return {
+        name: np.ascontiguousarray(x.transpose(2, 3, 1, 0)) if x.ndim == 4 else x
+        for name, x in tensors.items()
+    }
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors.numpy
+
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except Exception as error:
+        raise InputError(f'{path} cannot be read as safetensors: {error}') from error
+    return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+
+
+def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path} needs torch to be read: pip install 'ggcf_jax[parity]', or convert it to "
+            '.safetensors on a machine that has torch (docs/pretrained.md)'
+        ) from error
+    try:
+        loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f'{path} cannot be read as a PyTorch file of tensors ({first}); if it holds more than '
+            'tensors and you trust it, convert it to .safetensors (docs/pretrained.md)'
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise InputError(f'{path} holds a {type(loaded).__name__}, not a state dict')
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    tensors = {}
+    for name, value in _flatten(loaded).items():
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value.detach().to(torch.float32).numpy()
+    return tensors
+
+
+def _flatten(tree: Mapping, prefix: str = '') -> dict:
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f'{prefix}{name}.')
+        else:
+            flat[f'{prefix}{name}'] = value
+    return flat

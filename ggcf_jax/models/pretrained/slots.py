@@ -1,0 +1,54 @@
+"""The arrays of a backbone, one by one, whether its blocks are stored apart or stacked."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+# A block in a stage, or blocks of equal shape stacked on a leading axis (`models.repeat`).
+_BLOCK = re.compile(r'(?P<stage>\w+\.\d+)\.(?P<item>\d+)\.(?P<stacked>blocks\.)?(?P<rest>.+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """Where one array of a layer lies.
+
+    Attributes:
+        path: of the array that holds it.
+        index: of the block in a stacked array; () where it is the whole array.
+        shape: of the one array.
+    """
+
+    path: str
+    index: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def expand(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+    """Lists the arrays of a backbone under names that do not depend on the stacking.
+
+    Args:
+        shapes: path -> shape, e.g. `stages.2.1.blocks.layers.0.conv.kernel`.
+
+    Returns:
+        Name -> slot; blocks are counted through the stage: `stages.2.5.layers.0.conv.kernel`.
+    """
+    counts: dict[str, dict[int, int]] = {}
+    for path, shape in shapes.items():
+        if found := _BLOCK.fullmatch(path):
+            items = counts.setdefault(found['stage'], {})
+            items[int(found['item'])] = shape[0] if found['stacked'] else 1
+    slots = {}
+    for path, shape in shapes.items():
+        found = _BLOCK.fullmatch(path)
+        if not found:
+            slots[path] = Slot(path, (), tuple(shape))
+            continue
+        items = counts[found['stage']]
+        first = sum(items[item] for item in range(int(found['item'])))
+        if not found['stacked']:
+            slots[f'{found["stage"]}.{first}.{found["rest"]}'] = Slot(path, (), tuple(shape))
+            continue
+        for i in range(shape[0]):
+            name = f'{found["stage"]}.{first + i}.{found["rest"]}'
+            slots[name] = Slot(path, (i,), tuple(shape[1:]))
+    return slots
