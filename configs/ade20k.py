@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     train.aux_weight = 0.4  # PSPNet, mmseg
     train.class_weights = 'none'
     train.dtype = 'bfloat16'
+    train.remat = 'inplace_abn'  # as the paper; none or block: more or less memory
     train.log_every = 50
     train.eval_every = 50_000
     train.checkpoint_every = 5_000

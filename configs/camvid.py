@@ -83,6 +83,7 @@ def get_config() -> ConfigDict:
     # this short leaves out the thin and rare ones.
     train.class_weights = '4.1,3.4,9.6,2.8,7.3,5.5,9.4,9.4,6.7,9.9,10.2'
     train.dtype = 'float32'
+    train.remat = 'none'  # inplace_abn or block: less memory, slower
     train.log_every = 20
     train.eval_every = 600
     train.checkpoint_every = 250

@@ -17,13 +17,70 @@ The paper reports 79.6 mIoU on the validation set for these heads, 78.8 for
 --config.model.heads=full and 76.0 for --config.model.context=none (Table 1). Nothing was measured
 by us yet.
 
-Where the paper is silent the choice is ours and marked with its source.
+Where the paper is silent the choice is ours and marked with its source. Variants, written
+--config=configs/cityscapes.py:VARIANT,
+
+    r101      the paper's (the default)
+    r50       with ResNet-50
+    wr38      with the WideResNet-38 of InPlace-ABN
+    openseg   the choices of openseg (ISA, OCNet) where they differ
+    mmseg     those of mmsegmentation's 80,000 iterations
+
+are for comparing with those code bases; their values are from the configuration files published
+there. Backbone weights are a file of yours, see docs/pretrained.md:
+--config.model.backbone.weights=FILE.
 """
 
 from ml_collections import ConfigDict, config_dict
 
+from ggcf_jax.errors import InputError
 
-def get_config() -> ConfigDict:
+
+def r101(config: ConfigDict) -> None:
+    """The paper's network."""
+
+
+def r50(config: ConfigDict) -> None:
+    config.model.backbone.name = 'resnet50'
+
+
+def wr38(config: ConfigDict) -> None:
+    config.model.backbone.name = 'wide_resnet38'
+    config.model.norm = 'abs_gamma'  # as its published weights
+
+
+def openseg(config: ConfigDict) -> None:
+    config.data.scale_range = (0.5, 2.0)
+    config.model.backbone.first_dilation = 'half'
+    config.model.activation = 'relu'
+    config.model.aux_channels = 512
+    config.model.dropout = 0.05
+    config.train.steps = 40_000
+    config.train.learning_rate = 0.01
+    config.train.poly_power = 0.9
+    config.train.loss = 'ohem'
+    config.train.class_weights = 'cityscapes'
+
+
+def mmseg(config: ConfigDict) -> None:
+    config.data.scale_range = (0.5, 2.0)
+    config.data.max_class_share = 0.75
+    config.data.photometric = 1.0
+    config.model.backbone.stem = '32-32-64'  # ResNet v1c
+    config.model.backbone.first_dilation = 'half'
+    config.model.activation = 'relu'
+    config.train.steps = 80_000
+    config.train.learning_rate = 0.01
+    config.train.end_learning_rate = 1e-4
+    config.train.poly_power = 0.9
+
+
+VARIANTS = {'r101': r101, 'r50': r50, 'wr38': wr38, 'openseg': openseg, 'mmseg': mmseg}
+
+
+def get_config(variant: str = 'r101') -> ConfigDict:
+    if variant not in VARIANTS:
+        raise InputError(f'configs/cityscapes.py:{variant} is not one of {", ".join(VARIANTS)}')
     config = ConfigDict()
     config.seed = 0
 
@@ -91,6 +148,7 @@ def get_config() -> ConfigDict:
     train.aux_weight = 0.4  # the paper has an auxiliary loss and no weight: PSPNet, OCNet
     train.class_weights = 'none'
     train.dtype = 'bfloat16'
+    train.remat = 'inplace_abn'  # as the paper; none or block: more or less memory
     train.log_every = 50
     train.eval_every = 5_000
     train.checkpoint_every = 1_000
@@ -101,4 +159,5 @@ def get_config() -> ConfigDict:
     config.eval.size_multiple = 8  # images are padded to multiples of this
     config.eval.max_sizes = 1  # and to so many sizes at most, one compilation each
     config.eval.panels = 4
+    VARIANTS[variant](config)
     return config

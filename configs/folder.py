@@ -101,6 +101,7 @@ def get_config() -> ConfigDict:
     train.aux_weight = 0.4
     train.class_weights = 'none'
     train.dtype = 'bfloat16'
+    train.remat = 'none'  # inplace_abn or block: less memory, slower
     train.log_every = 20
     train.eval_every = 1_000
     train.checkpoint_every = 500

@@ -82,6 +82,7 @@ def get_config() -> ConfigDict:
     train.aux_weight = 0.4
     train.class_weights = 'none'
     train.dtype = 'float32'
+    train.remat = 'none'  # inplace_abn or block: less memory, slower
     train.log_every = 10
     train.eval_every = 180
     train.checkpoint_every = 60

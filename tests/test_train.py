@@ -13,6 +13,7 @@ import pytest
 from conftest import load_config, make_tiny_config, write_camvid
 
 from ggcf_jax import checkpoint, evaluate, metrics, models, train, train_step
+from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.errors import InputError
@@ -233,8 +234,24 @@ def _steps(workdir):
     return [int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdigit()] or [0]
 
 
+CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'cityscapes_sota', 'ade20k', 'folder')
+
+
+@pytest.mark.parametrize('variant', ['r101', 'r50', 'wr38', 'openseg', 'mmseg'])
+def test_variant_is_a_network(variant):
+    config = load_config('cityscapes', variant)
+    config_lib.check(config, 8)
+    _, params, _ = models.abstract(config, 19)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 2e7
+
+
+def test_unknown_variant():
+    with pytest.raises(InputError, match=r'cityscapes.py:r51 is not one of r101, r50'):
+        load_config('cityscapes', 'r51')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['street_scenes', 'camvid', 'cityscapes', 'ade20k', 'folder'])
+@pytest.mark.parametrize('name', CONFIGS)
 def test_config_builds_and_steps(name):
     """The architecture of every config, made narrow, on a small crop."""
     config = load_config(name)

@@ -108,7 +108,7 @@ def _cpu():
 
 
 def interleaved(calls, budget, repeats=7):
-    """Runs all contenders in turn.
+    """Runs all contenders in turn, at least three times and until `budget` seconds are over.
 
     Returns:
       name -> {'wall', 'cpu': best seconds, 'median': median wall seconds}, or {'error': text}.
@@ -121,13 +121,13 @@ def interleaved(calls, budget, repeats=7):
         except Exception as error:  # a peer without a backward pass on this platform, or memory
             results[name] = {'error': f'{type(error).__name__}: {str(error)[:120]}'}
     start = time.perf_counter()
-    for _ in range(repeats):
+    for done in range(repeats):
         for name, (walls, cpus) in alive.items():
             cpu, wall = _cpu(), time.perf_counter()
             calls[name]()
             walls.append(time.perf_counter() - wall)
             cpus.append(_cpu() - cpu)
-        if time.perf_counter() - start > budget:
+        if done >= 2 and time.perf_counter() - start > budget:
             break
     for name, (walls, cpus) in alive.items():
         results[name] = {

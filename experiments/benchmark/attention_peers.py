@@ -4,8 +4,6 @@ Each takes q, k, v [b, h, w, d] (one head, no scale) and gives [b, h, w, d]. The
 careful user of the library would: fused kernels where there are any, masks made once beforehand.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import torch
@@ -47,11 +45,6 @@ def sdpa_local(h, w, size):
     return f
 
 
-@functools.cache
-def _compiled_flex():
-    return torch.compile(flex_attention, dynamic=False)
-
-
 def flex_local(h, w, size, tile=(8, 16)):
     """torch FlexAttention, block mask of the 2-D window, tokens ordered by tiles of 128."""
     th, tw = tile
@@ -65,6 +58,9 @@ def flex_local(h, w, size, tile=(8, 16)):
         near = ((y[i] - y[j]).abs() <= size) & ((x[i] - x[j]).abs() <= size)
         return near & (y[j] < h) & (x[j] < w)
 
+    # After some recompilations in one process torch gives up compiling, silently.
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=False)
     mask = create_block_mask(window, 1, 1, hp * wp, hp * wp, device='cpu', BLOCK_SIZE=th * tw)
 
     def order(t):
@@ -73,7 +69,7 @@ def flex_local(h, w, size, tile=(8, 16)):
         return t.reshape(len(t), 1, hp * wp, -1)
 
     def f(q, k, v):
-        o = _compiled_flex()(order(q), order(k), order(v), block_mask=mask, scale=1.0)
+        o = compiled(order(q), order(k), order(v), block_mask=mask, scale=1.0)
         o = o.reshape(len(q), hp // th, wp // tw, th, tw, -1).permute(0, 1, 3, 2, 4, 5)
         return o.reshape(len(q), hp, wp, -1)[:, :h, :w]
 

@@ -8,6 +8,7 @@ global batches, and a run resumes at any step from the integer alone.
 import dataclasses
 from collections.abc import Iterator
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -53,6 +54,8 @@ class Reading:
 
     def start(self, stream: grain.MapDataset) -> Iterator[Batch]:
         """Iterates over a data set of batches; closing the iterator ends threads and workers."""
+        # OpenCV's own threads would compete with those here, which work on whole images.
+        cv2.setNumThreads(1)
         # grain buffers 500 whole batches unless told otherwise.
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.buffer)
         dataset = stream.to_iter_dataset(options)

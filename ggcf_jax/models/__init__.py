@@ -8,6 +8,7 @@ from flax import nnx
 
 from ggcf_jax import named
 from ggcf_jax.models.norm import ACTIVATIONS, NORMS
+from ggcf_jax.models.remat import REMATS
 from ggcf_jax.models.segmenter import INPUTS, Segmenter
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -20,7 +21,7 @@ def build(config, num_classes: int) -> Segmenter:
     `ggcf_jax.start`.
 
     Args:
-        config: reads `model`, `train.dtype` (of the computation) and `seed`.
+        config: reads `model`, `train.dtype` (of the computation), `train.remat` and `seed`.
         num_classes: of the data set.
 
     Raises:
@@ -34,11 +35,12 @@ def build(config, num_classes: int) -> Segmenter:
     named.check(model.norm, NORMS, 'config.model.norm')
     named.check(model.input, INPUTS, 'config.model.input')
     named.check(config.train.dtype, DTYPES, 'config.train.dtype')
+    named.check(config.train.remat, REMATS, 'config.train.remat')
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     shared = dict(
         dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
     )
-    trunk = backbone(model, **shared)
+    trunk = backbone(model, remat=config.train.remat, **shared)
     return Segmenter(
         trunk,
         context(model, trunk.features[-1], **shared),

@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 from ggcf_jax.models.norm import ActivatedNorm, Activation, Norm
+from ggcf_jax.models.remat import mark_convolution
 
 HE_FAN_OUT = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # What torch.nn.Conv2d starts from; keeps unscaled affinities (Eq. 3) small at the start.
@@ -78,4 +79,4 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """x [b, h, w, in_features] -> [b, ceil(h / stride), ceil(w / stride), out_features]."""
-        return self.norm(self.conv(x), train)
+        return self.norm(mark_convolution(self.conv(x)), train)

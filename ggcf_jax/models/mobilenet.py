@@ -12,6 +12,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models import dilation as dilation_lib
 from ggcf_jax.models.conv import ConvNorm
 from ggcf_jax.models.norm import Norm
+from ggcf_jax.models.remat import Remat, run
 from ggcf_jax.models.repeat import Repeated
 
 # Groups of equal blocks: (expansion, output channels at width 32, blocks). One row a stage, at 1/4,
@@ -72,13 +73,16 @@ class MobileNetV2(nnx.Module):
         *,
         width: int,
         norm: Norm = 'batch_norm',
+        remat: Remat = 'none',
         dtype,
         rngs: nnx.Rngs,
     ):
         """Args:
         stages: strides and dilations for `DEPTHS`, see `dilation.plan`.
         width: channels of the first convolution, rounded to a multiple of 8.
+        remat: see `remat.run`.
         """
+        self.remat = remat
         shared = dict(norm=norm, dtype=dtype, rngs=rngs)
         features = _divisible(width)
         self.stem = ConvNorm(3, features, 3, 'relu6', stride=2, **shared)
@@ -94,7 +98,15 @@ class MobileNetV2(nnx.Module):
                     stride, first = stage.stride, stage.first
                 channels = _divisible(width * number / 32)
                 blocks += _group(
-                    features, channels, expansion, count, stride, first, stage.dilations[0], shared
+                    features,
+                    channels,
+                    expansion,
+                    count,
+                    stride,
+                    first,
+                    stage.dilations[0],
+                    remat,
+                    shared,
                 )
                 features = channels
             rows.append(nnx.List(blocks))
@@ -120,12 +132,12 @@ class MobileNetV2(nnx.Module):
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = block(x, train)
+                x = run(self.remat, block, x, train)
             outputs.append(x)
         return tuple(outputs)
 
 
-def _group(in_features, channels, expansion, count, stride, first, dilation, shared) -> list:
+def _group(in_features, channels, expansion, count, stride, first, dilation, remat, shared) -> list:
     """The block that may change the shape and, if there are more, the others as one."""
     norm, dtype = shared['norm'], shared['dtype']
 
@@ -144,7 +156,7 @@ def _group(in_features, channels, expansion, count, stride, first, dilation, sha
     blocks = [make(in_features, stride, first, shared['rngs'])]
     if count > 1:
         equal = lambda rngs: make(channels, 1, dilation, rngs)  # noqa: E731
-        blocks.append(Repeated(equal, count - 1, rngs=shared['rngs']))
+        blocks.append(Repeated(equal, count - 1, remat=remat, rngs=shared['rngs']))
     return blocks
 
 
@@ -154,7 +166,7 @@ def _divisible(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def build(model, *, dtype, rngs: nnx.Rngs) -> MobileNetV2:
+def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> MobileNetV2:
     """Builds the network from `config.model` (reads `backbone` and `norm`).
 
     Of `backbone` there is no `stem` and no multi-grid.
@@ -168,6 +180,7 @@ def build(model, *, dtype, rngs: nnx.Rngs) -> MobileNetV2:
         dilation_lib.from_config(model.backbone, DEPTHS),
         width=model.backbone.width,
         norm=model.norm,
+        remat=remat,
         dtype=dtype,
         rngs=rngs,
     )

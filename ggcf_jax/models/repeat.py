@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from ggcf_jax.models.remat import Remat, run
+
 
 class Repeated(nnx.Module):
     """`count` blocks of equal shape in sequence, as one `jax.lax.scan`.
@@ -13,11 +15,20 @@ class Repeated(nnx.Module):
     batch statistics of the blocks are stacked on a leading axis.
     """
 
-    def __init__(self, make: Callable[[nnx.Rngs], nnx.Module], count: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        count: int,
+        *,
+        remat: Remat = 'none',
+        rngs: nnx.Rngs,
+    ):
         """Args:
         make: builds one block; a block is called with (x, train) and returns the shape of x.
         count: number of blocks, at least 1.
+        remat: see `remat.run`; of each block.
         """
+        self.remat = remat
         graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
         keys = jax.random.split(rngs.params(), count)
         stacked = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys)
@@ -28,7 +39,7 @@ class Repeated(nnx.Module):
 
         def apply(x, arrays):
             block = nnx.merge(graphdef, *arrays, copy=True)
-            x = block(x, train)
+            x = run(self.remat, block, x, train)
             return x, nnx.state(block, nnx.BatchStat)
 
         x, stats = jax.lax.scan(apply, x, (params, stats))

@@ -13,6 +13,7 @@ from ggcf_jax import named
 from ggcf_jax.models import dilation as dilation_lib
 from ggcf_jax.models.conv import ConvNorm
 from ggcf_jax.models.norm import ACTIVATIONS, Activation, Norm
+from ggcf_jax.models.remat import Remat, run
 from ggcf_jax.models.repeat import Repeated
 
 # Output channels of the stem's convolutions at width 64. '64-64-128': openseg, OCNet, CCNet;
@@ -111,7 +112,9 @@ ARCHITECTURES = {
 }
 
 
-def _stage(block, in_features, width, activation, plan: dilation_lib.Stage, *, norm, dtype, rngs):
+def _stage(
+    block, in_features, width, activation, plan: dilation_lib.Stage, *, norm, remat, dtype, rngs
+):
     """A list of the block that changes shape and the others: as one where they are equal."""
 
     def make(in_features, stride, first, dilation, rngs):
@@ -132,7 +135,7 @@ def _stage(block, in_features, width, activation, plan: dilation_lib.Stage, *, n
     features = width * block.expansion
     if len(set(others)) == 1:
         equal = functools.partial(make, features, 1, others[0], others[0])
-        blocks.append(Repeated(equal, len(others), rngs=rngs))
+        blocks.append(Repeated(equal, len(others), remat=remat, rngs=rngs))
     else:
         blocks += [make(features, 1, number, number, rngs) for number in others]
     return nnx.List(blocks)
@@ -155,6 +158,7 @@ class ResNet(nnx.Module):
         stem: str,
         activation: Activation,
         norm: Norm = 'batch_norm',
+        remat: Remat = 'none',
         dtype,
         rngs: nnx.Rngs,
     ):
@@ -162,7 +166,9 @@ class ResNet(nnx.Module):
         stages: strides and dilations, see `dilation.plan`.
         width: channels of the first stage's 3x3 convolutions.
         stem: '7x7', or the channels of three 3x3 convolutions at width 64.
+        remat: see `remat.run`.
         """
+        self.remat = remat
         if stem not in STEMS:
             raise ValueError(f'stem {stem!r} is not one of {", ".join(STEMS)}')
         block = architecture.block
@@ -176,7 +182,7 @@ class ResNet(nnx.Module):
         self.stride = 4
         blocks = []
         for i, (n, stage) in enumerate(zip((channels[-1], *self.features), stages)):
-            blocks.append(_stage(block, n, width * 2**i, activation, stage, **shared))
+            blocks.append(_stage(block, n, width * 2**i, activation, stage, remat=remat, **shared))
             self.stride *= stage.stride
         self.stages = nnx.List(blocks)
 
@@ -201,12 +207,12 @@ class ResNet(nnx.Module):
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = block(x, train)
+                x = run(self.remat, block, x, train)
             outputs.append(x)
         return tuple(outputs)
 
 
-def build(architecture: Architecture, model, *, dtype, rngs: nnx.Rngs) -> ResNet:
+def build(architecture: Architecture, model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> ResNet:
     """Builds a network from `config.model` (reads `backbone`, `activation` and `norm`)."""
     named.check(model.backbone.stem, STEMS, 'config.model.backbone.stem')
     return ResNet(
@@ -216,6 +222,7 @@ def build(architecture: Architecture, model, *, dtype, rngs: nnx.Rngs) -> ResNet
         stem=model.backbone.stem,
         activation=model.activation,
         norm=model.norm,
+        remat=remat,
         dtype=dtype,
         rngs=rngs,
     )

@@ -15,6 +15,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models import dilation as dilation_lib
 from ggcf_jax.models.conv import conv
 from ggcf_jax.models.norm import ActivatedNorm, Activation, Norm
+from ggcf_jax.models.remat import Remat, mark_convolution, run
 from ggcf_jax.models.repeat import Repeated
 
 # Blocks of mod2 to mod7, and the output channels of each block's convolutions in units of `width`.
@@ -68,7 +69,7 @@ class PreActivationBlock(nnx.Module):
         y = self.norms[0](x, train)
         skip = x if self.skip is None else self.skip(y)
         for layer, norm in zip(self.convs, self.norms[1:]):
-            y = norm(layer(y), train)
+            y = norm(mark_convolution(layer(y)), train)
         if self.dropout.rate:
             y = self.dropout(y, deterministic=not train, rngs=key)
         return skip + self.convs[-1](y)
@@ -89,13 +90,16 @@ class WideResNet(nnx.Module):
         width: int,
         activation: Activation,
         norm: Norm = 'batch_norm',
+        remat: Remat = 'none',
         dtype,
         rngs: nnx.Rngs,
     ):
         """Args:
         stages: strides and dilations for `PLANNED`, see `dilation.plan`.
         width: channels of the first convolution.
+        remat: see `remat.run`.
         """
+        self.remat = remat
         shared = dict(norm=norm, dtype=dtype, rngs=rngs)
         self.stem = conv(3, width, 3, dtype=dtype, rngs=rngs)
         strides = (1, 1, *(stage.stride for stage in stages[1:]), 1)
@@ -112,7 +116,7 @@ class WideResNet(nnx.Module):
             features = channels[-1]
             if depth > 1:
                 equal = functools.partial(make, features, 1)
-                blocks.append(Repeated(equal, depth - 1, rngs=rngs))
+                blocks.append(Repeated(equal, depth - 1, remat=remat, rngs=rngs))
             modules.append(nnx.List(blocks))
             self.stride *= strides[i]
         self.mods = nnx.List(modules)
@@ -141,9 +145,9 @@ class WideResNet(nnx.Module):
             for block in blocks:
                 if DROPOUT[i] and train:
                     key, own = jax.random.split(key)
-                    x = block(x, train, own)
+                    x = run(self.remat, block, x, train, own)
                 else:
-                    x = block(x, train)
+                    x = run(self.remat, block, x, train)
             outputs.append(x)
         _, mod3, mod4, _, mod6, mod7 = outputs
         return mod3, mod4, mod6, self.norm(mod7, train)
@@ -163,7 +167,7 @@ def _block(channels, activation, norm, dtype, in_features, stride, rngs, *, dila
     )
 
 
-def build(model, *, dtype, rngs: nnx.Rngs) -> WideResNet:
+def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> WideResNet:
     """Builds the network from `config.model` (reads `backbone`, `activation` and `norm`).
 
     Of `backbone` there is no `stem`, and `first_dilation` is that of the published network.
@@ -178,6 +182,7 @@ def build(model, *, dtype, rngs: nnx.Rngs) -> WideResNet:
         width=model.backbone.width,
         activation=model.activation,
         norm=model.norm,
+        remat=remat,
         dtype=dtype,
         rngs=rngs,
     )
