@@ -81,7 +81,7 @@ def _shapes(fields: dict) -> dict[str, tuple[int, ...]]:
     )
     model.update_from_flattened_dict(fields)
     build = named.find(models, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
-    trunk = nnx.eval_shape(lambda: build(model, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    trunk = nnx.eval_shape(lambda: build(model, remat='none', dtype=jnp.float32, rngs=nnx.Rngs(0)))
     return pretrained.shapes_of(nnx.as_pure(nnx.state(trunk, nnx.Any(nnx.Param, nnx.BatchStat))))
 
 
