@@ -5,7 +5,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 
 Activation = Literal['relu', 'leaky_relu', 'relu6', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
@@ -24,8 +23,9 @@ class ActivatedNorm(nnx.Module):
     """Batch norm over batch, rows and columns, then an activation.
 
     Inside `jax.jit` over a batch-sharded array the statistics are those of the global batch, so
-    the norm is synchronised over all devices by construction. Statistics are computed in float32;
-    the running ones decay by 0.9 (momentum 0.1 in PyTorch's words), epsilon is 1e-5.
+    the norm is synchronised over all devices by construction. Statistics, scale and bias are
+    float32 whatever the dtype of x; the running statistics decay by 0.9 (momentum 0.1 in PyTorch's
+    words), epsilon is 1e-5.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ActivatedNorm(nnx.Module):
         norm: 'batch_norm' scales by gamma; 'abs_gamma' by |gamma| + 1e-5, so that the norm can be
             inverted (InPlace-ABN, Rota Bulo et al., 2018, and its published weights).
         """
-        promote = {'batch_norm': dtypes.promote_dtype, 'abs_gamma': _promote_abs_gamma}[norm]
+        promote = {'batch_norm': _promote, 'abs_gamma': _promote_abs_gamma}[norm]
         self.norm = nnx.BatchNorm(
             features,
             momentum=0.9,
@@ -59,11 +59,19 @@ class ActivatedNorm(nnx.Module):
         return ACTIVATIONS[self.activation](self.norm(x, use_running_average=not train))
 
 
+def _promote(arrays: tuple, *, dtype) -> tuple:
+    """nnx.BatchNorm's hook for casting its (x, mean, var, scale, bias): only x.
+
+    The default would round the running statistics to bfloat16 when evaluating.
+    """
+    x, *others = arrays
+    return (x.astype(dtype), *others)
+
+
 def _promote_abs_gamma(arrays: tuple, *, dtype) -> tuple:
-    """nnx.BatchNorm's hook for casting its (x, mean, var, scale, bias): replaces the scale.
+    """As `_promote`, with |gamma| + epsilon for gamma.
 
     Unlike |gamma| its derivative at 0 is 1: a residual branch that starts there must learn.
     """
-    x, mean, var, scale, bias = arrays
-    scale = jnp.where(scale < 0, -scale, scale) + EPSILON
-    return dtypes.promote_dtype((x, mean, var, scale, bias), dtype=dtype)
+    x, mean, var, scale, bias = _promote(arrays, dtype=dtype)
+    return x, mean, var, jnp.where(scale < 0, -scale, scale) + EPSILON, bias
