@@ -33,7 +33,7 @@ class Tiles:
 
 
 CPU = Tiles(
-    local=(8, 16), stack=4, windows=3, queries=512, keys=1024, scores=3 << 19, pruned=1 << 18,
+    local=(8, 16), stack=4, windows=3, queries=512, keys=1024, scores=1 << 20, pruned=1 << 18,
     transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
