@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ggcf_jax import checkpoint, models
@@ -51,7 +52,8 @@ def with_weights(config, state: TrainState, report: Callable[[str], None] = prin
         return leaf if array is None else jax.device_put(array.astype(leaf.dtype), leaf.sharding)
 
     params, stats = jax.tree_util.tree_map_with_path(replace, trees)
-    return state.replace(params=params, stats=stats)
+    averaged = None if state.averaged is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, stats=stats, averaged=averaged)
 
 
 def _read(config, shapes: dict[str, tuple[int, ...]], print_report) -> dict[str, np.ndarray]:

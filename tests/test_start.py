@@ -28,6 +28,7 @@ def _state(config, seed, num_classes=5):
         params=params,
         stats=stats,
         opt_state=tx.init(params),
+        averaged=params if config.train.ema_decay else None,
         running={name: jax.numpy.float32(0) for name in state_lib.RUNNING},
         skipped=jax.numpy.int32(0),
     )
@@ -92,7 +93,7 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
 def test_a_resumed_run_does_not_need_the_weights(tiny_config, tmp_path, capsys, monkeypatch):
     # A step that learns nothing: what was imported is what is saved.
     idle = lambda state, batch: state.replace(step=state.step + 1)  # noqa: E731
-    monkeypatch.setattr(train, 'make_train_step', lambda *unused, **options: idle)
+    monkeypatch.setattr(train.train_step, 'build', lambda *unused: idle)
     path = tmp_path / 'weights.safetensors'
     tensors = _write_weights(tiny_config, path)
     tiny_config.model.backbone.weights = str(path)
@@ -110,3 +111,14 @@ def test_a_resumed_run_does_not_need_the_weights(tiny_config, tmp_path, capsys, 
     with pytest.raises(InputError, match='there is no such file'):
         train.train_and_evaluate(tiny_config, tmp_path / 'another')
     assert not (tmp_path / 'another').exists()
+
+
+def test_averages_start_from_the_weights_too(tiny_config, tmp_path):
+    tiny_config.train.ema_decay = 0.9
+    tiny_config.model.backbone.weights = str(tmp_path / 'weights.safetensors')
+    _write_weights(tiny_config, tiny_config.model.backbone.weights)
+    state = _state(tiny_config, 1)
+    begun = start.with_weights(tiny_config, state)
+    for new, averaged in zip(*map(jax.tree.leaves, (begun.params, begun.averaged))):
+        np.testing.assert_array_equal(new, averaged)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, begun.params))))
