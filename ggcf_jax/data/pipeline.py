@@ -45,7 +45,7 @@ class Reading:
     Attributes:
         threads: decoding threads, of each worker if there are any.
         workers: processes that decode; 0 decodes in this one, which is enough for few cores.
-        buffer: batches kept ready, by each worker if there are any.
+        buffer: batches kept ready, by each worker if there are any; at least one a thread.
     """
 
     threads: int = 4
@@ -56,8 +56,10 @@ class Reading:
         """Iterates over a data set of batches; closing the iterator ends threads and workers."""
         # OpenCV's own threads would compete with those here, which work on whole images.
         cv2.setNumThreads(1)
-        # grain buffers 500 whole batches unless told otherwise.
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.buffer)
+        # grain buffers 500 whole batches unless told otherwise; a thread works on a batch of its
+        # own, so that fewer than threads would leave some idle.
+        buffer = max(self.buffer, self.threads)
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffer)
         dataset = stream.to_iter_dataset(options)
         if self.workers:
             if not flags.FLAGS.is_parsed():  # grain reads flags of its own; notebooks parse none
