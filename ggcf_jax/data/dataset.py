@@ -59,7 +59,7 @@ class Dataset:
         if split in self.unlabeled:
             raise InputError(
                 f'split {split!r} of data set {self.name!r} cannot be {purpose}: its labels are '
-                'withheld by the makers; only their evaluation server scores prediction files for it'
+                'withheld by the makers; only their evaluation server scores predictions of it'
             )
 
     def decode(self, record: Mapping) -> dict:
