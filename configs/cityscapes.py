@@ -50,19 +50,24 @@ def wr38(config: ConfigDict) -> None:
 
 
 def openseg(config: ConfigDict) -> None:
+    """configs/cityscapes/R_101_D_8.json of openseg.pytorch, with the batch of its scripts."""
+    config.data.crop_size = (512, 1024)
     config.data.scale_range = (0.5, 2.0)
+    config.data.aspect_jitter = 0.1  # its random brightness of +-10 is left out
     config.model.backbone.first_dilation = 'half'
+    config.model.input = 'caffe'
     config.model.activation = 'relu'
     config.model.aux_channels = 512
     config.model.dropout = 0.05
     config.train.steps = 40_000
     config.train.learning_rate = 0.01
     config.train.poly_power = 0.9
-    config.train.loss = 'ohem'
     config.train.class_weights = 'cityscapes'
 
 
 def mmseg(config: ConfigDict) -> None:
+    """_base_/datasets/cityscapes.py, models/nonlocal_r50-d8.py and schedules/schedule_80k.py."""
+    config.data.crop_size = (512, 1024)
     config.data.scale_range = (0.5, 2.0)
     config.data.max_class_share = 0.75
     config.data.photometric = 1.0
