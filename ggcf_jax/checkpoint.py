@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
 
+from ggcf_jax.checksums import checksums
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import TrainState
 
@@ -186,9 +186,7 @@ def restore(
     Raises:
         InputError: no such checkpoint, a damaged one, or one of another model.
     """
-    directory = pathlib.Path(workdir) / 'checkpoints'
-    if not directory.is_dir():
-        raise InputError(f'{workdir} holds no checkpoints; train there first')
+    directory = _directory(workdir)
     checkpointer = Checkpointer(workdir)
     params, stats = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), (params, stats)
@@ -208,9 +206,7 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
     Raises:
         InputError: no checkpoint, or a damaged one.
     """
-    directory = pathlib.Path(workdir) / 'checkpoints'
-    if not directory.is_dir():
-        raise InputError(f'{workdir} holds no checkpoints; train there first')
+    directory = _directory(workdir)
     checkpointer = Checkpointer(workdir)
     try:
         return checkpointer.load_as_saved(_choose(checkpointer.steps(), 'best', directory))
@@ -218,6 +214,13 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
         raise InputError(f'{error}; remove it to use another') from error
     finally:
         checkpointer.close()
+
+
+def _directory(workdir: pathlib.Path) -> pathlib.Path:
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    if not directory.is_dir():
+        raise InputError(f'{workdir} holds no checkpoints; train there first')
+    return directory
 
 
 def _choose(steps: dict[int, float | None], which: str | int, directory: pathlib.Path) -> int:
@@ -234,20 +237,6 @@ def _choose(steps: dict[int, float | None], which: str | int, directory: pathlib
             f'{", ".join(map(str, steps))}'
         )
     return int(which)
-
-
-@jax.jit
-def checksums(tree: Any) -> jax.Array:
-    """One position-dependent sum of the bits of every array: uint32 [number of arrays]."""
-
-    def one(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-        bits = bits.astype(jnp.uint32).reshape(-1)
-        # Odd weights: a change of any single element changes the sum.
-        weights = jnp.arange(bits.size, dtype=jnp.uint32) * jnp.uint32(2654435761) | jnp.uint32(1)
-        return jnp.sum(bits * weights, dtype=jnp.uint32)
-
-    return jnp.stack([one(x) for x in jax.tree.leaves(tree)])
 
 
 def _trees(state: TrainState) -> dict[str, Any]:

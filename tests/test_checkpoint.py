@@ -9,6 +9,7 @@ import pytest
 from ggcf_jax import checkpoint
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
+from ggcf_jax.checksums import checksums
 from ggcf_jax.errors import InputError
 
 # Loading a damaged checkpoint leaves Orbax's background tasks unfinished, which Python reports.
@@ -155,12 +156,12 @@ def test_checkpoint_of_another_model_is_refused_by_name(state, tiny_config, tmp_
 
 def test_one_changed_bit_changes_the_checksum(rng):
     x = rng.normal(size=100).astype(np.float32)
-    before = checkpoint.checksums([x, np.int32(5)])
+    before = checksums([x, np.int32(5)])
     changed = x.copy().view(np.uint32)
     changed[17] ^= 1
-    after = checkpoint.checksums([changed.view(np.float32), np.int32(5)])
+    after = checksums([changed.view(np.float32), np.int32(5)])
     assert before[0] != after[0] and before[1] == after[1]
-    assert (checkpoint.checksums([x[::-1].copy()])[0] != before[0]).all()
+    assert (checksums([x[::-1].copy()])[0] != before[0]).all()
 
 
 def test_averaged_parameters_are_what_analyses_get(tiny_config, tmp_path):
