@@ -5,7 +5,6 @@ careful user of the library would: fused kernels where there are any, masks made
 """
 
 import jax
-import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -165,21 +164,5 @@ def jax_full(h, w):
     def f(q, k, v):
         q, k, v = (x.reshape(len(x), h * w, 1, -1) for x in (q, k, v))
         return jax.nn.dot_product_attention(q, k, v, scale=1.0).reshape(len(q), h, w, -1)
-
-    return f
-
-
-def jax_local(h, w, size):
-    """jax.nn.dot_product_attention with a dense window mask."""
-
-    def f(q, k, v):
-        y, x = jnp.arange(h), jnp.arange(w)
-        near = (abs(y[:, None] - y) <= size)[:, None, :, None] & (abs(x[:, None] - x) <= size)[
-            None, :, None, :
-        ]
-        mask = near.reshape(1, 1, h * w, h * w)
-        q, k, v = (t.reshape(len(t), h * w, 1, -1) for t in (q, k, v))
-        o = jax.nn.dot_product_attention(q, k, v, mask=mask, scale=1.0)
-        return o.reshape(len(q), h, w, -1)
 
     return f
