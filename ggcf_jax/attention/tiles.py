@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-import jax
+from ggcf_jax import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ ACCELERATOR = Tiles(
 
 def current():
     """The sizes for the platform that computations run on by default."""
-    return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+    return CPU if platform.current() == 'cpu' else ACCELERATOR
 
 
 def even(n, most, multiple=1):
