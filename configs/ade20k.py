@@ -98,3 +98,10 @@ def get_config() -> ConfigDict:
     config.eval.max_sizes = 8  # and to so many sizes at most, one compilation each
     config.eval.panels = 4
     return config
+
+
+def sweep():
+    """The rows of Table 2 under the paper's names."""
+    yield 'Baseline', {'model.context': 'none'}
+    yield 'FULL', {'model.heads': 'full'}
+    yield '{LOCAL, GRID}_{8,16,24}', {'model.heads': 'local:8,16,24,grid:8,16,24'}
