@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'leaky_relu'  # InPlace-ABN
     model.norm = 'batch_norm'

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'relu'
     model.norm = 'batch_norm'
