@@ -8,6 +8,7 @@ import jax
 
 from ggcf_jax import (
     checkpoint,
+    classes,
     data,
     evaluate,
     evaluation_files,
@@ -67,6 +68,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     inference.build(config)
     class_weights = data.class_weights_of(config, dataset)
     config_lib.claim_workdir(config, workdir)
+    classes.save(dataset, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
     mesh = mesh_lib.make_mesh()

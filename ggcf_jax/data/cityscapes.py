@@ -207,6 +207,7 @@ def build(data) -> Dataset:
         identity,
         unlabeled=('test',),
         categories=CATEGORIES,
+        server_ids=tuple(x.id for x in _TRAINED),
     )
 
 
