@@ -219,7 +219,6 @@ def _jobs(
 
     The groups are those of all inputs, so that what was there before changes no result.
     """
-    limit = config.predict.max_side
     small, large = [], []
     for each in inputs:
         size = sizes[each.name]

@@ -1,4 +1,4 @@
-"""What is predicted: the images of a file, a folder or a split, under the names of their results."""
+"""What is predicted: the images of a file, a folder or a split, and the names of their results."""
 
 import dataclasses
 import functools
