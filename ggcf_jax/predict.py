@@ -153,8 +153,11 @@ def predict(
         f'{len(failed)} failed'
     )
     complete = all(results.done(each.name) for each in inputs)
-    if complete and for_server:
-        print(f'for the server: {prediction_files.submit(results, sizes)}')
+    if for_server:
+        made = (
+            prediction_files.submit(results, sizes) if complete else 'not yet: images are missing'
+        )
+        print(f'for the server: {made}')
     return complete
 
 
