@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-import jax
+from ggcf_jax import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,8 @@ ACCELERATOR = Tiles(
 
 
 def current():
-    """The sizes for the platform of the mesh in effect (`jax.set_mesh`), or without one JAX's default.
-
-    The mesh comes first because a program may be compiled for devices that this machine lacks.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return CPU if platform == 'cpu' else ACCELERATOR
+    """The sizes for the platform that the program is compiled for."""
+    return CPU if platform.current() == 'cpu' else ACCELERATOR
 
 
 def even(n, most, multiple=1):

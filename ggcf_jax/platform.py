@@ -1,0 +1,23 @@
+"""What differs between the platforms that a program is compiled for."""
+
+import jax
+
+
+def current() -> str:
+    """The platform that is compiled for: 'cpu', 'gpu' or 'tpu'.
+
+    That of the mesh in effect (`jax.set_mesh`), whose devices this machine need not have; without
+    one that of JAX's default devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def scan(body, carry, xs):
+    """`jax.lax.scan`, except that XLA:CPU gets the steps one after the other instead of a loop.
+
+    XLA:CPU brings convolutions into the form of its fast kernels only outside of loops: in one, the
+    gradient of a ResNet-50 (97 x 97, batch 2, two cores) took 10.6 s instead of 0.62 s. Elsewhere a
+    loop saves minutes of compilation and costs nothing.
+    """
+    return jax.lax.scan(body, carry, xs, unroll=True if current() == 'cpu' else 1)
