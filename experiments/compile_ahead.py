@@ -36,7 +36,8 @@ KEY = (
     'config', 'overrides', 'target', 'step', 'height', 'width', 'batch', 'remat', 'jax', 'compiler'
 )  # fmt: skip
 COLUMNS = (
-    *KEY, 'memory', 'temporary', 'arguments', 'flops', 'cycles', 'collectives', 'seconds', 'date'
+    *KEY, 'memory', 'temporary', 'arguments', 'flops', 'traffic', 'cycles', 'collectives',
+    'seconds', 'date',
 )  # fmt: skip
 
 # A program of replicated parameters and a divided batch has nothing to gather. The compilers are
@@ -46,9 +47,7 @@ LARGEST_GATHER = 4096
 
 def gathers(found: tuple[hlo.Collective, ...]) -> list[hlo.Collective]:
     """The all-gathers (and their kin, all-to-all) that only activations explain."""
-    return [
-        c for c in found if c.kind in ('all-gather', 'all-to-all') and c.bytes > LARGEST_GATHER
-    ]
+    return [c for c in found if c.kind in ('all-gather', 'all-to-all') and c.bytes > LARGEST_GATHER]
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
@@ -137,6 +136,7 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[hlo.Collective]
             'temporary': program.temporary,
             'arguments': program.arguments,
             'flops': program.flops,
+            'traffic': program.traffic,
             'cycles': program.cycles,
             'collectives': collectives_text(program.collectives),
         }

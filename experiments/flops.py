@@ -1,4 +1,4 @@
-"""Floating-point operations of the matrix products and convolutions that a JAX function executes."""
+"""FLOPs of the matrix products and convolutions that a JAX function executes."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a compiled program tells: its collectives, and the cycles that a TPU's compiler expects.
+"""What a compiled program tells: collectives, memory traffic, cycles that a TPU's compiler expects.
 
 Programs are the text of `jax.stages.Compiled.as_text`. A loop stands there once; here everything
 counts as often as it runs.
@@ -12,8 +12,8 @@ import re
 KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
 _BYTES = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8}
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
-_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([a-z][\w\-]*)\((.*)$')
-_ARRAY = re.compile(r'\b(pred|[a-z]+\d+)\[([\d,]*)\]')
+_INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$')
+_ARRAY = re.compile(r'\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^{}]*\})?')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
@@ -47,9 +47,16 @@ class Total:
 
 @dataclasses.dataclass(frozen=True)
 class _Instruction:
+    """Attributes: name, text of the result's shape, opcode, the line from its operands on."""
+
+    name: str
     result: str
     opcode: str
     rest: str
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r'%([\w.\-]+)', self.rest.partition(')')[0])
 
 
 def collectives(text: str) -> list[Collective]:
@@ -68,7 +75,7 @@ def collectives(text: str) -> list[Collective]:
             kind = instruction.opcode.removesuffix('-done')
             if kind not in KINDS or not times[name]:
                 continue
-            arrays = _arrays(instruction.result)
+            arrays = [array[:2] for array in _arrays(instruction.result)]
             source = re.search(r'op_name="([^"]*)"', instruction.rest)
             collective = Collective(
                 kind,
@@ -119,11 +126,117 @@ def estimated_cycles(text: str) -> int:
     )
 
 
+def traffic(text: str) -> int:
+    """Bytes of device memory that a call of the program reads and writes.
+
+    Every operation outside of a fusion, and every fusion as a whole, reads its operands and writes
+    its results once. Of what is sliced or updated in place only the slice counts; arrays in a
+    TPU's on-chip memory do not.
+
+    Raises:
+        ValueError: as `collectives`.
+    """
+    computations, entry = _parse(text)
+    times = _executions(computations, entry, ('body', 'condition'))
+    bodies = {name: _Body(instructions) for name, instructions in computations.items()}
+    return sum(
+        times[name] * _moved(instruction, body, bodies)
+        for name, body in bodies.items()
+        if times[name]
+        for instruction in body.instructions
+    )
+
+
+_NOTHING_MOVED = {
+    'after-all', 'bitcast', 'conditional', 'constant', 'get-tuple-element', 'opt-barrier',
+    'parameter', 'partition-id', 'tuple', 'while',
+}  # fmt: skip
+
+
+class _Body:
+    """Instructions of a computation, by name and by who uses them; the last is its root."""
+
+    def __init__(self, instructions: list[_Instruction]):
+        self.instructions = instructions
+        self.by_name = {i.name: i for i in instructions}
+        self.users: dict[str, list[_Instruction]] = collections.defaultdict(list)
+        for i in instructions:
+            for operand in set(i.operands):
+                self.users[operand].append(i)
+        self.parameters = {
+            int(i.rest.partition(')')[0]): i for i in instructions if i.opcode == 'parameter'
+        }
+
+    def size(self, name: str) -> int:
+        """Bytes in device memory of what an instruction results in."""
+        return _size(self.by_name[name].result) if name in self.by_name else 0
+
+
+def _size(result: str) -> int:
+    return sum(
+        _item_bytes(dtype) * math.prod(shape)
+        for dtype, shape, layout in _arrays(result)
+        if 'S(' not in layout
+    )
+
+
+def _moved(i: _Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
+    """Bytes that one instruction reads and writes."""
+    if i.opcode in _NOTHING_MOVED or i.opcode.endswith('-done'):
+        return 0
+    if i.opcode == 'fusion':
+        inner = bodies[dict(_CALLED.findall(i.rest))['calls']]
+        read = sum(
+            min(body.size(name), _read(inner, inner.parameters[n].name, bodies))
+            for n, name in enumerate(i.operands)
+        )
+        return read + min(_size(i.result), _written(inner, inner.instructions[-1]))
+    if i.opcode in ('dynamic-slice', 'slice'):
+        return 2 * _size(i.result)
+    if i.opcode == 'dynamic-update-slice':
+        return 2 * body.size(i.operands[1])
+    if i.opcode.endswith('-start'):  # its result holds its operand once more
+        return _size(i.result)
+    return _size(i.result) + sum(body.size(name) for name in i.operands)
+
+
+def _read(inner: _Body, name: str, bodies: dict[str, _Body]) -> int:
+    """Bytes of the array `name` that a fused computation reads, at most all of it."""
+    read = 0
+    for user in inner.users[name]:
+        if user.opcode in ('dynamic-slice', 'slice'):
+            read += _size(user.result)
+        elif user.opcode == 'bitcast':
+            read += _read(inner, user.name, bodies)
+        elif user.opcode == 'fusion':
+            called = bodies[dict(_CALLED.findall(user.rest))['calls']]
+            read += sum(
+                _read(called, called.parameters[n].name, bodies)
+                for n, operand in enumerate(user.operands)
+                if operand == name
+            )
+        elif user.opcode != 'dynamic-update-slice' or user.operands[0] != name:
+            return inner.size(name)
+    return min(read, inner.size(name))
+
+
+def _written(inner: _Body, root: _Instruction) -> int:
+    """Bytes that a fused computation writes."""
+    if root.opcode == 'tuple':
+        return sum(_written(inner, inner.by_name[name]) for name in root.operands)
+    if root.opcode == 'bitcast' and root.operands[0] in inner.by_name:
+        return _written(inner, inner.by_name[root.operands[0]])
+    if root.opcode == 'dynamic-update-slice':
+        return inner.size(root.operands[1])
+    return _size(root.result)
+
+
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
     """Instructions by computation, and the name of the entry."""
     computations: dict[str, list[_Instruction]] = {}
     entry, current = '', None
     for line in text.splitlines():
+        line = re.sub(r'/\*.*?\*/', '', line)  # numbers of a long tuple's elements
         header = _COMPUTATION.match(line)
         if header:
             current = computations.setdefault(header.group(2), [])
@@ -179,10 +292,11 @@ def _trips(loop: _Instruction, computations: dict[str, list[_Instruction]]) -> i
     return limits[0]
 
 
-def _arrays(result: str) -> list[tuple[str, tuple[int, ...]]]:
+def _arrays(result: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """(dtype, shape, layout) of each array in the text of a shape."""
     return [
-        (dtype, tuple(int(n) for n in shape.split(',') if n))
-        for dtype, shape in _ARRAY.findall(re.sub(r'/\*.*?\*/', '', result))
+        (dtype, tuple(int(n) for n in shape.split(',') if n), layout)
+        for dtype, shape, layout in _ARRAY.findall(result)
     ]
 
 

@@ -5,7 +5,6 @@ import gzip
 import math
 import pathlib
 import re
-import time
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +50,7 @@ class Program:
         temporary, arguments, outputs, aliased: bytes on each device. Outputs that alias arguments
             (the donated state) take no memory of their own.
         flops: of products and convolutions, on each device.
+        traffic: bytes that each device's memory is read and written, see `hlo.traffic`.
         cycles: what a TPU's compiler expects its operations to take; 0 for a GPU.
         collectives: of one call.
     """
@@ -60,6 +60,7 @@ class Program:
     outputs: int
     aliased: int
     flops: int
+    traffic: int
     cycles: int
     collectives: tuple[hlo.Collective, ...]
 
@@ -120,9 +121,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
 def _on(mesh: Mesh, tree):
     """Shapes with a copy on every device."""
     sharding = mesh_lib.replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def _class_weights(train) -> tuple[float, ...]:
@@ -169,6 +168,7 @@ def compile_case(
         memory.output_size_in_bytes,
         memory.alias_size_in_bytes,
         total_flops // accelerators.TARGETS[case.target].devices,
+        hlo.traffic(text),
         hlo.estimated_cycles(text),
         tuple(hlo.collectives(text)),
     )
