@@ -149,8 +149,9 @@ def compile_case(
         TooLarge: the program does not fit (TPU; for a GPU compare `Program.memory`).
     """
     lowered, total_flops = lower(config, case, num_classes)
+    target = accelerators.TARGETS[case.target]
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(accelerators.COMPILER_OPTIONS[target.platform])
     except jax.errors.JaxRuntimeError as error:
         used = re.search(r'Used ([\d.]+)([KMG]) of', str(error))
         if used is None:
@@ -167,7 +168,7 @@ def compile_case(
         memory.argument_size_in_bytes,
         memory.output_size_in_bytes,
         memory.alias_size_in_bytes,
-        total_flops // accelerators.TARGETS[case.target].devices,
+        total_flops // target.devices,
         hlo.traffic(text),
         hlo.estimated_cycles(text),
         tuple(hlo.collectives(text)),
