@@ -43,11 +43,18 @@ COLUMNS = (
 # A program of replicated parameters and a divided batch has nothing to gather. The compilers are
 # free to gather a few numbers, such as those of a random generator.
 LARGEST_GATHER = 4096
+_GATHERS = ('all-gather', 'all-to-all')
 
 
 def gathers(found: tuple[hlo.Collective, ...]) -> list[hlo.Collective]:
-    """The all-gathers (and their kin, all-to-all) that only activations explain."""
-    return [c for c in found if c.kind in ('all-gather', 'all-to-all') and c.bytes > LARGEST_GATHER]
+    """The collectives that bring activations from one device to another."""
+    return [c for c in found if c.kind in _GATHERS and c.bytes > LARGEST_GATHER]
+
+
+def gathers_of_row(row: dict[str, str]) -> list[str]:
+    """The same from a row, as far as it tells: 'all-gather 3 1048576', for each kind."""
+    kinds = [kind for kind in row['collectives'].split('; ') if kind.split(' ')[0] in _GATHERS]
+    return [kind for kind in kinds if int(kind.split(' ')[2]) > LARGEST_GATHER]
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
@@ -108,8 +115,12 @@ def cases() -> list[programs.Case]:
     return found
 
 
-def run(case: programs.Case, config, path: pathlib.Path) -> list[hlo.Collective]:
-    """Compiles a case and adds its row, if the file does not have it; returns what is gathered."""
+def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
+    """Compiles a case and adds its row, unless the file has it.
+
+    Returns:
+        What is wrong with the program, a line each.
+    """
     target = accelerators.TARGETS[case.target]
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
     key = {
@@ -120,9 +131,10 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[hlo.Collective]
         'compiler': accelerators.compiler(target),
     }
     name = ' '.join(str(value) for value in vars(case).values())
-    if any(all(row[k] == str(key[k]) for k in KEY) for row in read(path)):
-        print(f'{name}: in {path} already', flush=True)
-        return []
+    for row in read(path):
+        if all(row[column] == str(key[column]) for column in KEY):
+            print(f'{name}: in {path} already', flush=True)
+            return [f'{name}: {text}' for text in gathers_of_row(row)]
     keep = None
     if _KEEP.value:
         keep = pathlib.Path(_KEEP.value) / f'{name.replace(" ", "_").replace(":", "_")}.hlo.gz'
@@ -147,7 +159,11 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[hlo.Collective]
     seconds = round(time.perf_counter() - began)
     append(path, {**key, **measured, 'seconds': seconds, 'date': time.strftime('%Y-%m-%d')})
     print(f'{name}: {told}, compiled in {seconds} s', flush=True)
-    return gathered
+    return [
+        f'{name}: {c.kind} of {", ".join(c.arrays)}, {c.bytes} bytes, {c.times} times, '
+        f'from {c.source}'
+        for c in gathered
+    ]
 
 
 def main(argv: list[str]) -> int:
@@ -156,18 +172,13 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1 or _CONFIG.value is None:
             raise InputError('give --config=configs/NAME.py and flags as --name=value')
         path = pathlib.Path(_OUT.value)
-        gathered = {case: run(case, _CONFIG.value, path) for case in cases()}
+        wrong = [line for case in cases() for line in run(case, _CONFIG.value, path)]
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
-    for case, found in gathered.items():
-        for c in found:
-            print(
-                f'error: {case} has an {c.kind} of {", ".join(c.arrays)} ({c.bytes} bytes, '
-                f'{c.times} times) from {c.source}',
-                file=sys.stderr,
-            )
-    return 1 if any(gathered.values()) else 0
+    for line in wrong:
+        print(f'error: activations are gathered: {line}', file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == '__main__':

@@ -135,6 +135,8 @@ def test_rows_and_tables(tmp_path):
     compile_ahead.append(path, row)
     compile_ahead.append(path, {**row, 'remat': 'none', 'temporary': '', 'collectives': ''})
     rows = compile_ahead.read(path)
+    assert compile_ahead.gathers_of_row(rows[0]) == ['all-gather 1 19270016']
+    assert compile_ahead.gathers_of_row(rows[1]) == []
     assert rows[0]['collectives'] == 'all-gather 1 19270016; all-reduce 6 1536'
     assert memory_table.memory_table(rows)[2:] == [
         '| cityscapes:r101 | 769 x 769 | h100x8 | 2 | does not fit (3.0 in all) |  | 2.00 |'
