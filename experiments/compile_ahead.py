@@ -36,8 +36,8 @@ KEY = (
     'config', 'overrides', 'target', 'step', 'height', 'width', 'batch', 'remat', 'jax', 'compiler'
 )  # fmt: skip
 COLUMNS = (
-    *KEY, 'memory', 'temporary', 'arguments', 'flops', 'traffic', 'cycles', 'collectives',
-    'seconds', 'date',
+    *KEY, 'memory', 'temporary', 'arguments', 'flops', 'traffic', 'operations', 'cycles',
+    'collectives', 'seconds', 'date',
 )  # fmt: skip
 
 # A program of replicated parameters and a divided batch has nothing to gather. The compilers are
@@ -149,6 +149,7 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
             'arguments': program.arguments,
             'flops': program.flops,
             'traffic': program.traffic,
+            'operations': program.operations,
             'cycles': program.cycles,
             'collectives': collectives_text(program.collectives),
         }

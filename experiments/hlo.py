@@ -147,6 +147,24 @@ def traffic(text: str) -> int:
     )
 
 
+def operations(text: str) -> int:
+    """How many operations a call of the program starts on the device (kernels, on a GPU).
+
+    Raises:
+        ValueError: as `collectives`.
+    """
+    computations, entry = _parse(text)
+    times = _executions(computations, entry, ('body', 'condition'))
+    return sum(
+        times[name] * sum(_starts_something(i.opcode) for i in instructions)
+        for name, instructions in computations.items()
+    )
+
+
+def _starts_something(opcode: str) -> bool:
+    return opcode not in _NOTHING_MOVED and not opcode.endswith('-done')
+
+
 _NOTHING_MOVED = {
     'after-all', 'bitcast', 'conditional', 'constant', 'get-tuple-element', 'opt-barrier',
     'parameter', 'partition-id', 'tuple', 'while',
@@ -182,7 +200,7 @@ def _size(result: str) -> int:
 
 def _moved(i: _Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
     """Bytes that one instruction reads and writes."""
-    if i.opcode in _NOTHING_MOVED or i.opcode.endswith('-done'):
+    if not _starts_something(i.opcode):
         return 0
     if i.opcode == 'fusion':
         inner = bodies[dict(_CALLED.findall(i.rest))['calls']]

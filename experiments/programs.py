@@ -51,6 +51,7 @@ class Program:
             (the donated state) take no memory of their own.
         flops: of products and convolutions, on each device.
         traffic: bytes that each device's memory is read and written, see `hlo.traffic`.
+        operations: that each device starts (kernels, on a GPU), see `hlo.operations`.
         cycles: what a TPU's compiler expects its operations to take; 0 for a GPU.
         collectives: of one call.
     """
@@ -61,6 +62,7 @@ class Program:
     aliased: int
     flops: int
     traffic: int
+    operations: int
     cycles: int
     collectives: tuple[hlo.Collective, ...]
 
@@ -170,6 +172,7 @@ def compile_case(
         memory.alias_size_in_bytes,
         total_flops // target.devices,
         hlo.traffic(text),
+        hlo.operations(text),
         hlo.estimated_cycles(text),
         tuple(hlo.collectives(text)),
     )

@@ -23,6 +23,7 @@ class Chip:
     Attributes:
         flops: dense bfloat16 FLOP/s. bandwidth: of its memory, bytes/s. memory: bytes.
         clock: Hz; 0 where the compiler does not estimate cycles.
+        start: seconds that an operation takes at least.
         source: where they are published.
     """
 
@@ -30,6 +31,7 @@ class Chip:
     bandwidth: float
     memory: int
     clock: float
+    start: float
     source: str
 
 
@@ -64,9 +66,11 @@ class Machine:
     target: str
 
 
-H100 = Chip(989.4e12, 3.35e12, 84978434048, 0, 'NVIDIA H100 SXM data sheet')
+H100 = Chip(989.4e12, 3.35e12, 84978434048, 0, 3e-6, 'NVIDIA H100 SXM data sheet')
 # 197 TFLOP/s are four 128 x 128 systolic arrays, two FLOPs a cell and cycle, at this clock.
-V5E = Chip(197e12, 819e9, 16 * GIB, 197e12 / (4 * 2 * 128**2), 'Google Cloud TPU v5e page')
+V5E = Chip(
+    197e12, 819e9, 16 * GIB, 197e12 / (4 * 2 * 128**2), 0, 'Google Cloud TPU v5e page'
+)  # fmt: skip
 NVLINK = Network(450e9, 20e-6, 'NVLink 4: 900 GB/s both ways; 20 us assumed for an NCCL call')
 # 51.2 TB/s of all-reduce bandwidth a pod of 256 are 200 GB/s a chip: four ports at 50 GB/s each.
 # A 4 x 4 slice does not close its axes to rings, which leaves half.
@@ -90,6 +94,7 @@ class Compiled:
     memory: int
     flops: int
     traffic: int
+    operations: int
     cycles: int
     collectives: int
     reduced: int
@@ -105,6 +110,7 @@ class Compiled:
             memory=int(row['memory']),
             flops=int(row['flops']),
             traffic=int(row['traffic']),
+            operations=int(row['operations']),
             cycles=int(row['cycles']),
             collectives=sum(int(count) for _, count, _ in kinds),
             reduced=sum(int(size) for _, _, size in kinds),
@@ -128,12 +134,13 @@ def predict(machine: Machine, program: Compiled) -> Prediction:
     """The model of docs/scaling.md.
 
     Products at the peak rate, and memory traffic at the published bandwidth, either overlap wholly
-    or not at all. Where a TPU's compiler expects more than that, the slower bound is its estimate.
-    An all-reduce is a ring: each device sends 2 (n - 1) / n of the bytes.
+    or not at all; then starting operations takes its time, too. Where a TPU's compiler expects more
+    than that, the slower bound is its estimate. An all-reduce is a ring: each device sends
+    2 (n - 1) / n of the bytes.
     """
     chip, n = machine.chip, machine.devices
     products, moving = program.flops / chip.flops, program.traffic / chip.bandwidth
-    slowest = products + moving
+    slowest = products + moving + program.operations * chip.start
     if chip.clock:
         slowest = max(slowest, program.cycles / chip.clock)
     communication = 0.0

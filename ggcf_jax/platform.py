@@ -1,5 +1,7 @@
 """What differs between the platforms that a program is compiled for."""
 
+import math
+
 import jax
 
 
@@ -11,6 +13,15 @@ def current() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def devices() -> int:
+    """How many devices the mesh in effect deals global arrays to; 1 without one.
+
+    Axes that `jax.shard_map` has taken do not count: arrays are those of one device there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
 
 
 def scan(body, carry, xs):

@@ -98,6 +98,7 @@ condition=%cond, backend_config={"known_trip_count":{"n":"10"}}
 def test_memory_traffic():
     round_trip = 256 + 4 + 256 + 256  # a row read, its index, %x, a row written
     assert hlo.traffic(GPU) == 10 * round_trip + 2 * 2560
+    assert hlo.operations(GPU) == 11
     # What lies in a TPU's on-chip memory is not counted: the loop's %x here.
     assert hlo.traffic(GPU.replace('f32[64]{0}', 'f32[64]{0:T(256)S(1)}')) == (
         10 * (round_trip - 256) + 2 * 2560
