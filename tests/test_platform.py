@@ -52,7 +52,11 @@ def test_devices_of_the_mesh():
 
 @pytest.mark.parametrize(
     'heads, drop_rate',
-    [*((h, None) for h in ('local:4', 'grid:2', 'full', 'learned')), ('grid:2', 0.5), ('full', 0.5)],
+    [
+        *((h, None) for h in ('local:4', 'grid:2', 'full', 'learned')),
+        ('grid:2', 0.5),
+        ('full', 0.5),
+    ],
 )
 def test_loops_are_those_of_one_devices_share(heads, drop_rate, monkeypatch):
     """A batch of 32 over 16 devices runs as many rounds as one of 2 on one device."""
