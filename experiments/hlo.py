@@ -156,13 +156,15 @@ def operations(text: str) -> int:
     computations, entry = _parse(text)
     times = _executions(computations, entry, ('body', 'condition'))
     return sum(
-        times[name] * sum(_starts_something(i.opcode) for i in instructions)
+        times[name] * sum(_starts_something(i) for i in instructions)
         for name, instructions in computations.items()
     )
 
 
-def _starts_something(opcode: str) -> bool:
-    return opcode not in _NOTHING_MOVED and not opcode.endswith('-done')
+def _starts_something(i: _Instruction) -> bool:
+    if i.opcode == 'custom-call':  # on TPUs also for memory that nothing has been written to yet
+        return 'custom_call_target="AllocateBuffer"' not in i.rest
+    return i.opcode not in _NOTHING_MOVED and not i.opcode.endswith('-done')
 
 
 _NOTHING_MOVED = {
@@ -200,7 +202,7 @@ def _size(result: str) -> int:
 
 def _moved(i: _Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
     """Bytes that one instruction reads and writes."""
-    if not _starts_something(i.opcode):
+    if not _starts_something(i):
         return 0
     if i.opcode == 'fusion':
         inner = bodies[dict(_CALLED.findall(i.rest))['calls']]

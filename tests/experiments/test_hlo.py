@@ -87,6 +87,7 @@ GPU = """HloModule jit_g
 
 ENTRY %main (s.1: f32[10,64]) -> f32[64,10] {
   %s.1 = f32[10,64]{1,0} parameter(0)
+  %b = f32[10,64]{1,0} custom-call(), custom_call_target="AllocateBuffer"
   %w = (s32[], f32[10,64]{1,0}, f32[64]{0}, /*index=3*/f32[10,64]{1,0}) while(%s.1), body=%body, \
 condition=%cond, backend_config={"known_trip_count":{"n":"10"}}
   %e = f32[10,64]{1,0} get-tuple-element(%w), index=3
