@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import accelerators, flops, hlo
+from ggcf_jax import config as config_lib
 from ggcf_jax import evaluate, models, train_step
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
@@ -101,8 +102,10 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     devices = accelerators.devices(accelerators.TARGETS[case.target])
     mesh = mesh_lib.make_mesh(devices)
     config.train.remat = case.remat
+    config.train.batch_size = config.eval.batch_size = case.batch * len(devices)
+    config_lib.check(config, len(devices))
     graphdef, params, stats = models.abstract(config, num_classes)
-    images = (case.batch * len(devices), case.height, case.width)
+    images = (config.train.batch_size, case.height, case.width)
     batch = {
         'image': jax.ShapeDtypeStruct((*images, 3), np.uint8, sharding=mesh_lib.by_batch(mesh)),
         'label': jax.ShapeDtypeStruct(images, np.uint8, sharding=mesh_lib.by_batch(mesh)),

@@ -84,6 +84,14 @@ def test_missing_compiler_is_named(monkeypatch):
         accelerators.devices(TARGET)
 
 
+def test_configuration_is_checked(monkeypatch):
+    monkeypatch.setattr(accelerators, 'devices', lambda target: jax.devices()[: target.devices])
+    config = tiny_config()
+    config.train.accumulate = 2
+    with pytest.raises(InputError, match='not divisible by 8 devices x config'):
+        programs.lower(config, programs.Case('h100x8', 'train', 24, 32, 1, 'none'), 11)
+
+
 def test_class_weights_that_need_data_are_refused(monkeypatch):
     monkeypatch.setattr(accelerators, 'devices', lambda target: jax.devices()[:1])
     config = tiny_config()
