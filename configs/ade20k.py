@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'leaky_relu'  # InPlace-ABN
     model.norm = 'batch_norm'
@@ -98,3 +99,10 @@ def get_config() -> ConfigDict:
     config.eval.max_sizes = 8  # and to so many sizes at most, one compilation each
     config.eval.panels = 4
     return config
+
+
+def sweep():
+    """The rows of Table 2 under the paper's names."""
+    yield 'Baseline', {'model.context': 'none'}
+    yield 'FULL', {'model.heads': 'full'}
+    yield '{LOCAL, GRID}_{8,16,24}', {'model.heads': 'local:8,16,24,grid:8,16,24'}

@@ -141,6 +141,12 @@ def check(config: ConfigDict, devices: int) -> None:
     ):
         if not 0 <= value < 1:
             raise InputError(f'config.{name}={value} must be in [0, 1)')
+    backbone = config.model.backbone
+    if backbone.statistics == 'running' and backbone.weights is None:
+        raise InputError(
+            "config.model.backbone.statistics='running' keeps the statistics of published weights; "
+            'give config.model.backbone.weights as well'
+        )
     if train.warmup_steps >= train.steps:
         raise InputError(
             f'config.train.warmup_steps={train.warmup_steps} must be less than '

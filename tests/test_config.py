@@ -87,6 +87,10 @@ def test_damaged_config(tmp_path, content):
         ({'train.warmup_steps': 2400}, 'warmup_steps=2400 must be less than config.train.steps'),
         ({'data.class_uniform': 1.5}, r'data.class_uniform=1.5 must be in \[0, 1\]'),
         ({'eval.max_sizes': 0}, 'eval.max_sizes=0 must be at least 1'),
+        (
+            {'model.backbone.statistics': 'running'},
+            "='running' keeps .*give config.model.backbone.weights",
+        ),
         ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
     ],
 )

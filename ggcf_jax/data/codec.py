@@ -4,6 +4,7 @@ import io
 import struct
 
 import cv2
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -15,7 +16,7 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
 _TIFF = (b'II*\x00', b'MM\x00*')
-_GREY, _PALETTE = 0, 3  # colour types of PNG
+_GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -28,11 +29,25 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         InputError: not an image, or one that breaks off; `name` is in the message.
     """
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    image = None
     # Decoders fill what is missing of a cut-off file with grey and say nothing.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if is_complete(data) else None
+    if is_complete(data):
+        if data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB):
+            image = _decode_rgb_png(data)
+        else:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
         raise InputError(f'{name}: the image cannot be decoded; is the file damaged?')
     return image
+
+
+def _decode_rgb_png(data: bytes) -> np.ndarray | None:
+    """The usual training image, about a fifth faster than OpenCV does it: inflating is newer."""
+    try:
+        image = imagecodecs.png_decode(data)
+    except imagecodecs.PngError:
+        return None
+    return np.ascontiguousarray(image[..., :3])  # a colour marked transparent makes a fourth
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:

@@ -49,6 +49,18 @@ def test_transparency_is_dropped(picture):
     np.testing.assert_array_equal(codec.decode_image(data, 'a'), picture)
 
 
+def test_a_transparent_colour_is_dropped_too(picture):
+    data = _save(Image.fromarray(picture), format='png', transparency=(1, 2, 3))
+    np.testing.assert_array_equal(codec.decode_image(data, 'a'), picture)
+
+
+def test_a_damaged_image_is_refused(picture):
+    data = bytearray(_encode(picture, '.png'))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(InputError, match='pair/a: the image cannot be decoded'):
+        codec.decode_image(bytes(data), 'pair/a')
+
+
 def test_a_cmyk_image_becomes_rgb():
     red = Image.fromarray(np.full((16, 16, 3), (250, 10, 10), np.uint8))
     image = codec.decode_image(_save(red.convert('CMYK'), format='jpeg'), 'a')
