@@ -23,13 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import flops
+from experiments import flops, paper
 from ggcf_jax import graphs
 from ggcf_jax.attention import attend
 
 GI = 2**30
-# "Efficiency": FLOPs in Gi at 128 x 256.
-PAPER = {'full': 520, 'local:8,16,24,grid:8,16,24': 63}
 EXPLANATION = """
 The paper's 520 for FULL are its pairs and projections together (with 256 channels, and 256 for
 keys and values together); its 63 for {LOCAL, GRID}_{8,16,24} are the pairs alone. With the
@@ -118,7 +116,7 @@ def row(text: str, h: int, w: int, channels: int, key: int, value: int, repeats:
         'pairs Gi': f'{pairs:.1f}',
         'projections Gi': f'{projections:.1f}',
         'sum Gi': f'{pairs + projections:.1f}',
-        'paper': str(PAPER.get(text, '')) if (h, w) == (128, 256) else '',
+        'paper': str(paper.EFFICIENCY.get(text, '')) if (h, w) == (128, 256) else '',
         'executed Gi, CPU': f'{executed_flops(heads, h, w, key, value, "cpu") / GI:.1f}',
         'executed Gi, GPU/TPU': f'{executed_flops(heads, h, w, key, value, "gpu") / GI:.1f}',
         'time ms': f'{seconds * 1e3:.0f}' if repeats else '',
@@ -138,7 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('heads', nargs='*', default=list(PAPER), help='as config.model.heads')
+    parser.add_argument('heads', nargs='*', default=list(paper.EFFICIENCY), help='as config.model.heads')
     parser.add_argument('--size', default='128x256', help='of the feature map')
     parser.add_argument('--channels', default=256, type=int, help='of x and y')
     parser.add_argument('--key_channels', default=128, type=int)
