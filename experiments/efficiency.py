@@ -136,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('heads', nargs='*', default=list(paper.EFFICIENCY), help='as config.model.heads')
+    parser.add_argument(
+        'heads', nargs='*', default=list(paper.EFFICIENCY), help='as config.model.heads'
+    )
     parser.add_argument('--size', default='128x256', help='of the feature map')
     parser.add_argument('--channels', default=256, type=int, help='of x and y')
     parser.add_argument('--key_channels', default=128, type=int)
