@@ -48,3 +48,6 @@ TABLE3 = {
                                                      79.9, 67.8, 78.9),
     }.items()
 }  # fmt: skip
+
+# "Efficiency": FLOPs of a module in Gi (2^30), for a map of 128 x 256.
+EFFICIENCY = {'full': 520, 'local:8,16,24,grid:8,16,24': 63}

@@ -1,11 +1,27 @@
 """What differs between the platforms that a program is compiled for."""
 
+import math
+
 import jax
 
 
 def current() -> str:
-    """The platform that computations run on by default: 'cpu', 'gpu' or 'tpu'."""
-    return jax.default_backend()
+    """The platform that is compiled for: 'cpu', 'gpu' or 'tpu'.
+
+    That of the mesh in effect (`jax.set_mesh`), whose devices this machine need not have; without
+    one that of JAX's default devices.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def devices() -> int:
+    """How many devices the mesh in effect deals global arrays to; 1 without one.
+
+    Axes that `jax.shard_map` has taken do not count: arrays are those of one device there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
 
 
 def scan(body, carry, xs):
