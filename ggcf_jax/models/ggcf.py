@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax import graphs
-from ggcf_jax.attention import attend
+from ggcf_jax.attention import attend, probabilities
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.norm import Activation, Norm
@@ -69,17 +69,37 @@ class GGCF(nnx.Module):
         """x [b, h, w, in_features] -> concat(y, x) [b, h, w, features]."""
         x = self.reduce(x, train)
         b, h, w, _ = x.shape
-        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         v = self.g(x)[:, :, :, None]
-        y = []
+        y = [attend(q, k, v, graph, scale=self.scale) for graph, q, k in self._heads(x)]
+        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
+        return jnp.concatenate([y, x], axis=-1)
+
+    def attention(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Where chosen queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
+
+        Args:
+            x: [b, h, w, in_features].
+            positions: integers [m, 2], row and column of each query.
+
+        Returns:
+            float32 [b, m, heads, h, w], one in sum over the map.
+        """
+        rows = [
+            probabilities(q, k, graph, positions, scale=self.scale)
+            for graph, q, k in self._heads(self.reduce(x, False))
+        ]
+        return jnp.concatenate(rows, axis=2)
+
+    def _heads(self, x: jax.Array) -> list[tuple]:
+        """(graph, queries, keys) of each head, both [b, h, w, 1, key_channels], of reduced x."""
+        b, h, w, _ = x.shape
+        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
+        heads = []
         for i, graph in enumerate(self.heads):
             if isinstance(graph, graphs.Learned):
                 graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            y.append(
-                attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale)
-            )
-        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
-        return jnp.concatenate([y, x], axis=-1)
+            heads.append((graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1]))
+        return heads
 
 
 def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:

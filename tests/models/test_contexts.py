@@ -63,6 +63,18 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     np.testing.assert_array_equal(output[..., 5:], reduced)
 
 
+@pytest.mark.parametrize('heads', ['full', 'local:2,2,grid:3,full', 'learned'])
+def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads):
+    module = _ggcf(heads, scale=0.5)
+    x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
+    at = np.stack(np.divmod(np.arange(20), 4), axis=1)
+    rows = np.asarray(module.attention(x, jnp.asarray(at))).reshape(2, 20, -1, 20)
+    reduced = module.reduce(x, False)
+    fused = np.einsum('bikj,bjc->bikc', rows, np.asarray(module.g(reduced)).reshape(2, 20, 4))
+    y = module.w(jnp.float32(fused.reshape(2, 5, 4, -1)))
+    np.testing.assert_allclose(y, module(x, False)[..., :5], rtol=1e-4, atol=1e-5)
+
+
 def test_every_parameter_of_ggcf_gets_a_gradient(rng):
     module = _ggcf('local:1,grid:2,full,learned')
     graphdef, params, rest = nnx.split(module, nnx.Param, ...)
