@@ -71,18 +71,20 @@ def probabilities(
     _check_arrays(q, k, k)
     _check_scale(scale)
     chosen(graph)
-    traced = isinstance(positions, jax.core.Tracer)
-    positions = positions if traced else np.asarray(positions)
-    if positions.ndim != 2 or positions.shape[1] != 2:
-        raise ValueError(f'positions must be [queries, 2], not of shape {positions.shape}')
-    if not traced:
-        outside = ((positions < 0) | (positions >= q.shape[1:3])).any(1)
-        if outside.any():
-            raise ValueError(
-                f'position {positions[outside][0].tolist()} lies outside the map of {q.shape[1:3]}'
-            )
+    positions = _check_positions(positions, *q.shape[1:3])
     prune = _prune(keep, drop_rate, pruning, key)
     return rows.probabilities(q, k, graph, positions, scale=scale, prune=prune)
+
+
+def neighbours(graph, positions, h, w):
+    """Which positions of an h x w map chosen queries see: bool [m, h, w], one query at a time.
+
+    Args:
+      graph: as for `attend`; a learned one needs no parameters.
+      positions: as for `probabilities`.
+    """
+    chosen(graph)
+    return rows.neighbours(graph, _check_positions(positions, h, w), h, w)
 
 
 def chosen(graph, *, implementation='auto'):
@@ -157,6 +159,20 @@ def _check_arrays(q, k, v):
         raise ValueError(
             f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
         )
+
+
+def _check_positions(positions, h, w):
+    traced = isinstance(positions, jax.core.Tracer)
+    positions = positions if traced else np.asarray(positions)
+    if positions.ndim != 2 or positions.shape[1] != 2:
+        raise ValueError(f'positions must be [queries, 2], not of shape {positions.shape}')
+    if not traced:
+        outside = ((positions < 0) | (positions >= (h, w))).any(1)
+        if outside.any():
+            raise ValueError(
+                f'position {positions[outside][0].tolist()} lies outside the map of {(h, w)}'
+            )
+    return positions
 
 
 def _check_scale(scale):

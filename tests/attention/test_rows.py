@@ -8,7 +8,7 @@ from test_graphs import every_graph
 
 from attention.cases import inputs
 from attention.test_values import Diagonal
-from ggcf_jax.attention import attend, probabilities
+from ggcf_jax.attention import attend, neighbours, probabilities
 from ggcf_jax.graphs import Full, Learned, Local
 
 H, W = 6, 9
@@ -48,6 +48,15 @@ def test_rows_equal_the_dense_reference(graph):
         assert rows.shape == (2, len(POSITIONS), 2, H, W) and rows.dtype == jnp.float32
         np.testing.assert_allclose(rows.reshape(expected.shape), expected, atol=1e-6)
         assert ((np.asarray(rows) > 0).reshape(expected.shape) == (expected > 0)).all()
+
+
+@pytest.mark.parametrize('graph', [*every_graph((1, 3, 30)), Diagonal()], ids=str)
+def test_neighbours_are_those_of_the_definition(graph):
+    expected = np.asarray(graph.adjacency(H, W))[POSITIONS @ (W, 1)] > 0
+    found = neighbours(graph, POSITIONS, H, W)
+    assert (np.asarray(found).reshape(expected.shape) == expected).all()
+    unbound = Learned() if isinstance(graph, Learned) else graph
+    assert (neighbours(unbound, POSITIONS, H, W) == found).all()
 
 
 def test_weights_far_below_one_do_not_underflow():
