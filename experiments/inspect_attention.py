@@ -25,10 +25,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ggcf_jax import attention, checkpoint, data, models, visualize
+from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.ggcf import pruned
 from ggcf_jax.state import merge
 
 _COLUMNS = 4
@@ -146,14 +147,14 @@ def draw(path, image, label, colors, query, titles, maps, stride) -> None:
     os.replace(temporary, path)
 
 
-def inspect(workdir, split, which, image, queries, count, out) -> list[Row]:
+def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Row]:
     """Computes, draws and writes everything.
 
     Args:
         workdir: of a run. split: of its data set. which: checkpoint, 'best', 'latest' or a step.
         image: number of the record in the split, or its name.
         queries: pixels (y, x), or [] for `deepest_pixels` of `count` classes.
-        out: folder.
+        out: folder. rules: of Context Pruning, see `head_pruning`.
 
     Raises:
         InputError: no such run, split, image or pixel, or a model without heads.
@@ -177,7 +178,7 @@ def inspect(workdir, split, which, image, queries, count, out) -> list[Row]:
 
     @jax.jit
     def attend(params, stats):
-        return merge(graphdef, params, stats).attention(pixels[None], at)
+        return pruned(merge(graphdef, params, stats), rules).attention(pixels[None], at)
 
     weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
     seen = [np.asarray(attention.neighbours(graph, at, *shape)) for graph in model.heads]
@@ -263,12 +264,16 @@ def main() -> int:
     parser.add_argument('--query', action='append', type=_query, metavar='Y,X', help='a pixel')
     parser.add_argument('--classes', default=4, type=int, help='queries where none is given')
     parser.add_argument('--out', type=pathlib.Path, help='[<workdir>/attention]')
+    parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')
     given = parser.parse_args()
     which = int(given.checkpoint) if given.checkpoint.isdigit() else given.checkpoint
     out = given.out or given.workdir / 'attention'
     try:
-        inspect(given.workdir, given.split, which, given.image, given.query, given.classes, out)
-    except InputError as error:
+        rules = head_pruning.parse(given.pruning)
+        inspect(
+            given.workdir, given.split, which, given.image, given.query, given.classes, out, rules
+        )
+    except ValueError as error:
         print(f'error: {error}', file=sys.stderr)
         return 2
     return 0

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ggcf_jax import graphs
+from ggcf_jax import graphs, head_pruning
 from ggcf_jax.models.aspp import ASPP
-from ggcf_jax.models.ggcf import GGCF
+from ggcf_jax.models.ggcf import GGCF, pruned
 
 
 def _ggcf(heads, seed=0, scale=1.0):
@@ -63,9 +63,12 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     np.testing.assert_array_equal(output[..., 5:], reduced)
 
 
-@pytest.mark.parametrize('heads', ['full', 'local:2,2,grid:3,full', 'learned'])
-def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads):
-    module = _ggcf(heads, scale=0.5)
+@pytest.mark.parametrize(
+    ('heads', 'rules'),
+    [('full', ''), ('local:2,2,grid:3', 'local:drop=0.5,grid:keep=1:random'), ('learned', '')],
+)
+def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
+    module = pruned(_ggcf(heads, scale=0.5), head_pruning.parse(rules))
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
     at = np.stack(np.divmod(np.arange(20), 4), axis=1)
     rows = np.asarray(module.attention(x, jnp.asarray(at))).reshape(2, 20, -1, 20)
