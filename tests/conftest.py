@@ -96,3 +96,16 @@ def load_config(name: str, argument: str | None = None):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config() if argument is None else module.get_config(argument)
+
+
+def write_untrained_run(config, workdir: pathlib.Path, num_classes: int = 11) -> pathlib.Path:
+    """A workdir as training leaves it, with a checkpoint of random parameters at step 0."""
+    from ggcf_jax import checkpoint, state
+    from ggcf_jax import config as config_lib
+    from ggcf_jax import mesh as mesh_lib
+
+    config_lib.claim_workdir(config, workdir)
+    checkpointer = checkpoint.Checkpointer(workdir)
+    checkpointer.save(state.creator(config, num_classes, mesh_lib.make_mesh())(), 0.1)
+    checkpointer.close()
+    return workdir
