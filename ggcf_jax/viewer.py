@@ -1,0 +1,97 @@
+"""A trained model that answers for one image at a time: classes of pixels, and where heads look."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ggcf_jax import checkpoint, data, inference, models
+from ggcf_jax.models.ggcf import pruned
+from ggcf_jax.state import merge
+
+_PROGRAMS = 16  # compiled programs that are kept, the latest used
+
+
+@dataclasses.dataclass(frozen=True)
+class Viewer:
+    """A model restored from a run.
+
+    Attributes:
+        name: of the data set.
+        classes: names in train-id order. colors: RGB of each.
+        heads: one text a head, such as 'local:8'; () where the network has none.
+        stride: pixels a position of the heads' map.
+        step: of the checkpoint. plan: how the classes of pixels are found, in words.
+        segment: uint8 image [h, w, 3] -> labels uint8 [h, w].
+        attend: (image, row, column of a position) -> float32 [heads, ceil(h / stride),
+            ceil(w / stride)], one in sum over the map: where each head looks from there.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    heads: tuple[str, ...]
+    stride: int
+    step: int
+    plan: str
+    segment: Callable[[np.ndarray], np.ndarray]
+    attend: Callable[[np.ndarray, int, int], np.ndarray]
+
+    def position(self, y: int, x: int, height: int, width: int) -> tuple[int, int]:
+        """The position nearest to a pixel of an image of this size; position i is at stride * i."""
+        last = (-(-height // self.stride) - 1, -(-width // self.stride) - 1)
+        nearest = ((y + self.stride // 2) // self.stride, (x + self.stride // 2) // self.stride)
+        return min(nearest[0], last[0]), min(nearest[1], last[1])
+
+
+def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
+    """Restores a checkpoint of a run.
+
+    Classes of pixels are found with the inference plan of `config.eval`; heads always see the whole
+    image, pruned as the plan says. An image of a new size compiles first.
+
+    Raises:
+        InputError: no such run or checkpoint, or a plan that cannot be.
+    """
+    plan = inference.build(config)
+    dataset = data.build(config.data)
+    graphdef, params, stats = models.abstract(config, dataset.num_classes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restored = checkpoint.restore(workdir, params, stats, device, which)
+    arrays = (restored.params, restored.stats)
+    model = merge(graphdef, *arrays)
+
+    def segment(params, stats, image):
+        scores = inference.scores(merge(graphdef, params, stats), image[None], plan)
+        return scores[0].argmax(-1).astype(np.uint8)
+
+    def attend(params, stats, image, position):
+        network = pruned(merge(graphdef, params, stats), plan.pruning)
+        return network.attention(image[None], position[None])[0, 0]
+
+    @functools.lru_cache(_PROGRAMS)
+    def compiled(function, *shapes):
+        return jax.jit(function).lower(*arrays, *map(_abstract, shapes)).compile()
+
+    def run(function, *inputs):
+        program = compiled(function, *((x.shape, x.dtype.name) for x in inputs))
+        return np.asarray(program(*arrays, *inputs))
+
+    return Viewer(
+        name=dataset.name,
+        classes=dataset.classes,
+        colors=dataset.colors,
+        heads=tuple(map(str, model.heads)),
+        stride=model.stride,
+        step=restored.step,
+        plan=str(plan),
+        segment=lambda image: run(segment, image),
+        attend=lambda image, y, x: run(attend, image, np.array((y, x), np.int32)),
+    )
+
+
+def _abstract(shape: tuple[tuple[int, ...], str]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(*shape)
