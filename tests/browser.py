@@ -60,7 +60,7 @@ class Page:
     def wait(self, condition: str, seconds: float = 60) -> None:
         """Waits until a JavaScript expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(condition):
+        while not self.run(f'Boolean({condition})'):
             assert time.monotonic() < end, (condition, self.run('document.body.innerText'))
             time.sleep(0.05)
 
