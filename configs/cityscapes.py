@@ -173,5 +173,11 @@ def get_config(variant: str = 'r101') -> ConfigDict:
     config.eval.average = 'probabilities'  # or logits: over scales and flip
     config.eval.pruning = ''  # such as full:drop=0.5,local:keep=200
     config.eval.worst = 4  # images with the lowest mIoU, shown as panels
+
+    config.predict = ConfigDict()
+    config.predict.overlays = True
+    config.predict.probabilities = False
+    config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
+    config.predict.max_side = 2048  # larger images go through the network in parts of this size
     VARIANTS[variant](config)
     return config

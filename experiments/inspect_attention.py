@@ -15,7 +15,6 @@ repository.
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
 import sys
 
@@ -25,7 +24,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize
+from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize, whole_file
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
@@ -141,10 +140,8 @@ def draw(path, image, label, colors, query, titles, maps, stride) -> None:
         axis.set_xlim(-0.5, width - 0.5)
         axis.set_ylim(height - 0.5, -0.5)
         axis.set_title(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    figure.savefig(temporary, format='png')
-    os.replace(temporary, path)
+    with whole_file.replacing(path) as temporary:
+        figure.savefig(temporary, format='png')
 
 
 def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Row]:
@@ -238,15 +235,15 @@ def _check_queries(queries, label: np.ndarray) -> None:
 
 
 def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    with temporary.open('w', newline='', encoding='utf-8') as file:
+    with (
+        whole_file.replacing(path) as temporary,
+        temporary.open('w', newline='', encoding='utf-8') as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(Row)])
         for row in rows:
             values = dataclasses.astuple(row)
             writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in values])
-    os.replace(temporary, path)
 
 
 def _query(text: str) -> tuple[int, int]:

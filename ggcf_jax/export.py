@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from ggcf_jax import checkpoint, data, inference, models, whole_file
+from ggcf_jax import checkpoint, classes, inference, models, whole_file
+from ggcf_jax import config as config_lib
 from ggcf_jax.attention import tiles
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import merge
@@ -126,8 +127,8 @@ def export_workdir(
     workdir: str | pathlib.Path,
     which: str | int,
     output: str | pathlib.Path,
+    sizes: tuple[Size, ...],
     *,
-    sizes: tuple[Size, ...] = (),
     overwrite: bool = False,
 ) -> None:
     """Exports a checkpoint of a run with the inference plan of `config.eval`.
@@ -137,21 +138,22 @@ def export_workdir(
         workdir: of the run.
         which: checkpoint, 'best', 'latest' or a step.
         output: the file to write, whole or not at all.
-        sizes: (height, width) of the images, where the plan needs them (`shapes`).
+        sizes: (height, width) of the images where the plan needs them (`shapes`), or ().
         overwrite: whether a file that is there is replaced.
 
     Raises:
         InputError: whatever keeps the file from being made; found before anything is computed.
     """
-    output = pathlib.Path(output)
+    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
     if output.is_dir():
         raise InputError(f'--output={output} is a folder; give the name of a file')
     if output.exists() and not overwrite:
         raise InputError(f'--output={output} is there already; --overwrite replaces it')
+    config_lib.check_model(config, workdir)
     plan = inference.build(config)
     wanted = shapes(plan, sizes)
-    dataset = data.build(config.data)
-    graphdef, params, stats = models.abstract(config, dataset.num_classes)
+    named = classes.of_run(config, workdir)
+    graphdef, params, stats = models.abstract(config, len(named.names))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     restored = checkpoint.restore(workdir, params, stats, device, which)
     weights = flatten(restored.params, restored.stats)
@@ -165,9 +167,9 @@ def export_workdir(
         print(f'exported a program for images of {_describe(name, plan)}')
     metadata = {
         'format': FORMAT,
-        'dataset': dataset.name,
-        'classes': dataset.classes,
-        'colors': dataset.colors,
+        'dataset': config.data.name,
+        'classes': named.names,
+        'colors': named.colors,
         'programs': {name: _sizes(name, plan) for name in programs},
         'plan': str(plan),
         'platforms': PLATFORMS,

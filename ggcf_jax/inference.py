@@ -71,6 +71,11 @@ class Plan:
             raise ValueError(f'windows_at_once={self.windows_at_once} must be at least 1')
 
     @property
+    def is_single(self) -> bool:
+        """Whether it is one view of the whole image with all contexts, as in training."""
+        return (self.window, self.scales, self.flip, self.pruning) == (None, (1.0,), False, ())
+
+    @property
     def steps(self) -> tuple[int, int]:
         """The stride of the windows; two thirds of 769 are 513."""
         return self.stride or tuple(-(-2 * side // 3) for side in self.window)

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ggcf_jax import checkpoint, data, inference, models
+from ggcf_jax import checkpoint, inference, models
+from ggcf_jax import classes as classes_lib
+from ggcf_jax import config as config_lib
 from ggcf_jax.models.ggcf import pruned
 from ggcf_jax.state import merge
 
@@ -54,11 +56,13 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
     image, pruned as the plan says. An image of a new size compiles first.
 
     Raises:
-        InputError: no such run or checkpoint, or a plan that cannot be.
+        InputError: no such run or checkpoint, one of another network, or a plan that cannot be.
     """
+    workdir = pathlib.Path(workdir)
+    config_lib.check_model(config, workdir)
     plan = inference.build(config)
-    dataset = data.build(config.data)
-    graphdef, params, stats = models.abstract(config, dataset.num_classes)
+    classes = classes_lib.of_run(config, workdir)
+    graphdef, params, stats = models.abstract(config, len(classes.names))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     restored = checkpoint.restore(workdir, params, stats, device, which)
     arrays = (restored.params, restored.stats)
@@ -81,9 +85,9 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
         return np.asarray(program(*arrays, *inputs))
 
     return Viewer(
-        name=dataset.name,
-        classes=dataset.classes,
-        colors=dataset.colors,
+        name=config.data.name,
+        classes=classes.names,
+        colors=classes.colors,
         heads=tuple(map(str, model.heads)),
         stride=model.stride,
         step=restored.step,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_tiny_config, write_camvid, write_untrained_run
+from conftest import make_tiny_config, save_untrained, write_camvid
 
 from ggcf_jax import checkpoint, export, inference, models
 from ggcf_jax.attention import attend, tiles
@@ -57,13 +57,14 @@ def setting(tmp_path_factory):
     root = tmp_path_factory.mktemp('export')
     config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
     config.model.heads = 'local:1,grid:2,learned'
-    run = write_untrained_run(config, root / 'run')
+    run = root / 'run'
+    save_untrained(config, 11, run, spread=0)
     configs = {}
     for name, changes in _plan_changes().items():
         configs[name] = config.copy_and_resolve_references()
         configs[name].update_from_flattened_dict(changes)
         sizes = WHOLE if name == 'whole' else ()
-        export.export_workdir(configs[name], run, 'best', root / f'{name}.ggcf', sizes=sizes)
+        export.export_workdir(configs[name], run, 'best', root / f'{name}.ggcf', sizes)
     rng = np.random.default_rng(1)
     images = {f'{h}x{w}': rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8) for h, w in SIZES}
     np.savez(root / 'images.npz', **images)
@@ -161,22 +162,18 @@ def test_a_file_that_is_there_stays(setting):
     root, configs, *_ = setting
     before = (root / 'whole.ggcf').read_bytes()
     with pytest.raises(InputError, match='is there already; --overwrite replaces it'):
-        export.export_workdir(
-            configs['whole'], root / 'run', 'best', root / 'whole.ggcf', sizes=SIZES
-        )
+        export.export_workdir(configs['whole'], root / 'run', 'best', root / 'whole.ggcf', SIZES)
     assert (root / 'whole.ggcf').read_bytes() == before
     with pytest.raises(InputError, match='is a folder'):
-        export.export_workdir(configs['whole'], root / 'run', 'best', root, sizes=SIZES)
+        export.export_workdir(configs['whole'], root / 'run', 'best', root, SIZES)
 
 
 def test_sizes_are_asked_for_and_refused(setting):
     root, configs, *_ = setting
     with pytest.raises(InputError, match='--sizes is missing'):
-        export.export_workdir(configs['whole'], root / 'run', 'best', root / 'new.ggcf')
+        export.export_workdir(configs['whole'], root / 'run', 'best', root / 'new.ggcf', ())
     with pytest.raises(InputError, match='--sizes is not needed'):
-        export.export_workdir(
-            configs['windows'], root / 'run', 'best', root / 'new.ggcf', sizes=SIZES
-        )
+        export.export_workdir(configs['windows'], root / 'run', 'best', root / 'new.ggcf', SIZES)
     assert not (root / 'new.ggcf').exists()
     assert export.parse_sizes('360x480, 1x2') == ((360, 480), (1, 2)) and not export.parse_sizes('')
     for text in ('360', '360x', '0x4', '3x4x5', '-3x4'):

@@ -19,7 +19,7 @@ import browser
 import cv2
 import numpy as np
 import pytest
-from conftest import make_tiny_config, write_camvid, write_untrained_run
+from conftest import make_tiny_config, save_untrained, write_camvid
 from PIL import Image
 
 from ggcf_jax import serve
@@ -302,7 +302,8 @@ def page_url(tmp_path_factory):
     root = tmp_path_factory.mktemp('serve')
     config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
     config.model.heads = 'local:1,grid:2,learned'
-    run = write_untrained_run(config, root / 'run')
+    run = root / 'run'
+    save_untrained(config, 11, run, spread=0)
     process = subprocess.Popen(
         [sys.executable, 'main.py', '--mode=serve', f'--workdir={run}', '--port=0'],
         cwd=ROOT,
