@@ -29,6 +29,7 @@ from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.ggcf import pruned
+from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
 
 _COLUMNS = 4
@@ -74,12 +75,6 @@ def deepest_pixels(label: np.ndarray, count: int) -> list[tuple[int, int]]:
         depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         queries.append(tuple(map(int, np.unravel_index(depth.argmax(), depth.shape))))
     return queries
-
-
-def positions_of(queries, stride: int, shape: tuple[int, int]) -> np.ndarray:
-    """The positions [m, 2] of a map of this shape that lie nearest to pixels."""
-    nearest = (np.asarray(queries) + stride // 2) // stride
-    return np.minimum(nearest, np.asarray(shape) - 1)
 
 
 def measure(weights, seen, label, position) -> dict[str, float]:
@@ -159,9 +154,7 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
     config = config_lib.load(workdir)
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, which)
-    model = merge(graphdef, restored.params, restored.stats)
+    model = merge(graphdef, params, stats)
     if not model.heads:
         raise InputError(
             f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
@@ -170,14 +163,16 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
     pixels, label = example['image'], example['label']
     queries = queries or deepest_pixels(label, count)
     _check_queries(queries, label)
-    shape = tuple(-(-length // model.stride) for length in label.shape)
-    at = positions_of(queries, model.stride, shape)
+    at = nearest_positions(queries, model.stride, label.shape)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restored = checkpoint.restore(workdir, params, stats, device, which)
 
     @jax.jit
     def attend(params, stats):
         return pruned(merge(graphdef, params, stats), rules).attention(pixels[None], at)
 
     weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
+    shape = weights.shape[2:]
     seen = [np.asarray(attention.neighbours(graph, at, *shape)) for graph in model.heads]
 
     # The class of a position is that of the pixel it lies on; of the query, that of its pixel.

@@ -22,6 +22,7 @@ import secrets
 import sys
 import threading
 import time
+import traceback
 import urllib.parse
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -142,7 +143,7 @@ class Server(ThreadingHTTPServer):
                     http.HTTPStatus.BAD_REQUEST,
                     f'Pixel ({y}, {x}) lies outside of the image of {height} x {width}.',
                 )
-            weights = self.viewer.attend(image, *self.viewer.position(y, x, height, width))
+            weights = self.viewer.attend(image, (y, x))
         stride = self.viewer.stride
         rows, columns = weights.shape[1:]
         return {
@@ -261,11 +262,11 @@ class _Handler(BaseHTTPRequestHandler):
         except Refused as error:
             self._refuse(error.status, str(error))
         except Exception as error:
+            traceback.print_exc()
             self._refuse(
                 http.HTTPStatus.INTERNAL_SERVER_ERROR,
                 f'The model failed: {type(error).__name__}. The terminal says more.',
             )
-            raise  # socketserver prints the traceback
         else:
             self._answer(http.HTTPStatus.OK, content, kind)
 

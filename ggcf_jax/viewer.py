@@ -12,6 +12,7 @@ from ggcf_jax import checkpoint, inference, models
 from ggcf_jax import classes as classes_lib
 from ggcf_jax import config as config_lib
 from ggcf_jax.models.ggcf import pruned
+from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
 
 _PROGRAMS = 16  # compiled programs that are kept, the latest used
@@ -28,8 +29,8 @@ class Viewer:
         stride: pixels a position of the heads' map.
         step: of the checkpoint. plan: how the classes of pixels are found, in words.
         segment: uint8 image [h, w, 3] -> labels uint8 [h, w].
-        attend: (image, row, column of a position) -> float32 [heads, ceil(h / stride),
-            ceil(w / stride)], one in sum over the map: where each head looks from there.
+        attend: (image, pixel (y, x)) -> float32 [heads, ceil(h / stride), ceil(w / stride)], one in
+            sum over the map: where each head looks from the position nearest to the pixel.
     """
 
     name: str
@@ -40,13 +41,7 @@ class Viewer:
     step: int
     plan: str
     segment: Callable[[np.ndarray], np.ndarray]
-    attend: Callable[[np.ndarray, int, int], np.ndarray]
-
-    def position(self, y: int, x: int, height: int, width: int) -> tuple[int, int]:
-        """The position nearest to a pixel of an image of this size; position i is at stride * i."""
-        last = (-(-height // self.stride) - 1, -(-width // self.stride) - 1)
-        nearest = ((y + self.stride // 2) // self.stride, (x + self.stride // 2) // self.stride)
-        return min(nearest[0], last[0]), min(nearest[1], last[1])
+    attend: Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 
 def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
@@ -72,9 +67,9 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
         scores = inference.scores(merge(graphdef, params, stats), image[None], plan)
         return scores[0].argmax(-1).astype(np.uint8)
 
-    def attend(params, stats, image, position):
+    def attend(params, stats, image, positions):
         network = pruned(merge(graphdef, params, stats), plan.pruning)
-        return network.attention(image[None], position[None])[0, 0]
+        return network.attention(image[None], positions)[0, 0]
 
     @functools.lru_cache(_PROGRAMS)
     def compiled(function, *shapes):
@@ -93,7 +88,9 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
         step=restored.step,
         plan=str(plan),
         segment=lambda image: run(segment, image),
-        attend=lambda image, y, x: run(attend, image, np.array((y, x), np.int32)),
+        attend=lambda image, pixel: run(
+            attend, image, nearest_positions([pixel], model.stride, image.shape[:2])
+        ),
     )
 
 

@@ -71,6 +71,16 @@ TINY_MODEL = {
 }
 
 
+@pytest.fixture(scope='session')
+def untrained_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a tiny network of three kinds of heads; tests only read it."""
+    root = tmp_path_factory.mktemp('untrained')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    config.model.heads = 'local:1,grid:2,learned'
+    save_untrained(config, 11, root / 'run', spread=0)
+    return root / 'run'
+
+
 def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
     config = load_config('camvid')
     config.update_from_flattened_dict(

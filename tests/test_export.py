@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_tiny_config, save_untrained, write_camvid
 
 from ggcf_jax import checkpoint, export, inference, models
+from ggcf_jax import config as config_lib
 from ggcf_jax.attention import attend, tiles
 from ggcf_jax.errors import InputError
 from ggcf_jax.graphs import parse
@@ -44,27 +44,22 @@ np.savez('results.npz', **results)
 """
 
 
-def _plan_changes():
-    return {
-        'whole': {'eval.pruning': 'local:keep=4'},
-        'windows': {'eval.window': (16, 24), 'eval.flip': True, 'eval.average': 'logits'},
-    }
+CHANGES = {
+    'whole': {'eval.pruning': 'local:keep=4'},
+    'windows': {'eval.window': (16, 24), 'eval.flip': True, 'eval.average': 'logits'},
+}
 
 
 @pytest.fixture(scope='module')
-def setting(tmp_path_factory):
-    """Folder with a run, two exported files, images, and what the loader makes of them."""
+def setting(tmp_path_factory, untrained_run):
+    """Folder with two exported files, their configurations, images, what the loader makes of them."""
     root = tmp_path_factory.mktemp('export')
-    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
-    config.model.heads = 'local:1,grid:2,learned'
-    run = root / 'run'
-    save_untrained(config, 11, run, spread=0)
     configs = {}
-    for name, changes in _plan_changes().items():
-        configs[name] = config.copy_and_resolve_references()
+    for name, changes in CHANGES.items():
+        configs[name] = config_lib.load(untrained_run)
         configs[name].update_from_flattened_dict(changes)
         sizes = WHOLE if name == 'whole' else ()
-        export.export_workdir(configs[name], run, 'best', root / f'{name}.ggcf', sizes)
+        export.export_workdir(configs[name], untrained_run, 'best', root / f'{name}.ggcf', sizes)
     rng = np.random.default_rng(1)
     images = {f'{h}x{w}': rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8) for h, w in SIZES}
     np.savez(root / 'images.npz', **images)
@@ -79,11 +74,11 @@ def setting(tmp_path_factory):
         return root, configs, images, dict(results)
 
 
-def _scores(root, config, images):
+def _scores(untrained_run, config, images):
     """What evaluation computes, of the images one by one."""
     graphdef, params, stats = models.abstract(config, 11)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(root / 'run', params, stats, device)
+    restored = checkpoint.restore(untrained_run, params, stats, device)
     plan = inference.build(config)
 
     @jax.jit
@@ -95,13 +90,13 @@ def _scores(root, config, images):
 
 
 @pytest.mark.parametrize('name', ['whole', 'windows'])
-def test_a_process_without_this_package_computes_what_evaluation_does(setting, name):
-    root, configs, images, results = setting
+def test_a_process_without_this_package_computes_what_evaluation_does(setting, untrained_run, name):
+    _, configs, images, results = setting
     compared = [key for key in images if f'{name} {key} labels' in results]
     assert compared == (['17x33'] if name == 'whole' else ['40x56', '17x33'])
     for key in compared:
         batch = images[key]
-        labels, probabilities = _scores(root, configs[name], batch)
+        labels, probabilities = _scores(untrained_run, configs[name], batch)
         found = results[f'{name} {key} labels']
         assert found.dtype == np.uint8 and len(np.unique(labels)) > 1
         np.testing.assert_array_equal(found, labels)
@@ -158,22 +153,22 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
     assert tiles.current() == tiles.CPU
 
 
-def test_a_file_that_is_there_stays(setting):
+def test_a_file_that_is_there_stays(setting, untrained_run):
     root, configs, *_ = setting
     before = (root / 'whole.ggcf').read_bytes()
     with pytest.raises(InputError, match='is there already; --overwrite replaces it'):
-        export.export_workdir(configs['whole'], root / 'run', 'best', root / 'whole.ggcf', SIZES)
+        export.export_workdir(configs['whole'], untrained_run, 'best', root / 'whole.ggcf', SIZES)
     assert (root / 'whole.ggcf').read_bytes() == before
     with pytest.raises(InputError, match='is a folder'):
-        export.export_workdir(configs['whole'], root / 'run', 'best', root, SIZES)
+        export.export_workdir(configs['whole'], untrained_run, 'best', root, SIZES)
 
 
-def test_sizes_are_asked_for_and_refused(setting):
+def test_sizes_are_asked_for_and_refused(setting, untrained_run):
     root, configs, *_ = setting
     with pytest.raises(InputError, match='--sizes is missing'):
-        export.export_workdir(configs['whole'], root / 'run', 'best', root / 'new.ggcf', ())
+        export.export_workdir(configs['whole'], untrained_run, 'best', root / 'new.ggcf', ())
     with pytest.raises(InputError, match='--sizes is not needed'):
-        export.export_workdir(configs['windows'], root / 'run', 'best', root / 'new.ggcf', SIZES)
+        export.export_workdir(configs['windows'], untrained_run, 'best', root / 'new.ggcf', SIZES)
     assert not (root / 'new.ggcf').exists()
     assert export.parse_sizes('360x480, 1x2') == ((360, 480), (1, 2)) and not export.parse_sizes('')
     for text in ('360', '360x', '0x4', '3x4x5', '-3x4'):

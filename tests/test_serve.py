@@ -19,7 +19,6 @@ import browser
 import cv2
 import numpy as np
 import pytest
-from conftest import make_tiny_config, save_untrained, write_camvid
 from PIL import Image
 
 from ggcf_jax import serve
@@ -36,10 +35,10 @@ def _segment(image):
     return labels
 
 
-def _attend(image, y, x):
+def _attend(image, pixel):
     """Two heads: everything on the query's own position; the same on all."""
     weights = np.zeros((2, -(-image.shape[0] // 4), -(-image.shape[1] // 4)), np.float32)
-    weights[0, y, x] = 1
+    weights[0, pixel[0] // 4, pixel[1] // 4] = 1
     weights[1] = 1 / weights[1].size
     return weights
 
@@ -143,7 +142,7 @@ def test_attention_of_a_pixel(port, picture):
     assert found['box'] == [-2, -2, 16, 12]
     assert [head['graph'] for head in found['heads']] == ['local:1', 'full']
     own, all_equal = (decode(head['heat']) for head in found['heads'])
-    assert own.shape == (3, 4, 4) and np.argwhere(own[..., 3]).tolist() == [[2, 3]]
+    assert own.shape == (3, 4, 4) and np.argwhere(own[..., 3]).tolist() == [[1, 3]]
     assert (all_equal[..., 3] == 255).all()
     assert found['heads'][1]['largest'] == pytest.approx(1 / 12)
 
@@ -297,15 +296,10 @@ def test_a_model_without_heads_says_so(picture):
 
 
 @pytest.fixture(scope='module')
-def page_url(tmp_path_factory):
+def page_url(untrained_run):
     """main.py --mode=serve on an untrained run; told to stop afterwards."""
-    root = tmp_path_factory.mktemp('serve')
-    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
-    config.model.heads = 'local:1,grid:2,learned'
-    run = root / 'run'
-    save_untrained(config, 11, run, spread=0)
     process = subprocess.Popen(
-        [sys.executable, 'main.py', '--mode=serve', f'--workdir={run}', '--port=0'],
+        [sys.executable, 'main.py', '--mode=serve', f'--workdir={untrained_run}', '--port=0'],
         cwd=ROOT,
         env=dict(os.environ, XLA_FLAGS=''),
         stdout=subprocess.PIPE,
