@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 
 import cv2
 import jax
@@ -27,10 +28,13 @@ from matplotlib.figure import Figure
 from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize, whole_file
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.ggcf import pruned
 from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
+
+Pixel = tuple[int, int]  # row and column
 
 _COLUMNS = 4
 _COLUMN_WIDTH = 3.2  # inches
@@ -63,7 +67,7 @@ class Row:
     effective: float
 
 
-def deepest_pixels(label: np.ndarray, count: int) -> list[tuple[int, int]]:
+def deepest_pixels(label: np.ndarray, count: int) -> list[Pixel]:
     """For each of the `count` classes with most pixels, the pixel farthest from its outside.
 
     Of pixels equally far the first in row-major order.
@@ -77,7 +81,9 @@ def deepest_pixels(label: np.ndarray, count: int) -> list[tuple[int, int]]:
     return queries
 
 
-def measure(weights, seen, label, position) -> dict[str, float]:
+def measure(
+    weights: np.ndarray, seen: np.ndarray, label: np.ndarray, position: Pixel
+) -> dict[str, float]:
     """The figures of `Row` that depend on the attention.
 
     Args:
@@ -98,7 +104,16 @@ def measure(weights, seen, label, position) -> dict[str, float]:
     }
 
 
-def draw(path, image, label, colors, query, titles, maps, stride) -> None:
+def draw(
+    path: pathlib.Path,
+    image: np.ndarray,
+    label: np.ndarray,
+    colors: Sequence[visualize.Color],
+    query: Pixel,
+    titles: Sequence[str],
+    maps: Iterable[np.ndarray],
+    stride: int,
+) -> None:
     """Image, ground truth and each head's attention over the dimmed image, as one PNG.
 
     Args:
@@ -139,14 +154,24 @@ def draw(path, image, label, colors, query, titles, maps, stride) -> None:
         figure.savefig(temporary, format='png')
 
 
-def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Row]:
+def inspect(
+    workdir: pathlib.Path,
+    which: str | int,
+    split: str,
+    image: str,
+    queries: list[Pixel],
+    count: int,
+    rules: tuple[head_pruning.Rule, ...],
+    out: pathlib.Path,
+) -> list[Row]:
     """Computes, draws and writes everything.
 
     Args:
-        workdir: of a run. split: of its data set. which: checkpoint, 'best', 'latest' or a step.
-        image: number of the record in the split, or its name.
-        queries: pixels (y, x), or [] for `deepest_pixels` of `count` classes.
-        out: folder. rules: of Context Pruning, see `head_pruning`.
+        workdir: of a run. which: checkpoint, 'best', 'latest' or a step.
+        split: of the run's data set. image: number of the record in the split, or its name.
+        queries: pixels, or [] for `deepest_pixels` of `count` classes.
+        rules: of Context Pruning.
+        out: folder.
 
     Raises:
         InputError: no such run, split, image or pixel, or a model without heads.
@@ -202,7 +227,7 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
     return rows
 
 
-def _example(dataset, split: str, image: str) -> dict:
+def _example(dataset: Dataset, split: str, image: str) -> dict:
     """The record of this number or name, decoded."""
     dataset.check_labeled(split, 'inspected')
     source = dataset.source(split)
@@ -220,7 +245,7 @@ def _example(dataset, split: str, image: str) -> dict:
     raise InputError(f'--image={image}: no image of split {split!r} has this name')
 
 
-def _check_queries(queries, label: np.ndarray) -> None:
+def _check_queries(queries: list[Pixel], label: np.ndarray) -> None:
     height, width = label.shape
     for y, x in queries:
         if not (0 <= y < height and 0 <= x < width):
@@ -241,7 +266,7 @@ def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
             writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in values])
 
 
-def _query(text: str) -> tuple[int, int]:
+def _query(text: str) -> Pixel:
     y, x = map(int, text.split(','))
     return y, x
 
@@ -261,9 +286,15 @@ def main() -> int:
     which = int(given.checkpoint) if given.checkpoint.isdigit() else given.checkpoint
     out = given.out or given.workdir / 'attention'
     try:
-        rules = head_pruning.parse(given.pruning)
         inspect(
-            given.workdir, given.split, which, given.image, given.query, given.classes, out, rules
+            given.workdir,
+            which,
+            given.split,
+            given.image,
+            given.query or [],
+            given.classes,
+            head_pruning.parse(given.pruning),
+            out,
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)

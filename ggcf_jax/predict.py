@@ -53,6 +53,10 @@ class Job:
     batch_size: int
 
 
+class _Stopped(Exception):
+    """The machine asks to stop."""
+
+
 def predict(
     config, workdir: str | pathlib.Path, which: str | int, source: str, output: str
 ) -> bool:
@@ -101,15 +105,10 @@ def predict(
     prediction_files.claim(folder, _key(config, plan, restored))
     step = make_predict_step(graphdef, mesh, plan, results.probabilities)
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        arrays = mesh_lib.global_batch(mesh, {'image': images})
-        return jax.device_get(step(restored.params, restored.stats, arrays['image']))
-
     sizes = {each.name: each.size() for each in inputs}
     todo = {each.name for each in inputs if not results.done(each.name)}
     jobs = _jobs(config, inputs, sizes, todo, mesh.size)
     failed: list[str] = []
-    stop = None
     try:
         with (
             jax.set_mesh(mesh),
@@ -118,6 +117,13 @@ def predict(
             stop_requests() as stop_requested,
             progress.evaluating(len(todo), source, ('predict', 'predicted')) as advance,
         ):
+
+            def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+                if reason := stop_requested():  # between the parts of a large image, too
+                    raise _Stopped(reason)
+                arrays = mesh_lib.global_batch(mesh, {'image': images})
+                return jax.device_get(step(restored.params, restored.stats, arrays['image']))
+
             read = _start(pool, jobs[0]) if jobs else []
             for job, following in zip(jobs, [*jobs[1:], None]):
                 images = [future.result() for future in read]
@@ -135,8 +141,8 @@ def predict(
                 elif good:
                     _predict_small(run, good, job, results, pool)
                 advance(len(job.inputs))
-                if stop := stop_requested():
-                    break
+    except _Stopped as stopped:
+        print(f'stopped by {stopped}; the same command goes on')
     except OSError as error:  # those of reading are among `failed`
         raise InputError(f'--output={folder} cannot be written: {error}') from error
 
@@ -146,11 +152,12 @@ def predict(
         f'{folder}: {len(inputs) - len(todo)} of {len(inputs)} images were there already, '
         f'{len(failed)} failed'
     )
-    if stop:
-        print(f'stopped by {stop}; the same command goes on')
     complete = all(results.done(each.name) for each in inputs)
-    if complete and for_server:
-        print(f'for the server: {prediction_files.submit(results, sizes)}')
+    if for_server:
+        made = (
+            prediction_files.submit(results, sizes) if complete else 'not yet: images are missing'
+        )
+        print(f'for the server: {made}')
     return complete
 
 

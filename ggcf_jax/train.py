@@ -59,13 +59,13 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
+    inference.build(config)
     if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
         start_lib.check(config)
     dataset = data.build(config.data)
     optim.optimizer(train)
     losses.build(train, ())
     learning_rate = optim.schedule(train)
-    inference.build(config)
     class_weights = data.class_weights_of(config, dataset)
     config_lib.claim_workdir(config, workdir)
     classes.save(dataset, workdir)

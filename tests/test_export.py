@@ -22,8 +22,7 @@ from ggcf_jax.graphs import parse
 from ggcf_jax.state import merge
 
 ROOT = pathlib.Path(__file__).parent.parent
-SIZES = ((40, 56), (17, 33))
-WHOLE = SIZES[1:]
+SIZES = {'whole': ((17, 33),), 'windows': ((17, 33), (40, 56))}
 
 # Packages without this one: site-packages without the .pth file of an editable installation.
 _READER = """
@@ -32,12 +31,11 @@ sys.path += {paths}
 {loader}
 assert importlib.util.find_spec('ggcf_jax') is None
 results = {{}}
-for name in ('whole', 'windows'):
+images = np.load('images.npz')
+for name, keys in {keys}.items():
     about, predict = load(name + '.ggcf')
-    for key, images in np.load('images.npz').items():
-        if 'any' not in about['programs'] and key not in about['programs']:
-            continue
-        labels, probabilities = predict(images)
+    for key in keys:
+        labels, probabilities = predict(images[key])
         results[f'{{name}} {{key}} labels'] = labels
         results[f'{{name}} {{key}} probabilities'] = probabilities
 np.savez('results.npz', **results)
@@ -52,20 +50,24 @@ CHANGES = {
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory, untrained_run):
-    """Folder with two exported files, their configurations, images, what the loader makes of them."""
+    """Folder with two exported files, their configurations, images, and what the loader returns."""
     root = tmp_path_factory.mktemp('export')
     configs = {}
     for name, changes in CHANGES.items():
         configs[name] = config_lib.load(untrained_run)
         configs[name].update_from_flattened_dict(changes)
-        sizes = WHOLE if name == 'whole' else ()
+        sizes = SIZES[name] if name == 'whole' else ()
         export.export_workdir(configs[name], untrained_run, 'best', root / f'{name}.ggcf', sizes)
     rng = np.random.default_rng(1)
-    images = {f'{h}x{w}': rng.integers(0, 256, (2, h, w, 3), dtype=np.uint8) for h, w in SIZES}
+    keys = {name: [f'{h}x{w}' for h, w in sizes] for name, sizes in SIZES.items()}
+    images = {
+        key: rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+        for key, size in zip(keys['windows'], SIZES['windows'])
+    }
     np.savez(root / 'images.npz', **images)
     loader = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'export.md').read_text(), re.S)[1]
     paths = [str(pathlib.Path(m.__file__).parent.parent) for m in (np, jax, flatbuffers)]
-    reader = _READER.format(paths=paths, loader=loader)
+    reader = _READER.format(paths=paths, loader=loader, keys=keys)
     jax_settings = {name: value for name, value in os.environ.items() if name.startswith('JAX')}
     subprocess.run(
         [sys.executable, '-I', '-S', '-c', reader], cwd=root, check=True, env=jax_settings
@@ -92,11 +94,9 @@ def _scores(untrained_run, config, images):
 @pytest.mark.parametrize('name', ['whole', 'windows'])
 def test_a_process_without_this_package_computes_what_evaluation_does(setting, untrained_run, name):
     _, configs, images, results = setting
-    compared = [key for key in images if f'{name} {key} labels' in results]
-    assert compared == (['17x33'] if name == 'whole' else ['40x56', '17x33'])
-    for key in compared:
-        batch = images[key]
-        labels, probabilities = _scores(untrained_run, configs[name], batch)
+    for size in SIZES[name]:
+        key = f'{size[0]}x{size[1]}'
+        labels, probabilities = _scores(untrained_run, configs[name], images[key])
         found = results[f'{name} {key} labels']
         assert found.dtype == np.uint8 and len(np.unique(labels)) > 1
         np.testing.assert_array_equal(found, labels)
@@ -160,7 +160,7 @@ def test_a_file_that_is_there_stays(setting, untrained_run):
         export.export_workdir(configs['whole'], untrained_run, 'best', root / 'whole.ggcf', SIZES)
     assert (root / 'whole.ggcf').read_bytes() == before
     with pytest.raises(InputError, match='is a folder'):
-        export.export_workdir(configs['whole'], untrained_run, 'best', root, SIZES)
+        export.export_workdir(configs['whole'], untrained_run, 'best', root, ((17, 33),))
 
 
 def test_sizes_are_asked_for_and_refused(setting, untrained_run):

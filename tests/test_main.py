@@ -42,7 +42,7 @@ MISTAKES = {
     '--config=configs/ade20k.py': ('it must hold ADEChallengeData2016.zip'),
     '--mode=evaluate --workdir=nowhere': 'nowhere is not the workdir of a run',
     '--mode=predict --workdir=nowhere --input=a --output=b': 'nowhere is not the workdir of a run',
-    '--mode=predict --config=configs/camvid.py --input=a': '--input=PATH or --output=DIR is missing',
+    '--mode=predict --config=configs/camvid.py --input=a': '--output=DIR is missing',
     '--mode=predict --config=configs/camvid.py --input=a --output=b': 'is not the workdir of a run',
     '--mode=export --workdir=nowhere --output=a': 'nowhere is not the workdir of a run',
     '--mode=export --config=configs/camvid.py': '--output=FILE is missing',
@@ -51,8 +51,14 @@ MISTAKES = {
     '--mode=export --config=configs/camvid.py --output=docs': '--output=docs is a folder',
     '--mode=serve --workdir=nowhere': 'nowhere is not the workdir of a run',
     '--mode=serve --config=configs/camvid.py --port=70000': 'port',
+    '--config=configs/camvid.py --config.eval.window=5,5 --config.eval.stride=6,6': (
+        'config.eval: stride=(6, 6) is larger than window=(5, 5)'
+    ),
+    '--config=configs/camvid.py --config.eval.scales=0.5,0': (
+        'config.eval: scales=(0.5, 0) must be one or more factors above 0'
+    ),
     '--config=configs/camvid.py --config.eval.pruning=full:drop=0.5': (
-        "config.eval.pruning='full:drop=0.5': pruning rule 'full:drop=0.5': the model has no full head"
+        "config.eval.pruning='full:drop=0.5': pruning rule 'full:drop=0.5': the model has no full"
     ),
 }
 

@@ -1,5 +1,7 @@
 """Predictions as files: equal to the scores, any size, bad images, interruptions, the server."""
 
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -301,6 +303,33 @@ def test_what_the_server_would_refuse(city, tmp_path):
     assert 'other.png is not expected' in text and 'holds the values [255]' in text
     assert f'{names[1]}_x.png is 6 x 4, its image 4 x 6' in text
     assert not (tmp_path / 'submission.zip').exists()
+
+
+def test_a_stop_leaves_whole_files(setting, tmp_path, monkeypatch, capsys):
+    config, workdir = setting
+    rng = np.random.default_rng(4)
+    for i in range(10):
+        _write(tmp_path / 'in' / f'{i}.png', _picture(rng, (40, 56)))
+    _write(tmp_path / 'in' / 'large.png', _picture(rng, (300, 200)))
+    arguments = (config, workdir, 'latest', str(tmp_path / 'in'), str(tmp_path / 'out'))
+
+    @contextlib.contextmanager
+    def stop_after(runs):
+        asked = itertools.count(1)
+        yield lambda: 'SIGTERM' if next(asked) > runs else None
+
+    for runs, labels in (
+        (1, 8),
+        (2, 10),
+    ):  # a batch of 8; the other two, and parts of the large one
+        monkeypatch.setattr(predict, 'stop_requests', lambda runs=runs: stop_after(runs))
+        assert not predict.predict(*arguments)
+        assert 'stopped by SIGTERM; the same command goes on' in capsys.readouterr().out
+        assert len(list((tmp_path / 'out' / 'labels').iterdir())) == labels
+        assert not list((tmp_path / 'out').rglob('*.part'))
+    monkeypatch.undo()
+    assert predict.predict(*arguments)
+    assert _labels(tmp_path / 'out' / 'labels' / 'large.png').shape == (300, 200)
 
 
 @pytest.mark.slow

@@ -39,16 +39,18 @@ def test_queries_lie_deepest_inside_the_largest_classes():
 
 
 def test_an_image_of_a_run(untrained_run, tmp_path, monkeypatch, capsys):
+    out = tmp_path / 'out'
+
     def inspect(*options):
-        command = ['inspect', f'--workdir={untrained_run}', f'--out={tmp_path / "out"}', *options]
+        command = ['inspect', f'--workdir={untrained_run}', f'--out={out}', *options]
         monkeypatch.setattr('sys.argv', command)
         return inspect_attention.main()
 
     assert inspect('--classes=2', '--image=val_1', '--pruning=grid:keep=3') == 0
-    pictures = sorted(path.name for path in (tmp_path / 'out').glob('*.png'))
+    pictures = sorted(path.name for path in out.glob('*.png'))
     assert len(pictures) == 2 and all(name.startswith('val_1_') for name in pictures)
-    assert cv2.imread(str(tmp_path / 'out' / pictures[0])).shape[1] == 1280
-    with (tmp_path / 'out' / 'val_1.csv').open(newline='') as file:
+    assert cv2.imread(str(out / pictures[0])).shape[1] == 1280
+    with (out / 'val_1.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     assert [row['head'] for row in rows] == ['1 local:1', '2 grid:2', '3 learned'] * 2
     for row in rows:
@@ -68,5 +70,5 @@ def test_a_network_without_heads(tiny_config, tmp_path):
     config_lib.claim_workdir(tiny_config, tmp_path / 'run')
     with pytest.raises(InputError, match="has no heads: config.model.context='none'"):
         inspect_attention.inspect(
-            tmp_path / 'run', 'validation', 'best', '0', [], 1, tmp_path / 'out', ()
+            tmp_path / 'run', 'best', 'validation', '0', [], 1, (), tmp_path / 'out'
         )
