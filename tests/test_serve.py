@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from ggcf_jax import serve
+from ggcf_jax.serve_answers import Answers
 from ggcf_jax.viewer import Viewer
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,8 +59,8 @@ VIEWER = Viewer(
 
 @contextlib.contextmanager
 def serving(viewer=VIEWER, **limits):
-    """A server in a thread, on a free port; yields its port."""
-    server = serve.Server(viewer, '127.0.0.1', 0, **limits)
+    """A server in a thread, on a free port; yields its port, ends when all is answered."""
+    server = serve.Server(Answers(viewer, **limits), '127.0.0.1', 0)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -67,6 +68,7 @@ def serving(viewer=VIEWER, **limits):
     finally:
         server.shutdown()
         thread.join()
+        server.finish(30)
         server.server_close()
 
 
@@ -234,7 +236,7 @@ def test_photographs_are_turned_upright(port):
 
 
 def test_foreign_hosts_and_pages_are_refused(port):
-    for host in ('evil.example', f'evil.example:{port}', '127.0.0.1.evil.example', ''):
+    for host in ('evil.example', f'evil.example:{port}', '127.0.0.1.evil.example', '', '['):
         assert ask(port, 'GET', '/model', Host=host)[0] == 403
     for host in ('localhost', f'localhost:{port}', f'127.0.0.1:{port}', f'[::1]:{port}'):
         assert ask(port, 'GET', '/model', Host=host)[0] == 200
@@ -274,6 +276,25 @@ def test_one_at_a_time(picture):
         first.join()
         assert found[0][0] == 200
         assert post(port, '/segment', body)[0] == 200
+
+
+def test_what_has_begun_is_answered_at_the_end(picture):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(image):
+        started.set()
+        assert go_on.wait(30)
+        return _segment(image)
+
+    found = []
+    with serving(dataclasses.replace(VIEWER, segment=slow)) as port:
+        body = encode(picture)
+        first = threading.Thread(target=lambda: found.append(post(port, '/segment', body)))
+        first.start()
+        assert started.wait(30)
+        threading.Timer(0.2, go_on.set).start()
+    first.join(5)
+    assert found[0][0] == 200
 
 
 def test_a_model_that_fails_ends_no_server(picture, capfd):
