@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import config, doctor, evaluate, predict, train
+from ggcf_jax import config, doctor, evaluate, export, predict, serve, train
 from ggcf_jax.errors import InputError
 
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
@@ -16,15 +16,21 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run [runs/<config name>].')
 _MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'evaluate', 'predict', 'doctor'], 'What to do.'
+    'mode', 'train', ['train', 'evaluate', 'predict', 'export', 'serve', 'doctor'], 'What to do.'
 )
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To use: best, latest or a step.')
 _SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
 _INPUT = flags.DEFINE_string('input', None, 'To predict: an image, a folder of images or a split.')
-_OUTPUT = flags.DEFINE_string('output', None, 'To predict: the folder of the results.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'To predict: the folder of the results. To export: the file.'
+)
+_SIZES = flags.DEFINE_string('sizes', '', 'To export: HEIGHTxWIDTH of the images, with commas.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'To export: replace a file that is there.')
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'To serve: address to listen on.')
+_PORT = flags.DEFINE_integer('port', 8000, 'To serve: port to listen on, 0 for any.', 0, 65535)
 
 # Modes that start from a trained model: their configuration is in its workdir.
-_TRAINED = ('evaluate', 'predict')
+_TRAINED = ('evaluate', 'predict', 'export', 'serve')
 
 
 def main(argv: list[str]) -> int:
@@ -45,6 +51,15 @@ def main(argv: list[str]) -> int:
                 return _error('--input=PATH or --output=DIR is missing')
             paths = (_INPUT.value, _OUTPUT.value)
             return 0 if predict.predict(_CONFIG.value, workdir, which, *paths) else 1
+        elif _MODE.value == 'export':
+            if not _OUTPUT.value:
+                return _error('--output=FILE is missing')
+            sizes = export.parse_sizes(_SIZES.value)
+            export.export_workdir(
+                _CONFIG.value, workdir, which, _OUTPUT.value, sizes, overwrite=_OVERWRITE.value
+            )
+        elif _MODE.value == 'serve':
+            serve.serve_workdir(_CONFIG.value, workdir, which, _HOST.value, _PORT.value)
         else:
             evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
     except (InputError, train.NotFinite) as error:
