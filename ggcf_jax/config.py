@@ -7,6 +7,7 @@ import tempfile
 
 from ml_collections import ConfigDict, config_dict
 
+from ggcf_jax import named
 from ggcf_jax.data import class_weights
 from ggcf_jax.errors import InputError
 
@@ -16,6 +17,21 @@ _TYPES = {'str': str, 'int': int, 'float': float}
 
 # Fields that may differ when a run is resumed: they say where things lie, not what is computed.
 _OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels')
+# So may those that training does not read.
+_NOT_OF_TRAINING = (
+    'eval.window',
+    'eval.stride',
+    'eval.windows_at_once',
+    'eval.scales',
+    'eval.flip',
+    'eval.average',
+    'eval.pruning',
+    'eval.worst',
+    'predict.overlays',
+    'predict.probabilities',
+    'predict.label_ids',
+    'predict.max_pixels',
+)
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -71,7 +87,7 @@ def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     differences = [
         f'{name}: {old!r} there, {new!r} now'
         for name, (old, new) in differing(load(workdir), config).items()
-        if name not in _OPERATIONAL
+        if name not in (*_OPERATIONAL, *_NOT_OF_TRAINING)
     ]
     if differences:
         raise InputError(
@@ -113,6 +129,8 @@ def check(config: ConfigDict, devices: int) -> None:
         ('eval.batch_size', evaluation.batch_size),
         ('eval.size_multiple', evaluation.size_multiple),
         ('eval.max_sizes', evaluation.max_sizes),
+        ('eval.windows_at_once', evaluation.windows_at_once),
+        ('predict.max_pixels', config.predict.max_pixels),
         ('data.threads', config.data.threads),
     ):
         if value < 1:
@@ -127,6 +145,7 @@ def check(config: ConfigDict, devices: int) -> None:
         ('train.clip_norm', train.clip_norm),
         ('train.head_multiplier', train.head_multiplier),
         ('eval.panels', evaluation.panels),
+        ('eval.worst', evaluation.worst),
         ('data.workers', config.data.workers),
         ('data.scale_step', config.data.scale_step),
         ('data.photometric', config.data.photometric),
@@ -172,6 +191,7 @@ def check(config: ConfigDict, devices: int) -> None:
         if not 0 <= value <= 1:
             raise InputError(f'config.{name}={value} must be in [0, 1]')
     class_weights.parse(train.class_weights)
+    named.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
     low, high = config.data.scale_range
     if not 0 < low <= high:
         raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')

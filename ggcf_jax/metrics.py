@@ -1,17 +1,19 @@
 """Confusion matrix and intersection over union."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def confusion_matrix(
+def confusion_matrices(
     labels: jax.Array, predictions: jax.Array, num_classes: int, ignore: int
 ) -> jax.Array:
-    """Counts pixels by (ground truth, prediction).
+    """Counts the pixels of each image by (ground truth, prediction).
 
     One-hot matrix products, which accelerators do faster than scattered additions. Each item of
-    the leading axis is counted in float32, exact up to 2^24 pixels, and summed in integers.
+    the leading axis is counted in float32, exact up to 2^24 pixels.
 
     Args:
         labels: integer [n, ...], at most 2^24 pixels an item.
@@ -20,7 +22,7 @@ def confusion_matrix(
         ignore: label value that is not counted.
 
     Returns:
-        int32 [num_classes, num_classes], rows are ground truth.
+        int32 [n, num_classes, num_classes], rows are ground truth.
 
     Raises:
         ValueError: shapes differ or an item is too large to be counted exactly.
@@ -46,7 +48,24 @@ def confusion_matrix(
         guess.astype(jnp.bfloat16),
         preferred_element_type=jnp.float32,
     )
-    return counts.astype(jnp.int32).sum(0)
+    return counts.astype(jnp.int32)
+
+
+def mean_ious(matrices: jax.Array) -> jax.Array:
+    """`mean_iou` of each confusion matrix, computed on the device.
+
+    Args:
+        matrices: integer [n, C, C].
+
+    Returns:
+        float32 [n]; NaN for a matrix without pixels.
+    """
+    counts = matrices.astype(jnp.float32)
+    intersection = jnp.diagonal(counts, axis1=1, axis2=2)
+    union = counts.sum(1) + counts.sum(2) - intersection
+    present = union > 0
+    iou = jnp.where(present, intersection / jnp.where(present, union, 1), 0)
+    return iou.sum(1) / present.sum(1)
 
 
 def class_iou(matrix: np.ndarray) -> np.ndarray:
@@ -76,3 +95,17 @@ def pixel_accuracy(matrix: np.ndarray) -> float:
     matrix = np.asarray(matrix, np.float64)
     total = matrix.sum()
     return float(np.trace(matrix) / total) if total else float('nan')
+
+
+def by_group(matrix: np.ndarray, groups: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Unites classes: the confusion matrix of groups of them, such as categories.
+
+    Args:
+        matrix: confusion matrix [C, C]. groups: name of the group of each class.
+
+    Returns:
+        Names of the G groups, in the order of their first class; matrix [G, G] in its dtype.
+    """
+    names = tuple(dict.fromkeys(groups))
+    member = np.array([[group == name for group in groups] for name in names], matrix.dtype)
+    return names, member @ matrix @ member.T

@@ -59,6 +59,18 @@ def tiny_config(camvid_folder, tmp_path):
     return make_tiny_config(camvid_folder, tmp_path)
 
 
+TINY_MODEL = {
+    'model.backbone.name': 'resnet10',
+    'model.backbone.width': 4,
+    'model.heads': 'local:1,grid:2',
+    'model.ggcf.channels': 8,
+    'model.ggcf.key_channels': 4,
+    'model.ggcf.value_channels': 4,
+    'model.aux_channels': 4,
+    'model.dropout': 0.1,
+}
+
+
 def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
     config = load_config('camvid')
     config.update_from_flattened_dict(
@@ -67,14 +79,7 @@ def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
             'data.data_dir': str(tmp_path / 'prepared'),
             'data.crop_size': (24, 24),
             'data.threads': 1,
-            'model.backbone.name': 'resnet10',
-            'model.backbone.width': 4,
-            'model.heads': 'local:1,grid:2',
-            'model.ggcf.channels': 8,
-            'model.ggcf.key_channels': 4,
-            'model.ggcf.value_channels': 4,
-            'model.aux_channels': 4,
-            'model.dropout': 0.1,
+            **TINY_MODEL,
             'train.steps': 12,
             'train.batch_size': 8,
             'train.learning_rate': 0.05,
@@ -96,3 +101,25 @@ def load_config(name: str, argument: str | None = None):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config() if argument is None else module.get_config(argument)
+
+
+def save_untrained(config, num_classes: int, workdir: pathlib.Path) -> None:
+    """Makes the workdir of a run that was stopped before its first step, statistics included.
+
+    Scales and classifier are drawn wide, so that predictions differ from place to place.
+    """
+    import jax
+
+    from ggcf_jax import checkpoint, state
+    from ggcf_jax import config as config_lib
+    from ggcf_jax import mesh as mesh_lib
+
+    config_lib.claim_workdir(config, workdir)
+    start = state.creator(config, num_classes, mesh_lib.make_mesh())()
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda x: (x + 0.3 * rng.normal(size=x.shape)).astype(x.dtype), start.params
+    )
+    checkpointer = checkpoint.Checkpointer(workdir)
+    checkpointer.save(start.replace(params=params), None)
+    checkpointer.close()

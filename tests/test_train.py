@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import load_config, make_tiny_config, write_camvid
 
-from ggcf_jax import checkpoint, evaluate, metrics, models, train, train_step
+from ggcf_jax import checkpoint, evaluate, inference, metrics, models, train, train_step
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
@@ -85,7 +85,7 @@ def test_finished_run_only_evaluates(setting, capsys):
     evaluation = train.train_and_evaluate(config, workdir)
     assert 'finished at step 12; only evaluating' in capsys.readouterr().out
     best = max(
-        (json.loads(p.read_text()) for p in (workdir / 'evaluations').iterdir()),
+        (json.loads(p.read_text()) for p in (workdir / 'evaluations').glob('*.json')),
         key=lambda e: (e['miou'], e['step']),
     )
     assert evaluation.miou == best['miou']
@@ -114,13 +114,14 @@ def test_evaluation_on_one_device_equals_eight(setting):
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
     with Progress(0) as progress:
         alone = evaluate.evaluate(
-            evaluate.make_eval_step(graphdef, 11, mesh),
+            evaluate.make_eval_step(graphdef, 11, mesh, inference.SINGLE),
             restored.params,
             restored.stats,
             dataset,
             'validation',
             pipeline.plan_evaluation(dataset, 'validation', multiple=8, max_sizes=1, batch_size=1),
             num_samples=0,
+            num_worst=0,
             mesh=mesh,
             reading=pipeline.Reading(1),
             progress=progress,

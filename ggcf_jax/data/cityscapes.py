@@ -24,6 +24,7 @@ from ggcf_jax.errors import InputError
 _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x: x.trainId)
 CLASSES = tuple(x.name for x in _TRAINED)
 COLORS = tuple(x.color for x in _TRAINED)
+CATEGORIES = tuple(x.category for x in _TRAINED)
 
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
 VERSION = '1.0.0'
@@ -197,7 +198,16 @@ def build(data) -> Dataset:
     """
     sources = Sources(data.manual_dir, str(prepare.data_directory(data.data_dir)))
     identity = f'cityscapes {VERSION}'
-    return Dataset('cityscapes', CLASSES, COLORS, sources, LABEL_MAP, identity, ('test',))
+    return Dataset(
+        'cityscapes',
+        CLASSES,
+        COLORS,
+        sources,
+        LABEL_MAP,
+        identity,
+        unlabeled=('test',),
+        categories=CATEGORIES,
+    )
 
 
 DATASETS = {'cityscapes': build}

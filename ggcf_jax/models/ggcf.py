@@ -1,10 +1,12 @@
 """The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ggcf_jax import graphs
+from ggcf_jax import graphs, head_pruning
 from ggcf_jax.attention import attend
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
@@ -22,6 +24,7 @@ class GGCF(nnx.Module):
 
     Attributes:
         features: channels of the output, concat(y, x).
+        pruning: the rule of each head, None where all neighbours are kept; see `pruned`.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class GGCF(nnx.Module):
         """
         shared = dict(kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs)
         self.heads = heads
+        self.pruning: tuple[head_pruning.Rule | None, ...] = (None,) * len(heads)
         self.scale = scale
         self.features = 2 * channels
         self.reduce = ConvNorm(
@@ -72,14 +76,46 @@ class GGCF(nnx.Module):
         q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         v = self.g(x)[:, :, :, None]
         y = []
-        for i, graph in enumerate(self.heads):
+        for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
             if isinstance(graph, graphs.Learned):
                 graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            y.append(
-                attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale)
+            head = (q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph)
+            if rule is None:
+                y.append(attend(*head, scale=self.scale))
+                continue
+            pruned_head = attend(
+                *head,
+                keep=rule.keep,
+                drop_rate=rule.drop_rate,
+                pruning=rule.priority,
+                key=rule.key(i),
+                scale=self.scale,
             )
+            y.append(pruned_head)
         y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
+
+
+def pruned(module: nnx.Module, rules: Iterable[head_pruning.Rule]) -> nnx.Module:
+    """A module on the same arrays whose heads prune their contexts (section 3.4, inference only).
+
+    Args:
+        module: that is or holds a GGCF, such as a `Segmenter`.
+        rules: at most one for each kind of head; () changes nothing.
+
+    Raises:
+        ValueError: a rule for a kind that no head has, or no GGCF there.
+    """
+    rules = tuple(rules)
+    if not rules:
+        return module
+    module = nnx.merge(*nnx.split(module))
+    found = [node for _, node in nnx.iter_graph(module) if isinstance(node, GGCF)]
+    if not found:
+        raise ValueError(f'pruning {",".join(map(str, rules))!r}: the model has no GGCF heads')
+    for ggcf in found:
+        ggcf.pruning = head_pruning.deal(rules, ggcf.heads)
+    return module
 
 
 def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:

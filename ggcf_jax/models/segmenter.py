@@ -69,6 +69,7 @@ class Segmenter(nnx.Module):
         shared = dict(dtype=dtype, rngs=rngs)
         self.backbone = backbone
         self.context = context
+        self.num_classes = num_classes
         self.dropout = nnx.Dropout(dropout)
         classify = dict(use_bias=True, kernel_init=TORCH_UNIFORM, **shared)
         self.classifier = conv(context.features, num_classes, 1, **classify)
