@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax import graphs, head_pruning
-from ggcf_jax.attention import attend
+from ggcf_jax.attention import attend, probabilities
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.norm import Activation, Norm
@@ -73,27 +73,44 @@ class GGCF(nnx.Module):
         """x [b, h, w, in_features] -> concat(y, x) [b, h, w, features]."""
         x = self.reduce(x, train)
         b, h, w, _ = x.shape
-        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         v = self.g(x)[:, :, :, None]
-        y = []
+        y = [attend(q, k, v, graph, **options) for graph, q, k, options in self._heads(x)]
+        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
+        return jnp.concatenate([y, x], axis=-1)
+
+    def attention(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Where chosen queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
+
+        Args:
+            x: [b, h, w, in_features].
+            positions: integers [m, 2], row and column of each query.
+
+        Returns:
+            float32 [b, m, heads, h, w], one in sum over the map; zero for pruned neighbours.
+        """
+        rows = [
+            probabilities(q, k, graph, positions, **options)
+            for graph, q, k, options in self._heads(self.reduce(x, False))
+        ]
+        return jnp.concatenate(rows, axis=2)
+
+    def _heads(self, x: jax.Array) -> list[tuple]:
+        """(graph, queries, keys, options of `attend`) of each head, of the reduced x.
+
+        Queries and keys are [b, h, w, 1, key_channels].
+        """
+        b, h, w, _ = x.shape
+        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
+        heads = []
         for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
             if isinstance(graph, graphs.Learned):
                 graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            head = (q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph)
-            if rule is None:
-                y.append(attend(*head, scale=self.scale))
-                continue
-            pruned_head = attend(
-                *head,
-                keep=rule.keep,
-                drop_rate=rule.drop_rate,
-                pruning=rule.priority,
-                key=rule.key(i),
-                scale=self.scale,
-            )
-            y.append(pruned_head)
-        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
-        return jnp.concatenate([y, x], axis=-1)
+            options = {'scale': self.scale}
+            if rule is not None:
+                options |= {'keep': rule.keep, 'drop_rate': rule.drop_rate}
+                options |= {'pruning': rule.priority, 'key': rule.key(i)}
+            heads.append((graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
+        return heads
 
 
 def pruned(module: nnx.Module, rules: Iterable[head_pruning.Rule]) -> nnx.Module:
