@@ -13,19 +13,16 @@ repository.
 """
 
 import argparse
-import csv
 import dataclasses
-import os
 import pathlib
 import sys
 
-import cv2
 import jax
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize
+from experiments import marks, pictures, results
+from experiments.pictures import Cell
+from ggcf_jax import attention, checkpoint, data, head_pruning, models
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
@@ -33,7 +30,6 @@ from ggcf_jax.models.ggcf import pruned
 from ggcf_jax.state import merge
 
 _COLUMNS = 4
-_COLUMN_WIDTH = 3.2  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +59,6 @@ class Row:
     effective: float
 
 
-def deepest_pixels(label: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """For each of the `count` classes with most pixels, the pixel farthest from its outside.
-
-    Of pixels equally far the first in row-major order.
-    """
-    classes, pixels = np.unique(label[label != IGNORE], return_counts=True)
-    queries = []
-    for index in classes[np.argsort(-pixels, kind='stable')][:count]:
-        inside = np.pad((label == index).astype(np.uint8), 1)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        queries.append(tuple(map(int, np.unravel_index(depth.argmax(), depth.shape))))
-    return queries
-
-
-def positions_of(queries, stride: int, shape: tuple[int, int]) -> np.ndarray:
-    """The positions [m, 2] of a map of this shape that lie nearest to pixels."""
-    nearest = (np.asarray(queries) + stride // 2) // stride
-    return np.minimum(nearest, np.asarray(shape) - 1)
-
-
 def measure(weights, seen, label, position) -> dict[str, float]:
     """The figures of `Row` that depend on the attention.
 
@@ -92,59 +68,16 @@ def measure(weights, seen, label, position) -> dict[str, float]:
         label: uint8 [h, w], the class at each position.
         position: row and column of the query.
     """
-    own = label[tuple(position)]
+    own = label[position]
     labelled, same = label != IGNORE, label == own
     positive = weights[weights > 0]
     return {
         'neighbours': int(seen.sum()),
         'same_class': float(weights[same].sum() / weights[labelled].sum()),
         'chance': float(seen[same].sum() / seen[labelled].sum()),
-        'on_itself': float(weights[tuple(position)]),
+        'on_itself': float(weights[position]),
         'effective': float(np.exp(-(positive * np.log(positive)).sum())),
     }
-
-
-def draw(path, image, label, colors, query, titles, maps, stride) -> None:
-    """Image, ground truth and each head's attention over the dimmed image, as one PNG.
-
-    Args:
-        path: of the PNG, replaced if it is there.
-        image: uint8 [h, w, 3]. label: uint8 [h, w]. colors: RGB of the classes.
-        query: its pixel.
-        titles, maps: of the heads; attention float [rows, columns], its largest value is brightest.
-        stride: pixels a position.
-    """
-    height, width = label.shape
-    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2, 3, axis=2)
-    cells = [('image and query', image, None)]
-    cells += [('ground truth', visualize.colorize(label, colors, IGNORE), None)]
-    cells += [(title, grey, weights) for title, weights in zip(titles, maps)]
-    rows = -(-len(cells) // _COLUMNS)
-    size = (_COLUMNS * _COLUMN_WIDTH, rows * (_COLUMN_WIDTH * height / width + 0.35))
-    figure = Figure(size, dpi=100, layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, picture, weights) in zip(axes.flat, cells):
-        axis.imshow(picture)
-        if weights is not None:
-            shares = weights / weights.max()
-            n, m = shares.shape
-            # Position i lies on pixel stride * i, in the middle of its square.
-            edges = np.array([-0.5, m - 0.5, n - 0.5, -0.5]) * stride
-            axis.imshow(
-                shares, cmap='inferno', extent=edges, alpha=np.sqrt(shares), interpolation='nearest'
-            )
-        axis.plot(query[1], query[0], '+', color='white', markersize=13, markeredgewidth=3)
-        axis.plot(query[1], query[0], '+', color='#0a84ff', markersize=11, markeredgewidth=1.5)
-        axis.set_xlim(-0.5, width - 0.5)
-        axis.set_ylim(height - 0.5, -0.5)
-        axis.set_title(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    figure.savefig(temporary, format='png')
-    os.replace(temporary, path)
 
 
 def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Row]:
@@ -169,32 +102,28 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
         raise InputError(
             f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
         )
-    example = _example(dataset, split, image)
+    example = marks.example(dataset, split, image)
     pixels, label = example['image'], example['label']
-    queries = queries or deepest_pixels(label, count)
-    _check_queries(queries, label)
-    shape = tuple(-(-length // model.stride) for length in label.shape)
-    at = positions_of(queries, model.stride, shape)
+    queries = queries or marks.deepest_pixels(label, count)
+    marks.check(queries, label)
+    at = marks.positions_of(queries, model.stride, label.shape)
 
     @jax.jit
     def attend(params, stats):
         return pruned(merge(graphdef, params, stats), rules).attention(pixels[None], at)
 
     weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
+    shape = weights.shape[2:]
     seen = [np.asarray(attention.neighbours(graph, at, *shape)) for graph in model.heads]
-
-    # The class of a position is that of the pixel it lies on; of the query, that of its pixel.
-    coarse = label[:: model.stride, :: model.stride]
     rows = []
     for i, query in enumerate(queries):
-        here = coarse.copy()
-        here[tuple(at[i])] = label[query]
+        coarse, position = marks.coarse_label(label, query, model.stride)
         found = [
             Row(
                 *query,
                 dataset.classes[label[query]],
                 f'{k + 1} {graph}',
-                **measure(weights[i, k], seen[k][i], here, at[i]),
+                **measure(weights[i, k], seen[k][i], coarse, position),
             )
             for k, graph in enumerate(model.heads)
         ]
@@ -203,55 +132,19 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
             for row in found
         ]
         path = out / f'{example["name"]}_{query[0]}_{query[1]}.png'
-        draw(path, pixels, label, dataset.colors, query, titles, weights[i], model.stride)
+        cells = [
+            Cell('image and query', pixels, mark=query),
+            Cell('ground truth', pictures.painted(label, dataset), mark=query),
+        ]
+        for title, head in zip(titles, weights[i]):
+            heat = head / head.max()
+            cells.append(Cell(title, pictures.dimmed(pixels), heat, model.stride, mark=query))
+        cells += [None] * (-len(cells) % _COLUMNS)
+        pictures.draw(path, [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)])
         print(path)
         rows += found
-    _write_csv(out / f'{example["name"]}.csv', rows)
+    results.write_csv(out / f'{example["name"]}.csv', rows)
     return rows
-
-
-def _example(dataset, split: str, image: str) -> dict:
-    """The record of this number or name, decoded."""
-    dataset.check_labeled(split, 'inspected')
-    source = dataset.source(split)
-    if image.isdecimal():
-        if int(image) >= len(source):
-            raise InputError(
-                f'--image={image}: split {split!r} of {dataset.name!r} has images 0 to '
-                f'{len(source) - 1}'
-            )
-        return dataset.decode(source[int(image)])
-    for i in range(len(source)):
-        record = source[i]
-        if record['name'] == image:
-            return dataset.decode(record)
-    raise InputError(f'--image={image}: no image of split {split!r} has this name')
-
-
-def _check_queries(queries, label: np.ndarray) -> None:
-    height, width = label.shape
-    for y, x in queries:
-        if not (0 <= y < height and 0 <= x < width):
-            raise InputError(f'--query={y},{x} lies outside of the image of {height} x {width}')
-        if label[y, x] == IGNORE:
-            raise InputError(f'--query={y},{x} has no class in the ground truth; choose another')
-
-
-def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.part')
-    with temporary.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in dataclasses.fields(Row)])
-        for row in rows:
-            values = dataclasses.astuple(row)
-            writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in values])
-    os.replace(temporary, path)
-
-
-def _query(text: str) -> tuple[int, int]:
-    y, x = map(int, text.split(','))
-    return y, x
 
 
 def main() -> int:
@@ -261,7 +154,7 @@ def main() -> int:
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step')
     parser.add_argument('--split', default='validation')
     parser.add_argument('--image', default='0', help='number in the split, or name')
-    parser.add_argument('--query', action='append', type=_query, metavar='Y,X', help='a pixel')
+    parser.add_argument('--query', action='append', type=marks.pixel, metavar='Y,X', help='a pixel')
     parser.add_argument('--classes', default=4, type=int, help='queries where none is given')
     parser.add_argument('--out', type=pathlib.Path, help='[<workdir>/attention]')
     parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')
