@@ -32,11 +32,11 @@ class Chosen:
     workdir: pathlib.Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --workdir and --checkpoint, the arguments of `choose` and `load`."""
     parser.add_argument(
         '--workdir',
-        required=True,
+        required=required,
         action='extend',
         nargs='+',
         metavar='[NAME=]DIR',

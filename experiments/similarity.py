@@ -186,9 +186,8 @@ def _first_row(each: Marked, query, trained: Trained) -> list[list[Cell | None]]
 def _cell(each: Marked, query, row: Row, similarity: np.ndarray, stride: int) -> Cell:
     lowest = float(similarity.min())
     heat = ((similarity - lowest) / max(1 - lowest, 1e-6)).clip(0, 1)
-    title = f'{row.features}: {lowest:.2f} (dark) to 1; tells'
-    for against, area in (('family', row.tells_family), ('others', row.tells_other)):
-        title += '' if np.isnan(area) else f' {against} {area:.2f}'
+    areas = (f'{area:.2f}' for area in (row.tells_family, row.tells_other) if area == area)
+    title = f'{row.features} {lowest:.2f} to 1, ROC area {", ".join(areas)}'
     return Cell(title, pictures.dimmed(each.image), heat, stride, mark=query)
 
 
