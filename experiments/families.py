@@ -3,6 +3,7 @@
 Section 4.3 names wall, fence and building; bus, truck and train; vegetation and terrain.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
 
@@ -34,6 +35,17 @@ class Family:
 
     name: str
     members: tuple[int, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --family, what `of` is given."""
+    parser.add_argument(
+        '--family',
+        action='append',
+        default=[],
+        metavar='CLASS,CLASS',
+        help='classes that look alike, instead of the known ones; may be repeated',
+    )
 
 
 def of(dataset: Dataset, given: Sequence[str] = ()) -> tuple[Family, ...]:

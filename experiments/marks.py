@@ -32,13 +32,10 @@ class Marked:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --split, --image, --query and --family, which `choose` takes."""
+    """Adds --split, --image and --query, which `choose` takes."""
     parser.add_argument('--split', default='validation')
     parser.add_argument('--image', help='number in the split, or name [one for each family]')
     parser.add_argument('--query', action='append', type=pixel, metavar='Y,X', help='a pixel')
-    parser.add_argument(
-        '--family', action='append', metavar='CLASS,CLASS', help='classes that look alike'
-    )
 
 
 def choose(
