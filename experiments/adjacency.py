@@ -158,7 +158,8 @@ def main(options) -> None:
 
 if __name__ == '__main__':
     parser = command.parser(__doc__)
-    chosen.add_arguments(parser, required=False)
+    chosen.add_workdirs(parser, required=False)
+    chosen.add_checkpoint(parser)
     parser.add_argument('--heads', default='full,local:4,grid:4,learned', help='without a run')
     parser.add_argument('--map', default=(17, 23), type=_map, metavar='HxW', help='[17x23]')
     command.run(main, parser)

@@ -32,8 +32,8 @@ class Chosen:
     workdir: pathlib.Path
 
 
-def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds --workdir and --checkpoint, the arguments of `choose` and `load`."""
+def add_workdirs(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds --workdir, whose values `choose` takes."""
     parser.add_argument(
         '--workdir',
         required=required,
@@ -42,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser, required: bool = True) -> Non
         metavar='[NAME=]DIR',
         help='of a run, or a folder of runs: the seeds of a model; may be repeated',
     )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint, which `load` takes."""
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step [best]')
 
 

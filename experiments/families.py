@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.errors import InputError
 
 _PAPER = ('wall,fence,building', 'bus,truck,train', 'vegetation,terrain')
@@ -48,36 +47,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def of(dataset: Dataset, given: Sequence[str] = ()) -> tuple[Family, ...]:
+def of(name: str, classes: Sequence[str], given: Sequence[str] = ()) -> tuple[Family, ...]:
     """The families of a data set.
 
     Args:
-        dataset: has the classes.
+        name: of the data set. classes: its class names in train-id order.
         given: families as 'wall,fence,building', instead of those of `FAMILIES`.
 
     Raises:
         InputError: a class that the data set does not have, a family of one, or no families.
     """
-    texts = tuple(given) or FAMILIES.get(dataset.name, ())
+    texts = tuple(given) or FAMILIES.get(name, ())
     if not texts:
         raise InputError(
-            f'no families are known of data set {dataset.name!r}; give them as '
-            f'--family=CLASS,CLASS with classes of {", ".join(dataset.classes)}'
+            f'no families are known of data set {name!r}; give them as --family=CLASS,CLASS '
+            f'with classes of {", ".join(classes)}'
         )
-    return tuple(_parse(text, dataset) for text in texts)
+    return tuple(_parse(text, tuple(classes)) for text in texts)
 
 
-def _parse(text: str, dataset: Dataset) -> Family:
+def _parse(text: str, classes: tuple[str, ...]) -> Family:
     names = [name.strip() for name in text.split(',')]
     for name in names:
-        if name not in dataset.classes:
+        if name not in classes:
             raise InputError(
-                f'--family={text}: {dataset.name!r} has no class {name!r}; it has '
-                f'{", ".join(dataset.classes)}'
+                f'--family={text}: there is no class {name!r}; there are {", ".join(classes)}'
             )
     if len(set(names)) < len(names) or len(names) < 2:
         raise InputError(f'--family={text}: a family is two or more different classes')
-    return Family('/'.join(names), tuple(dataset.classes.index(name) for name in names))
+    return Family('/'.join(names), tuple(classes.index(name) for name in names))
 
 
 def counts(family: Family, matrix: np.ndarray) -> np.ndarray:

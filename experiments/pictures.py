@@ -23,7 +23,7 @@ class Cell:
     """One picture of the table.
 
     Attributes:
-        title: above it.
+        title: above it, of one line or more.
         picture: uint8 [h, w, 3].
         heat: float [rows, columns] in 0..1, laid over the picture, brightest at 1; or None.
         stride: pixels a position of `heat`; position i lies on pixel stride * i.
@@ -55,7 +55,8 @@ def draw(
     heights = []
     for row in table:
         height, width = next(cell.picture.shape[:2] for cell in row if cell is not None)
-        heights.append(_COLUMN_WIDTH * height / width + 0.35)
+        lines = max(1 + cell.title.count('\n') for cell in row if cell is not None)
+        heights.append(_COLUMN_WIDTH * height / width + 0.2 + 0.15 * lines)
     below = 0.4 if legend else 0.0
     figure = Figure((columns * _COLUMN_WIDTH, sum(heights) + below), dpi=_DPI, layout='constrained')
     FigureCanvasAgg(figure)
@@ -81,6 +82,37 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     """Writes a figure as a PNG, whole or not at all."""
     with whole_file.replacing(path) as temporary:
         figure.savefig(temporary, format='png')
+
+
+def bars(
+    path: pathlib.Path,
+    groups: Sequence[str],
+    values: Mapping[str, Sequence[Sequence[float]]],
+    label: str,
+) -> None:
+    """Writes a bar chart as a PNG: the mean of each group and name, every value as a dot.
+
+    Args:
+        groups: names below the bars.
+        values: name of the bar -> for each group the values of the seeds, [] for no bar.
+        label: of the vertical axis.
+    """
+    width = 0.8 / len(values)
+    size = (1.5 + max(1.6, 0.4 * len(values)) * len(groups), 3.4)
+    figure = Figure(size, dpi=_DPI, layout='constrained')
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for i, (name, found) in enumerate(values.items()):
+        at = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
+        means = [np.mean(seeds) if len(seeds) else np.nan for seeds in found]
+        axis.bar(at, means, 0.9 * width, label=name, color=f'C{i}', alpha=0.7)
+        for x, seeds in zip(at, found):
+            axis.plot([x] * len(seeds), seeds, '.', color='black', markersize=4)
+    axis.set_xticks(range(len(groups)), groups, fontsize=9)
+    axis.set_ylabel(label, fontsize=9)
+    axis.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=9)
+    save(figure, path)
 
 
 def dimmed(image: np.ndarray) -> np.ndarray:

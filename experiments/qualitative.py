@@ -222,7 +222,7 @@ def draw(
         ]
         labelled = max((first.label != IGNORE).sum(), 1)
         for column, sample, mask in zip(wanted, shown, masks):
-            title = f'{column.title}: {mask.sum() / labelled:.1%} confused'
+            title = f'{column.title}\n{mask.sum() / labelled:.1%} confused'
             row.append(Cell(title, pictures.painted(sample.prediction, dataset), box=box))
         table.append(row)
     members = dict.fromkeys(member for family in known for member in family.members)
@@ -260,7 +260,7 @@ def main(options) -> None:
         raise InputError(f'--count={options.count} must be at least 1')
     wanted = columns(runs, options.pruning)
     dataset = chosen.common_dataset(runs)
-    known = families.of(dataset, options.family)
+    known = families.of(dataset.name, dataset.classes, options.family)
     dataset.source(options.split)
     dataset.check_labeled(options.split, 'compared')
     folder = options.out / 'kept'
@@ -291,7 +291,8 @@ def _numbers(taken_for: np.ndarray) -> tuple[int, int, int]:
 
 if __name__ == '__main__':
     parser = command.parser(__doc__)
-    chosen.add_arguments(parser)
+    chosen.add_workdirs(parser)
+    chosen.add_checkpoint(parser)
     parser.add_argument('--split', default='validation')
     families.add_arguments(parser)
     parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')

@@ -132,7 +132,7 @@ def _first_row(each: Marked, query, trained: Trained, name: str) -> list[list[Ce
 
 
 def _cell(row: Row, each: Marked, field: np.ndarray, query) -> Cell:
-    title = f'{row.run}: {row.form}, half in {row.half_area:.0%}'
+    title = f'{row.run}\n{row.form}, half in {row.half_area:.1%}'
     heat = field / max(row.largest, 1e-30)
     return Cell(title, pictures.dimmed(each.image), heat, mark=query)
 
@@ -178,7 +178,7 @@ def main(options) -> None:
     sliding = Sliding(options.window, step, options.batch)
     runs = chosen.choose(options.workdir)
     dataset = chosen.common_dataset(runs)
-    known = families.of(dataset, options.family)
+    known = families.of(dataset.name, dataset.classes, options.family)
     marked = marks.choose(dataset, options.split, known, options.image, options.query)
     rows = compare(runs, options.checkpoint, options.split, marked, sliding, options.out)
     results.write_csv(options.out / 'receptive_field.csv', rows)
@@ -187,7 +187,8 @@ def main(options) -> None:
 
 if __name__ == '__main__':
     parser = command.parser(__doc__)
-    chosen.add_arguments(parser)
+    chosen.add_workdirs(parser)
+    chosen.add_checkpoint(parser)
     marks.add_arguments(parser)
     families.add_arguments(parser)
     parser.add_argument('--window', default=64, type=int, help='its side in pixels [64]')

@@ -213,7 +213,7 @@ def markdown(rows: Sequence[Row]) -> str:
 def main(options) -> None:
     runs = chosen.choose(options.workdir)
     dataset = chosen.common_dataset(runs)
-    known = families.of(dataset, options.family)
+    known = families.of(dataset.name, dataset.classes, options.family)
     marked = marks.choose(dataset, options.split, known, options.image, options.query)
     rows = compare(runs, options.checkpoint, marked, known, options.out)
     results.write_csv(options.out / 'similarity.csv', rows)
@@ -222,7 +222,8 @@ def main(options) -> None:
 
 if __name__ == '__main__':
     parser = command.parser(__doc__)
-    chosen.add_arguments(parser)
+    chosen.add_workdirs(parser)
+    chosen.add_checkpoint(parser)
     marks.add_arguments(parser)
     families.add_arguments(parser)
     command.run(main, parser)
