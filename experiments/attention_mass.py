@@ -29,7 +29,6 @@ from experiments.trained import Trained
 from ggcf_jax import attention, data
 from ggcf_jax.console import Progress
 from ggcf_jax.data import pipeline
-from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import merge
 
@@ -83,7 +82,7 @@ def make_masses(
     """Builds the function (image [h, w, 3], label, queries [m, 2]) -> (attention, chance).
 
     Both are float32 [m, heads, C], sums over the positions of each class; label is the class at
-    each position, or `IGNORE`.
+    each position, or ignore.
     """
     classes = trained.dataset.num_classes
 
@@ -116,17 +115,20 @@ def grouped(masses: np.ndarray, own: np.ndarray, members: Sequence[int]) -> np.n
     """Shares of the query's class, the rest of its family, and all others.
 
     Args:
-        masses: [m, heads, C], not all zero. own: the class of each query, [m].
+        masses: [m, heads, C]. own: the class of each query, [m].
         members: classes of the family, `own` among them.
 
     Returns:
-        float64 [m, heads, 3]; one in sum.
+        float64 [m, heads, 3], one in sum; zeros where nothing fell on labelled positions.
     """
     masses = masses.astype(np.float64)
     total = masses.sum(-1)
     same = np.take_along_axis(masses, own[:, None, None], axis=-1)[..., 0]
     inside = masses[..., list(members)].sum(-1)
-    return np.stack([same, inside - same, total - inside], axis=-1) / total[..., None]
+    return (
+        np.stack([same, inside - same, total - inside], axis=-1)
+        / np.maximum(total, 1e-30)[..., None]
+    )
 
 
 def sums(
@@ -208,13 +210,13 @@ def markdown(rows: Sequence[Row]) -> str:
         for field in fields:
             chance = 'chance_' + field.removesuffix('_share')
             line.append(spread([getattr(row, field) for row in each]))
-            line.append(spread([getattr(row, chance) for row in each]))
+            line.append(spread([getattr(each[0], chance)]))  # equal for all seeds
         lines.append(line)
     return (
         'Attention of queries of a family on positions of their class, of the other classes of '
-        'the family, and\non all others, in percent; beside it the chance that equal attention to '
-        'all neighbours has.\nThe paper argues (section 1) that FULL mixes classes that look alike, '
-        'and gives no numbers.\n\n'
+        'the family, and\non all others, in percent; beside it the chance that equal attention '
+        'to all neighbours has.\nThe paper argues (section 1) that FULL mixes classes that look '
+        'alike, and gives no numbers.\n\n'
         + results.markdown(
             ('model', 'family', 'head', 'same', 'chance', 'in family', 'chance', 'other', 'chance'),
             lines,
