@@ -123,3 +123,23 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path) -> None:
     checkpointer = checkpoint.Checkpointer(workdir)
     checkpointer.save(start.replace(params=params), None)
     checkpointer.close()
+
+
+@pytest.fixture(scope='session')
+def workdirs(tmp_path_factory):
+    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, mixed/{seed_0,seed_1}/."""
+    from ggcf_jax.data import camvid
+
+    root = tmp_path_factory.mktemp('runs')
+    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
+    runs = {
+        'none': {'model.context': 'none'},
+        'full': {'model.heads': 'full'},
+        'mixed/seed_0': {},
+        'mixed/seed_1': {'seed': 1},
+    }
+    for name, fields in runs.items():
+        config = make_tiny_config(folder, root)
+        config.update_from_flattened_dict({'eval.batch_size': 2, **fields})
+        save_untrained(config, len(camvid.CLASSES), root / name)
+    return root

@@ -1,0 +1,90 @@
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import attention_mass, chosen, families
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.errors import InputError
+
+
+def test_groups_against_a_loop(rng):
+    masses = rng.random((5, 2, 6))
+    own = np.array([1, 3, 4, 1, 4])
+    found = attention_mass.grouped(masses, own, (1, 3, 4))
+    for m, k in np.ndindex(5, 2):
+        expected = [0, 0, 0]
+        for c in range(6):
+            kind = 0 if c == own[m] else 1 if c in (1, 3, 4) else 2
+            expected[kind] += masses[m, k, c] / masses[m, k].sum()
+        np.testing.assert_allclose(found[m, k], expected)
+    assert (attention_mass.grouped(np.zeros((1, 1, 6)), own[:1], (1, 3)) == 0).all()
+
+
+def test_queries_are_of_their_classes_and_no_more_than_wanted(rng):
+    label = rng.integers(0, 3, (6, 7)).astype(np.uint8)
+    label[0, :2] = 5
+    found = attention_mass.draw_queries(label, (5, 1, 9), 3, np.random.default_rng(0))
+    assert label[tuple(found.T)].tolist() == [5, 5, 1, 1, 1]
+    assert len({tuple(each) for each in found.tolist()}) == 5
+
+
+def test_masses_are_those_of_the_models_attention(workdirs, rng):
+    ((_, trained),) = chosen.load(chosen.choose([str(workdirs / 'mixed' / 'seed_0')]), 'latest')
+    image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    label = rng.integers(0, 11, (5, 7)).astype(np.uint8)
+    label[2] = IGNORE
+    queries = np.array([(0, 0), (2, 3), (4, 6)])
+    found, chance = attention_mass.make_masses(trained)(image, label, queries)
+    weights = np.asarray(trained.model.attention(image[None], queries))[0]
+    for m, (y, x) in enumerate(queries):
+        for k, graph in enumerate(trained.model.heads):
+            seen = np.asarray(graph.adjacency(5, 7))[y * 7 + x].reshape(5, 7)
+            for c in range(11):
+                mass = weights[m, k][label == c].sum()
+                assert found[m, k, c] == pytest.approx(mass, abs=1e-5)
+                assert chance[m, k, c] == seen[label == c].sum()
+
+
+def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
+    ((_, trained),) = chosen.load(chosen.choose([str(workdirs / 'full')]), 'latest')
+    known = families.of('camvid', trained.dataset.classes, ['building,pavement'])
+    found = attention_mass.sums(trained, 'train', known, most=100, images=2)
+    # Of the first two images only the second has these classes, the lower and the upper half.
+    label = trained.dataset.decode(trained.dataset.source('train')[1])['label'][::8, ::8]
+    counts = [(label == c).sum() for c in (1, 4)]
+    assert found['count'][0, [1, 4]].tolist() == counts and found['count'].sum() == sum(counts)
+    shares = np.array(counts) / sum(counts)
+    for c, n, (same, other) in zip((1, 4), counts, (shares, shares[::-1])):
+        np.testing.assert_allclose(found['chance'][0, c, 0], [same * n, other * n, 0], atol=1e-9)
+        assert found['attention'][0, c, 0].sum() == pytest.approx(n)
+
+
+def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, capsys):
+    options = SimpleNamespace(
+        workdir=[str(workdirs / name) for name in ('none', 'full', 'mixed')], checkpoint='latest',
+        split='train', family=['building,pavement', 'sky,car'], queries=2, images=3, out=tmp_path,
+    )  # fmt: skip
+    attention_mass.main(options)
+    assert 'Baseline has no heads' in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / 'attention_mass.csv').open()))
+    heads = [(row['run'], row['head']) for row in rows if row['family'] == 'building/pavement']
+    mixed = ['1 local:1', '2 grid:2', 'all']
+    assert heads == [
+        ('FULL', '1 full'), ('FULL', 'all'),
+        *(('LOCAL_1, GRID_2, seed 0', head) for head in mixed),
+        *(('LOCAL_1, GRID_2, seed 1', head) for head in mixed),
+    ]  # fmt: skip
+    for row in rows:
+        for prefix in ('{}', 'chance_{}'):
+            fields = [prefix.format(name) for name in ('same', 'family', 'other')]
+            fields = [{'family': 'family_share'}.get(field, field) for field in fields]
+            assert sum(float(row[field]) for field in fields) == pytest.approx(1, abs=1e-5)
+    text = (tmp_path / 'attention_mass.md').read_text()
+    monkeypatch.setattr(attention_mass, 'sums', None)
+    attention_mass.main(options)
+    assert (tmp_path / 'attention_mass.md').read_text() == text
+    options.workdir = [str(workdirs / 'none')]
+    with pytest.raises(InputError, match='no model with heads'):
+        attention_mass.main(options)

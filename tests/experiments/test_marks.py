@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from experiments import chosen, families, marks
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.errors import InputError
+
+
+@pytest.fixture(scope='module')
+def dataset(workdirs):
+    return chosen.common_dataset(chosen.choose([str(workdirs / 'none')]))
+
+
+def test_deepest_pixel_against_a_loop(rng):
+    label = (rng.random((12, 15)) > 0.1).astype(np.uint8)
+    label[5:] = 0
+    outside = [(y, x) for y in range(-1, 13) for x in range(-1, 16)]
+    outside = [(y, x) for y, x in outside if not (0 <= y < 12 and 0 <= x < 15 and label[y, x])]
+    depth = {
+        (y, x): min((y - v) ** 2 + (x - u) ** 2 for v, u in outside)
+        for y, x in np.argwhere(label).tolist()
+    }
+    assert depth[marks.deepest(label, 1)] == max(depth.values())
+
+
+def test_without_an_image_one_for_each_family(dataset):
+    # Image i has the classes i and i + 3; see `write_camvid`.
+    known = families.of('camvid', dataset.classes, ['building,tree', 'pole,sign'])
+    # building and tree are 1 and 5, never together; pole and sign 2 and 6, neither.
+    with pytest.raises(InputError, match='no image of split'):
+        marks.choose(dataset, 'train', known)
+    known = families.of('camvid', dataset.classes, ['building,pavement', 'sky,road'])
+    found = marks.choose(dataset, 'train', known)
+    assert [each.name for each in found] == ['train_1', 'train_0']
+    for each, family in zip(found, known):
+        (query,) = each.queries
+        assert each.label[query] == family.members[1]  # 20 rows, the other one has 18
+
+
+def test_named_images_and_pixels(dataset):
+    (found,) = marks.choose(dataset, 'validation', (), 'val_1', [(5, 6)])
+    assert found.name == 'val_1' and found.queries == ((5, 6),)
+    (found,) = marks.choose(dataset, 'validation', (), '1')
+    assert [int(found.label[query]) for query in found.queries] == [4, 1]
+
+
+@pytest.mark.parametrize(
+    ('image', 'queries', 'message'),
+    [
+        (None, [(1, 1)], '--query needs --image'),
+        ('3', None, 'images 0 to 2'),
+        ('val_7', None, 'no image of split'),
+        ('0', [(40, 0)], 'outside of the image of 40 x 56'),
+        ('0', [(0, 0)], 'no class in the ground truth'),
+    ],
+)
+def test_bad_marks(dataset, image, queries, message):
+    with pytest.raises(InputError, match=message):
+        marks.choose(dataset, 'validation', (), image, queries)
+
+
+def test_positions_lie_on_multiples_of_the_stride():
+    found = marks.positions_of([(0, 0), (3, 4), (39, 55)], 8, (40, 56))
+    np.testing.assert_array_equal(found, [(0, 0), (0, 1), (4, 6)])
+    label = np.full((40, 56), 2, np.uint8)
+    label[8, 16] = IGNORE
+    label[10, 13] = 7
+    coarse, at = marks.coarse_label(label, (10, 13), 8)
+    assert coarse.shape == (5, 7) and at == (1, 2) and coarse[at] == 7 and label[8, 16] == IGNORE
