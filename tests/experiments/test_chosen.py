@@ -2,8 +2,8 @@ import pathlib
 import shutil
 
 import pytest
-
 from conftest import load_config
+
 from experiments import chosen, runs
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
