@@ -29,8 +29,9 @@ def _exact(value) -> str:
 
 def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is aligned left, the others right."""
-    rows = [columns, ['---'] + ['--:'] * (len(columns) - 1), *lines]
-    return ''.join(f'| {" | ".join(row)} |\n'.replace('| ---', '|---', 1) for row in rows)
+    rule = f'|---|{"--:|" * (len(columns) - 1)}\n'
+    first, *others = (f'| {" | ".join(row)} |\n' for row in (columns, *lines))
+    return first + rule + ''.join(others)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
