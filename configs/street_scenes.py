@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
     config.predict.overlays = True
     config.predict.probabilities = False
     config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
-    config.predict.max_pixels = 2048 * 2048  # larger images go through the network in parts
+    config.predict.max_side = 2048  # larger images go through the network in parts of this size
     return config
 
 

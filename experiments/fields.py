@@ -11,6 +11,7 @@ from jax import lax
 from experiments import marks
 from experiments.trained import Trained
 from ggcf_jax.inference import window_starts
+from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
 
 
@@ -68,7 +69,7 @@ def make_occlusion(
         return occluded_responses(model, image, corners, at, sliding.window)
 
     def occlusion(image, queries):
-        at = marks.positions_of(queries, trained.model.stride, image.shape[:2])
+        at = nearest_positions(queries, trained.model.stride, image.shape[:2])
         corners = sliding.corners(image.shape[:2])
         outside = np.array(image.shape[:2], np.int32)
         n = min(sliding.batch, len(corners))
@@ -135,7 +136,7 @@ def make_gradient(trained: Trained) -> Callable[[np.ndarray, Sequence[marks.Pixe
         return gradient_power(merge(trained.graphdef, params, stats), image, position)
 
     def gradient(image, queries):
-        at = marks.positions_of(queries, trained.model.stride, image.shape[:2])
+        at = nearest_positions(queries, trained.model.stride, image.shape[:2])
         return np.stack(
             [np.asarray(power(trained.params, trained.stats, image, each)) for each in at]
         )

@@ -21,12 +21,14 @@ import jax
 import numpy as np
 
 from experiments import marks, pictures, results
+from experiments.marks import Pixel
 from experiments.pictures import Cell
 from ggcf_jax import attention, checkpoint, data, head_pruning, models
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.ggcf import pruned
+from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
 
 _COLUMNS = 4
@@ -59,7 +61,9 @@ class Row:
     effective: float
 
 
-def measure(weights, seen, label, position) -> dict[str, float]:
+def measure(
+    weights: np.ndarray, seen: np.ndarray, label: np.ndarray, position: Pixel
+) -> dict[str, float]:
     """The figures of `Row` that depend on the attention.
 
     Args:
@@ -80,14 +84,24 @@ def measure(weights, seen, label, position) -> dict[str, float]:
     }
 
 
-def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Row]:
+def inspect(
+    workdir: pathlib.Path,
+    which: str | int,
+    split: str,
+    image: str,
+    queries: list[Pixel],
+    count: int,
+    rules: tuple[head_pruning.Rule, ...],
+    out: pathlib.Path,
+) -> list[Row]:
     """Computes, draws and writes everything.
 
     Args:
-        workdir: of a run. split: of its data set. which: checkpoint, 'best', 'latest' or a step.
-        image: number of the record in the split, or its name.
-        queries: pixels (y, x), or [] for `deepest_pixels` of `count` classes.
-        out: folder. rules: of Context Pruning, see `head_pruning`.
+        workdir: of a run. which: checkpoint, 'best', 'latest' or a step.
+        split: of the run's data set. image: number of the record in the split, or its name.
+        queries: pixels, or [] for `marks.deepest_pixels` of `count` classes.
+        rules: of Context Pruning.
+        out: folder.
 
     Raises:
         InputError: no such run, split, image or pixel, or a model without heads.
@@ -95,9 +109,7 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
     config = config_lib.load(workdir)
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, which)
-    model = merge(graphdef, restored.params, restored.stats)
+    model = merge(graphdef, params, stats)
     if not model.heads:
         raise InputError(
             f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
@@ -106,7 +118,9 @@ def inspect(workdir, split, which, image, queries, count, out, rules) -> list[Ro
     pixels, label = example['image'], example['label']
     queries = queries or marks.deepest_pixels(label, count)
     marks.check(queries, label)
-    at = marks.positions_of(queries, model.stride, label.shape)
+    at = nearest_positions(queries, model.stride, label.shape)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restored = checkpoint.restore(workdir, params, stats, device, which)
 
     @jax.jit
     def attend(params, stats):
@@ -162,9 +176,15 @@ def main() -> int:
     which = int(given.checkpoint) if given.checkpoint.isdigit() else given.checkpoint
     out = given.out or given.workdir / 'attention'
     try:
-        rules = head_pruning.parse(given.pruning)
         inspect(
-            given.workdir, given.split, which, given.image, given.query, given.classes, out, rules
+            given.workdir,
+            which,
+            given.split,
+            given.image,
+            given.query or [],
+            given.classes,
+            head_pruning.parse(given.pruning),
+            out,
         )
     except ValueError as error:
         print(f'error: {error}', file=sys.stderr)

@@ -11,8 +11,9 @@ from experiments.families import Family
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.upsample import nearest_positions
 
-Pixel = tuple[int, int]
+Pixel = tuple[int, int]  # row and column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +143,6 @@ def deepest_pixels(label: np.ndarray, count: int) -> list[Pixel]:
     return [deepest(label, index) for index in classes[np.argsort(-pixels, kind='stable')][:count]]
 
 
-def positions_of(queries, stride: int, size: tuple[int, int]) -> np.ndarray:
-    """The positions [m, 2] nearest to pixels, in the map of an image of this size."""
-    last = [-(-length // stride) - 1 for length in size]
-    return np.minimum((np.asarray(queries) + stride // 2) // stride, last)
-
-
 def coarse_label(label: np.ndarray, query: Pixel, stride: int) -> tuple[np.ndarray, Pixel]:
     """The class at each position of the map, and the query's position.
 
@@ -156,7 +151,7 @@ def coarse_label(label: np.ndarray, query: Pixel, stride: int) -> tuple[np.ndarr
     Returns:
         uint8 [ceil(h / stride), ceil(w / stride)], (row, column).
     """
-    y, x = positions_of([query], stride, label.shape)[0].tolist()
+    y, x = nearest_positions(query, stride, label.shape).tolist()
     coarse = label[::stride, ::stride].copy()
     coarse[y, x] = label[query]
     return coarse, (y, x)

@@ -29,7 +29,7 @@ from experiments.marks import Marked
 from experiments.pictures import Cell
 from experiments.trained import Trained
 from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.models.upsample import upsample
+from ggcf_jax.models.upsample import nearest_positions, upsample
 from ggcf_jax.state import merge
 
 FEATURES = ('backbone', 'fused')
@@ -84,7 +84,7 @@ def make_similarities(
     stride = trained.model.stride
 
     def similarities(image, queries):
-        at = marks.positions_of(queries, stride, image.shape[:2])
+        at = nearest_positions(queries, stride, image.shape[:2])
         maps, prediction = compute(trained.params, trained.stats, image[None], at)
         return np.asarray(maps), np.asarray(prediction)
 

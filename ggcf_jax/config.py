@@ -30,7 +30,7 @@ _NOT_OF_TRAINING = (
     'predict.overlays',
     'predict.probabilities',
     'predict.label_ids',
-    'predict.max_pixels',
+    'predict.max_side',
 )
 
 
@@ -107,6 +107,27 @@ def differing(a: ConfigDict, b: ConfigDict) -> dict[str, tuple]:
     }
 
 
+def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses a network other than the one the run was trained with.
+
+    Heads, dilations and the like may differ although every array of the checkpoint fits.
+
+    Raises:
+        InputError: names every field of `model` that differs; or `workdir` is not one of a run.
+    """
+    differences = [
+        f'{name}: {old!r} there, {new!r} now'
+        for name, (old, new) in differing(load(workdir), config).items()
+        if name.startswith('model.') and name != 'model.backbone.weights'
+    ]
+    if differences:
+        raise InputError(
+            f'the run in {str(workdir)!r} was trained with another network:\n  '
+            + '\n  '.join(differences)
+            + '\nuse its configuration: leave --config out, or correct these fields'
+        )
+
+
 def check(config: ConfigDict, devices: int) -> None:
     """Refuses values that no run can have, before anything expensive is done.
 
@@ -130,7 +151,6 @@ def check(config: ConfigDict, devices: int) -> None:
         ('eval.size_multiple', evaluation.size_multiple),
         ('eval.max_sizes', evaluation.max_sizes),
         ('eval.windows_at_once', evaluation.windows_at_once),
-        ('predict.max_pixels', config.predict.max_pixels),
         ('data.threads', config.data.threads),
     ):
         if value < 1:
@@ -191,6 +211,8 @@ def check(config: ConfigDict, devices: int) -> None:
         if not 0 <= value <= 1:
             raise InputError(f'config.{name}={value} must be in [0, 1]')
     class_weights.parse(train.class_weights)
+    if config.predict.max_side < 64:
+        raise InputError(f'config.predict.max_side={config.predict.max_side} must be at least 64')
     named.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
     low, high = config.data.scale_range
     if not 0 < low <= high:

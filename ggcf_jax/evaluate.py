@@ -151,11 +151,12 @@ def evaluate_workdir(
         which: 'best', 'latest' or a step.
 
     Raises:
-        InputError: no such checkpoint or split, a split without labels, a checkpoint of another
-            model, or values that no plan can have.
+        InputError: no such checkpoint or split, a split without labels, a run of another network,
+            or values that no plan can have.
     """
     workdir = pathlib.Path(workdir)
     config_lib.check(config, jax.device_count())
+    config_lib.check_model(config, workdir)
     plan = inference.build(config)
     dataset = data.build(config.data)
     dataset.source(split)

@@ -5,7 +5,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from ggcf_jax import graphs, head_pruning, named
@@ -134,12 +133,15 @@ def probabilities(scores: jax.Array, plan: Plan) -> jax.Array:
     return scores if plan.average == 'probabilities' else jax.nn.softmax(scores)
 
 
-def window_starts(length: int, window: int, stride: int) -> tuple[int, ...]:
-    """First pixels of the windows along an axis; the last window ends where the axis does."""
-    if window >= length:
-        return (0,)
-    last = length - window
-    return tuple(min(start, last) for start in range(0, last + stride, stride))
+def window_starts(length: int, window: int, stride: int) -> jax.Array:
+    """First pixels of the windows along an axis, int32; the last window ends where the axis does.
+
+    The length may be a symbolic dimension of `jax.export` that is known to be at least `window`.
+    """
+    if window > length:
+        return jnp.zeros(1, jnp.int32)
+    count = -(-(length - window) // stride) + 1
+    return jnp.minimum(jnp.arange(count, dtype=jnp.int32) * stride, length - window)
 
 
 def _resized(images: jax.Array, scale: float) -> jax.Array:
@@ -156,23 +158,22 @@ def _logits(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
     window = tuple(size) if plan.window is None else tuple(map(min, plan.window, size))
     if window == tuple(size):
         return upsample(model(images)[0], model.stride, window)
-    corners = np.array(
-        [
-            (y, x)
-            for y in window_starts(size[0], window[0], plan.steps[0])
-            for x in window_starts(size[1], window[1], plan.steps[1])
-        ],
-        np.int32,
+    starts = [window_starts(*axis) for axis in zip(size, window, plan.steps)]
+    corners = jnp.stack(jnp.meshgrid(*starts, indexing='ij'), axis=-1).reshape(-1, 2)
+    # How many windows cover a pixel is how many cover its row times how many cover its column.
+    rows, columns = (
+        ((first[:, None] <= at) & (at < first[:, None] + side)).sum(0, dtype=jnp.float32)
+        for first, side, at in zip(starts, window, (jnp.arange(length) for length in size))
     )
-    cover = np.zeros((*size, 1), np.float32)
-    for y, x in corners:
-        cover[y : y + window[0], x : x + window[1]] += 1
+    cover = rows[:, None, None] * columns[:, None]
     # The last chunk is filled up with windows of weight 0.
-    n = min(plan.windows_at_once, len(corners))
-    chunks = -(-len(corners) // n)
-    places = np.arange(chunks * n).reshape(chunks, n)
-    weights = (places < len(corners)).astype(np.float32)
-    corners = corners[np.minimum(places, len(corners) - 1)]
+    n, count = plan.windows_at_once, corners.shape[0]
+    if isinstance(count, int):  # a symbolic one may be smaller, too
+        n = min(n, count)
+    chunks = -(-count // n)
+    places = jnp.arange(chunks * n)
+    weights = (places < count).astype(jnp.float32).reshape(chunks, n)
+    corners = corners[jnp.minimum(places, count - 1)].reshape(chunks, n, 2)
 
     def cut(x, corner, depth):
         return lax.dynamic_slice(x, (0, *corner, 0), (b, *window, depth))

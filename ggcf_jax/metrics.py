@@ -1,10 +1,13 @@
 """Confusion matrix and intersection over union."""
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_EXACT = 2**24  # up to here float32 counts every integer
 
 
 def confusion_matrices(
@@ -12,11 +15,11 @@ def confusion_matrices(
 ) -> jax.Array:
     """Counts the pixels of each image by (ground truth, prediction).
 
-    One-hot matrix products, which accelerators do faster than scattered additions. Each item of
-    the leading axis is counted in float32, exact up to 2^24 pixels.
+    One-hot matrix products, which accelerators do faster than scattered additions. They count in
+    float32, which is exact up to 2^24: of larger images parts are counted and summed in integers.
 
     Args:
-        labels: integer [n, ...], at most 2^24 pixels an item.
+        labels: integer [n, ...], fewer than 2^31 pixels an item.
         predictions: integer, same shape; every value where the label counts is a class.
         num_classes: number of classes.
         ignore: label value that is not counted.
@@ -25,7 +28,7 @@ def confusion_matrices(
         int32 [n, num_classes, num_classes], rows are ground truth.
 
     Raises:
-        ValueError: shapes differ or an item is too large to be counted exactly.
+        ValueError: shapes differ.
     """
     labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
     if labels.shape != predictions.shape or labels.ndim < 1:
@@ -35,10 +38,13 @@ def confusion_matrices(
         )
     if labels.ndim == 1:
         labels, predictions = labels[:, None], predictions[:, None]
-    if np.prod(labels.shape[1:]) > 2**24:
-        raise ValueError(f'{labels.shape[1:]} is more than 2^24 pixels; split the images')
-    pixels = (labels.shape[0], -1)
-    labels, predictions = labels.reshape(pixels), predictions.reshape(pixels)
+    n, pixels = labels.shape[0], math.prod(labels.shape[1:])
+    labels, predictions = labels.reshape(n, pixels), predictions.reshape(n, pixels)
+    parts = max(-(-pixels // _EXACT), 1)
+    if parts > 1:
+        fill = ((0, 0), (0, parts * _EXACT - pixels))
+        labels = jnp.pad(labels, fill, constant_values=ignore).reshape(n * parts, _EXACT)
+        predictions = jnp.pad(predictions, fill).reshape(n * parts, _EXACT)
     classes = jnp.arange(num_classes)
     truth = (labels[..., None] == classes) & (labels != ignore)[..., None]
     guess = predictions[..., None] == classes
@@ -48,7 +54,7 @@ def confusion_matrices(
         guess.astype(jnp.bfloat16),
         preferred_element_type=jnp.float32,
     )
-    return counts.astype(jnp.int32)
+    return counts.astype(jnp.int32).reshape(n, parts, num_classes, num_classes).sum(1)
 
 
 def mean_ious(matrices: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 
 from ggcf_jax import (
     checkpoint,
+    classes,
     data,
     evaluate,
     evaluation_files,
@@ -58,15 +59,16 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
+    inference.build(config)
     if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
         start_lib.check(config)
     dataset = data.build(config.data)
     optim.optimizer(train)
     losses.build(train, ())
     learning_rate = optim.schedule(train)
-    inference.build(config)
     class_weights = data.class_weights_of(config, dataset)
     config_lib.claim_workdir(config, workdir)
+    classes.save(dataset, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
     mesh = mesh_lib.make_mesh()

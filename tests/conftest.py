@@ -71,6 +71,16 @@ TINY_MODEL = {
 }
 
 
+@pytest.fixture(scope='session')
+def untrained_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a tiny network of three kinds of heads; tests only read it."""
+    root = tmp_path_factory.mktemp('untrained')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    config.model.heads = 'local:1,grid:2,learned'
+    save_untrained(config, 11, root / 'run', spread=0)
+    return root / 'run'
+
+
 def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
     config = load_config('camvid')
     config.update_from_flattened_dict(
@@ -103,10 +113,11 @@ def load_config(name: str, argument: str | None = None):
     return module.get_config() if argument is None else module.get_config(argument)
 
 
-def save_untrained(config, num_classes: int, workdir: pathlib.Path) -> None:
+def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: float = 0.3) -> None:
     """Makes the workdir of a run that was stopped before its first step, statistics included.
 
-    Scales and classifier are drawn wide, so that predictions differ from place to place.
+    Normal noise of this spread on all parameters makes predictions differ from place to place;
+    with 0 probabilities and attention are close to uniform.
     """
     import jax
 
@@ -118,7 +129,7 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path) -> None:
     start = state.creator(config, num_classes, mesh_lib.make_mesh())()
     rng = np.random.default_rng(7)
     params = jax.tree.map(
-        lambda x: (x + 0.3 * rng.normal(size=x.shape)).astype(x.dtype), start.params
+        lambda x: (x + spread * rng.normal(size=x.shape)).astype(x.dtype), start.params
     )
     checkpointer = checkpoint.Checkpointer(workdir)
     checkpointer.save(start.replace(params=params), None)

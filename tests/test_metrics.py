@@ -44,11 +44,16 @@ def test_sharded_over_devices_equals_one(rng):
 def test_bad_shapes():
     with pytest.raises(ValueError, match='must have one shape'):
         metrics.confusion_matrices(np.zeros((2, 3)), np.zeros((2, 4)), 5, 255)
-    with pytest.raises(ValueError, match=r'more than 2\^24 pixels'):
-        jax.eval_shape(
-            lambda x: metrics.confusion_matrices(x, x, 2, 255),
-            jax.ShapeDtypeStruct((1, 2**13, 2**12), jnp.uint8),
-        )
+
+
+@pytest.mark.parametrize('exact', [16, 21, 63])
+def test_large_images_are_counted_in_parts(rng, monkeypatch, exact):
+    monkeypatch.setattr(metrics, '_EXACT', exact)
+    labels, predictions = (rng.integers(0, 5, (2, 7, 9)).astype(np.uint8) for _ in range(2))
+    labels[rng.random(labels.shape) < 0.2] = 255
+    matrices = metrics.confusion_matrices(labels, predictions, 5, 255)
+    for i in range(2):
+        np.testing.assert_array_equal(matrices[i], _definition(labels[i], predictions[i], 5, 255))
 
 
 def test_iou_by_hand():

@@ -1,5 +1,7 @@
 """How large the pieces are that the engine works on, one entry a platform."""
 
+import contextlib
+import contextvars
 import dataclasses
 import math
 
@@ -43,9 +45,22 @@ ACCELERATOR = Tiles(
 )  # fmt: skip
 
 
+_platform = contextvars.ContextVar('platform', default=None)
+
+
 def current():
-    """The sizes for the platform that computations run on by default."""
-    return CPU if platform.current() == 'cpu' else ACCELERATOR
+    """The sizes for the platform that is traced for: the default one, or that of `tracing_for`."""
+    return CPU if (_platform.get() or platform.current()) == 'cpu' else ACCELERATOR
+
+
+@contextlib.contextmanager
+def tracing_for(platform):
+    """Inside, functions are traced with the sizes for this platform, 'cpu', 'cuda' or 'tpu'."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def even(n, most, multiple=1):

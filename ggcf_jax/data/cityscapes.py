@@ -25,6 +25,7 @@ _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x:
 CLASSES = tuple(x.name for x in _TRAINED)
 COLORS = tuple(x.color for x in _TRAINED)
 CATEGORIES = tuple(x.category for x in _TRAINED)
+SERVER_IDS = tuple(x.id for x in _TRAINED)  # of label files for the evaluation server
 
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
 VERSION = '1.0.0'
@@ -207,6 +208,7 @@ def build(data) -> Dataset:
         identity,
         unlabeled=('test',),
         categories=CATEGORIES,
+        server_ids=SERVER_IDS,
     )
 
 

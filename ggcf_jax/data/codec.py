@@ -28,11 +28,20 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: not an image, or one that breaks off; `name` is in the message.
     """
-    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    return _decode_rgb(data, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def decode_upright(data: bytes, name: str) -> np.ndarray:
+    """As `decode_image`, turned as EXIF says: for images without labels, such as photographs."""
+    return _decode_rgb(data, name, cv2.IMREAD_COLOR_RGB)
+
+
+def _decode_rgb(data: bytes, name: str, flags: int) -> np.ndarray:
     image = None
     # Decoders fill what is missing of a cut-off file with grey and say nothing.
     if is_complete(data):
-        if data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB):
+        usual = data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB)
+        if usual and flags & cv2.IMREAD_IGNORE_ORIENTATION:
             image = _decode_rgb_png(data)
         else:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

@@ -33,6 +33,7 @@ class Dataset:
         identity: a text that changes when the records do; names what is derived from them.
         unlabeled: splits whose labels are not usable, such as those of a test server.
         categories: category of each class, () if the makers define none.
+        server_ids: value of each class in files for the makers' evaluation server, () without one.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Dataset:
     identity: str
     unlabeled: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    server_ids: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -30,6 +30,20 @@ def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
     return _upsample_axis(x, 2, stride)[:, :, : size[1]]
 
 
+def nearest_positions(pixels: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
+    """The features that lie nearest to pixels of an image, feature i being at `stride * i`.
+
+    Args:
+        pixels: integers [..., 2], row and column.
+        size: (height, width) of the image.
+
+    Returns:
+        int32 [..., 2], row and column in the map of features.
+    """
+    last = [-(-length // stride) - 1 for length in size]
+    return np.minimum((np.asarray(pixels) + stride // 2) // stride, last).astype(np.int32)
+
+
 def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     length = x.shape[axis]
     last = jax.lax.slice_in_dim(x, length - 1, length, axis=axis)

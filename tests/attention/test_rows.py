@@ -22,6 +22,10 @@ OPTIONS = (
 )
 
 
+GRAPHS = [pytest.param(graph, id=str(graph)) for graph in every_graph((1, 3, 30))]
+GRAPHS.append(pytest.param(Diagonal(), id='diagonal'))
+
+
 def dense(q, k, graph, **options):
     """Every weight by the reference, whose v is the identity: [b, h*w, heads, h*w]."""
     v = jnp.broadcast_to(jnp.eye(H * W).reshape(1, H, W, 1, H * W), (len(q), H, W, 1, H * W))
@@ -29,7 +33,7 @@ def dense(q, k, graph, **options):
     return o.reshape(len(q), H * W, q.shape[3], H * W)
 
 
-@pytest.mark.parametrize('graph', [*every_graph((1, 3, 30)), Diagonal()], ids=str)
+@pytest.mark.parametrize('graph', GRAPHS)
 def test_rows_equal_the_dense_reference(graph):
     q, k, *_ = inputs(2, H, W, 2, 8, 8)
 
@@ -50,7 +54,7 @@ def test_rows_equal_the_dense_reference(graph):
         assert ((np.asarray(rows) > 0).reshape(expected.shape) == (expected > 0)).all()
 
 
-@pytest.mark.parametrize('graph', [*every_graph((1, 3, 30)), Diagonal()], ids=str)
+@pytest.mark.parametrize('graph', GRAPHS)
 def test_neighbours_are_those_of_the_definition(graph):
     expected = np.asarray(graph.adjacency(H, W))[POSITIONS @ (W, 1)] > 0
     found = neighbours(graph, POSITIONS, H, W)

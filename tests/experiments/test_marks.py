@@ -59,11 +59,21 @@ def test_bad_marks(dataset, image, queries, message):
         marks.choose(dataset, 'validation', (), image, queries)
 
 
-def test_positions_lie_on_multiples_of_the_stride():
-    found = marks.positions_of([(0, 0), (3, 4), (39, 55)], 8, (40, 56))
-    np.testing.assert_array_equal(found, [(0, 0), (0, 1), (4, 6)])
+def test_class_of_a_position_is_that_of_its_pixel():
     label = np.full((40, 56), 2, np.uint8)
     label[8, 16] = IGNORE
     label[10, 13] = 7
     coarse, at = marks.coarse_label(label, (10, 13), 8)
     assert coarse.shape == (5, 7) and at == (1, 2) and coarse[at] == 7 and label[8, 16] == IGNORE
+    assert (np.delete(coarse, 1 * 7 + 2) == 2).all()
+
+
+def test_queries_lie_deepest_inside_the_largest_classes():
+    label = np.full((20, 30), 255, np.uint8)
+    label[1:12, 1:12] = 3  # 11 x 11: its middle is the deepest
+    label[14:19, 2:29] = 7  # 5 x 27
+    label[0, 0] = 1
+    assert marks.deepest_pixels(label, 2)[1] == (6, 6)
+    y, x = marks.deepest_pixels(label, 2)[0]
+    assert y == 16 and label[y, x] == 7
+    assert len(marks.deepest_pixels(label, 9)) == 3
