@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zipfile
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -27,7 +28,7 @@ def arrays(
         with np.load(path) as file:
             if str(file[_KEY]) == text:
                 return {name: file[name] for name in file.files if name != _KEY}
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
     found = compute()
     with whole_file.replacing(path) as temporary, temporary.open('wb') as file:

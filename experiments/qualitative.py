@@ -33,6 +33,7 @@ from ggcf_jax import data, head_pruning, inference, metrics
 from ggcf_jax.console import Progress
 from ggcf_jax.data import pipeline
 from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import Sample
 from ggcf_jax.state import merge
@@ -196,35 +197,43 @@ def largest_part(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return top, left, top + height, left + width
 
 
+def samples_of_all(
+    wanted: Sequence[Column], which: str, split: str, images: Sequence[int]
+) -> list[dict[int, Sample]]:
+    """`samples` of every column."""
+    return [
+        samples(trained, column.plan, split, images) for column, trained in _loaded(wanted, which)
+    ]
+
+
 def draw(
     path: pathlib.Path,
     wanted: Sequence[Column],
-    which: str,
-    split: str,
-    images: Sequence[int],
+    shown: Sequence[Sequence[Sample]],
     known: Sequence[Family],
+    dataset: Dataset,
 ) -> None:
-    """Draws a row an image: the image, its ground truth and each column's prediction."""
-    found = []
-    for column, trained in _loaded(wanted, which):
-        found.append(samples(trained, column.plan, split, images))
-        dataset = trained.dataset
+    """Draws a row an image: the image, its ground truth and each column's prediction.
+
+    Args:
+        path: of the PNG. wanted: the columns. shown: for each image the samples of the columns.
+        known: families, whose colours are explained below. dataset: of the images.
+    """
     last = len({column.run for column in wanted}) - 1
     table = []
-    for index in images:
-        shown = [each[index] for each in found]
-        masks = [confused(sample, known) for sample in shown]
+    for row in shown:
+        masks = [confused(sample, known) for sample in row]
         box = largest_part(masks[0] ^ masks[last])
-        first = shown[0]
-        row = [
+        first = row[0]
+        cells = [
             Cell(first.name, first.image, box=box),
             Cell('ground truth', pictures.painted(first.label, dataset), box=box),
         ]
         labelled = max((first.label != IGNORE).sum(), 1)
-        for column, sample, mask in zip(wanted, shown, masks):
+        for column, sample, mask in zip(wanted, row, masks):
             title = f'{column.title}\n{mask.sum() / labelled:.1%} confused'
-            row.append(Cell(title, pictures.painted(sample.prediction, dataset), box=box))
-        table.append(row)
+            cells.append(Cell(title, pictures.painted(sample.prediction, dataset), box=box))
+        table.append(cells)
     members = dict.fromkeys(member for family in known for member in family.members)
     pictures.draw(path, table, {dataset.classes[m]: dataset.colors[m] for m in members})
     print(path)
@@ -267,12 +276,16 @@ def main(options) -> None:
     counts, labelled = count_all(wanted, options.checkpoint, options.split, known, folder)
     confusions = counts[..., 1].sum(-1)
     gain = (confusions[0] - confusions[len(runs) - 1]) / np.maximum(labelled, 1)
+    chosen_images = {}
     for name, sign in (('less', 1), ('more', -1)):
         order = np.argsort(-sign * gain, kind='stable')[: options.count]
-        images = [int(i) for i in order if sign * gain[i] > 0]
+        chosen_images[name] = [int(i) for i in order if sign * gain[i] > 0]
+    both = sum(chosen_images.values(), [])
+    found = samples_of_all(wanted, options.checkpoint, options.split, both) if both else []
+    for name, images in chosen_images.items():
         if images:
-            path = options.out / f'qualitative_{name}.png'
-            draw(path, wanted, options.checkpoint, options.split, images, known)
+            shown = [[each[i] for each in found] for i in images]
+            draw(options.out / f'qualitative_{name}.png', wanted, shown, known, dataset)
     source = dataset.source(options.split)
     rows = [
         Row(source[i]['name'], column.title, family.name, *_numbers(counts[c, i, f]), labelled[i])

@@ -138,7 +138,13 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
 
 @pytest.fixture(scope='session')
 def workdirs(tmp_path_factory):
-    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, mixed/{seed_0,seed_1}/."""
+    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, mixed/{seed_0,seed_1}/.
+
+    The seeds are one network; tests only read them.
+    """
+    import shutil
+
+    from ggcf_jax import config as config_lib
     from ggcf_jax.data import camvid
 
     root = tmp_path_factory.mktemp('runs')
@@ -147,10 +153,12 @@ def workdirs(tmp_path_factory):
         'none': {'model.context': 'none'},
         'full': {'model.heads': 'full'},
         'mixed/seed_0': {},
-        'mixed/seed_1': {'seed': 1},
     }
     for name, fields in runs.items():
         config = make_tiny_config(folder, root)
         config.update_from_flattened_dict({'eval.batch_size': 2, **fields})
         save_untrained(config, len(camvid.CLASSES), root / name)
+    shutil.copytree(root / 'mixed' / 'seed_0', root / 'mixed' / 'seed_1')
+    config.seed = 1
+    config_lib.save(config, root / 'mixed' / 'seed_1')
     return root
