@@ -5,10 +5,9 @@
 
 Queries are random positions whose class is in a family (--family), up to --queries of each class
 and image. For each query and head it sums the attention over the positions of the query's class
-(itself included), of the other classes of its family and of all others, in shares of what falls on
-labelled positions. Chance is the same with equal attention to all neighbours that the head's graph
-gives the query. Means are over the queries of a class, then over the classes of a family, then over
-the seeds.
+(itself included), of the other classes of its family, of all others and of those without a label.
+Chance is the same with equal attention to all neighbours that the head's graph gives the query.
+Means are over the queries of a class, then over the classes of a family, then over the seeds.
 
 Writes <out>/attention_mass.csv, <out>/attention_mass.md and <out>/attention_mass.png. Sums are kept
 in <out>/kept. Run it from the root of the repository.
@@ -32,7 +31,7 @@ from ggcf_jax.data import pipeline
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import merge
 
-GROUPS = ('same', 'family', 'other')
+GROUPS = ('same', 'family', 'other', 'unlabelled')
 _AT_ONCE = 32  # queries whose attention is on the device at a time
 
 
@@ -43,9 +42,9 @@ class Row:
     Attributes:
         model: its name. run: title. head: number and graph; 'all' is the mean over the heads.
         family: name. queries: so many.
-        same, family_share, other: attention on the query's class, on the others of its family and
-            on all others.
-        chance_same, chance_family, chance_other: the same with equal attention to all neighbours.
+        same, family_share, other, unlabelled: shares of the attention on the query's class, on the
+            others of its family, on all others and on positions without a label; one in sum.
+        chance_same, ...: the same with equal attention to all neighbours.
     """
 
     model: str
@@ -56,9 +55,11 @@ class Row:
     same: float
     family_share: float
     other: float
+    unlabelled: float
     chance_same: float
     chance_family: float
     chance_other: float
+    chance_unlabelled: float
 
 
 def draw_queries(
@@ -81,7 +82,8 @@ def make_masses(
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Builds the function (image [h, w, 3], label, queries [m, 2]) -> (attention, chance).
 
-    Both are float32 [m, heads, C], sums over the positions of each class; label is the class at
+    Both are float32 [m, heads, C + 1], sums over the positions of each class and, last, over those
+    without a label: of attention, and of the neighbours' number. Label is the class at
     each position, or ignore.
     """
     classes = trained.dataset.num_classes
@@ -91,7 +93,7 @@ def make_masses(
         model = merge(trained.graphdef, params, stats)
         weights = model.attention(images, at)[0]  # [m, heads, h, w]
         seen = [attention.neighbours(graph, at, *label.shape) for graph in model.heads]
-        member = jax.nn.one_hot(label, classes)  # zero where the label is to be ignored
+        member = jax.nn.one_hot(jnp.minimum(label, classes), classes + 1)  # ignore is the last
         chance = jnp.stack(seen, axis=1).astype(jnp.float32)
         return tuple(
             jnp.einsum('mkhw,hwc->mkc', each, member, precision='highest')
@@ -112,23 +114,21 @@ def make_masses(
 
 
 def grouped(masses: np.ndarray, own: np.ndarray, members: Sequence[int]) -> np.ndarray:
-    """Shares of the query's class, the rest of its family, and all others.
+    """Shares of the query's class, the rest of its family, all others and what has no label.
 
     Args:
-        masses: [m, heads, C]. own: the class of each query, [m].
+        masses: [m, heads, C + 1], as `make_masses` gives them. own: the class of each query, [m].
         members: classes of the family, `own` among them.
 
     Returns:
-        float64 [m, heads, 3], one in sum; zeros where nothing fell on labelled positions.
+        float64 [m, heads, 4], in the order of `GROUPS`; one in sum.
     """
     masses = masses.astype(np.float64)
-    total = masses.sum(-1)
+    total, unlabelled = masses.sum(-1), masses[..., -1]
     same = np.take_along_axis(masses, own[:, None, None], axis=-1)[..., 0]
     inside = masses[..., list(members)].sum(-1)
-    return (
-        np.stack([same, inside - same, total - inside], axis=-1)
-        / np.maximum(total, 1e-30)[..., None]
-    )
+    groups = [same, inside - same, total - inside - unlabelled, unlabelled]
+    return np.stack(groups, axis=-1) / total[..., None]
 
 
 def sums(
@@ -137,7 +137,7 @@ def sums(
     """Sums over the queries of the first `images` images of `split`.
 
     Returns:
-        attention, chance: float64 [families, C, heads, 3], by class of the query; count: int64
+        attention, chance: float64 [families, C, heads, 4], by class of the query; count: int64
         [families, C], the number of queries.
     """
     dataset, stride = trained.dataset, trained.model.stride
@@ -185,7 +185,7 @@ def rows_of(
         there = count > 0
         if not there.any():
             continue
-        # Mean over the queries of each class, then over the classes: [heads, 3].
+        # Mean over the queries of each class, then over the classes: [heads, 4].
         means = [
             (found[name][f][there] / count[there, None, None]).mean(0)
             for name in ('attention', 'chance')

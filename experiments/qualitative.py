@@ -197,15 +197,6 @@ def largest_part(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return top, left, top + height, left + width
 
 
-def samples_of_all(
-    wanted: Sequence[Column], which: str, split: str, images: Sequence[int]
-) -> list[dict[int, Sample]]:
-    """`samples` of every column."""
-    return [
-        samples(trained, column.plan, split, images) for column, trained in _loaded(wanted, which)
-    ]
-
-
 def draw(
     path: pathlib.Path,
     wanted: Sequence[Column],
@@ -280,8 +271,11 @@ def main(options) -> None:
     for name, sign in (('less', 1), ('more', -1)):
         order = np.argsort(-sign * gain, kind='stable')[: options.count]
         chosen_images[name] = [int(i) for i in order if sign * gain[i] > 0]
-    both = sum(chosen_images.values(), [])
-    found = samples_of_all(wanted, options.checkpoint, options.split, both) if both else []
+    both = [i for images in chosen_images.values() for i in images]
+    found = [
+        samples(trained, column.plan, options.split, both)
+        for column, trained in _loaded(wanted if both else (), options.checkpoint)
+    ]
     for name, images in chosen_images.items():
         if images:
             shown = [[each[i] for each in found] for i in images]

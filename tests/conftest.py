@@ -138,9 +138,9 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
 
 @pytest.fixture(scope='session')
 def workdirs(tmp_path_factory):
-    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, mixed/{seed_0,seed_1}/.
+    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, grid/{seed_0,seed_1}/.
 
-    The seeds are one network; tests only read them.
+    The parameters of the last three are equal; tests only read them.
     """
     import shutil
 
@@ -149,16 +149,16 @@ def workdirs(tmp_path_factory):
 
     root = tmp_path_factory.mktemp('runs')
     folder = write_camvid(root / 'camvid', np.random.default_rng(0))
-    runs = {
+    for name, fields in {
         'none': {'model.context': 'none'},
         'full': {'model.heads': 'full'},
-        'mixed/seed_0': {},
-    }
-    for name, fields in runs.items():
+    }.items():
         config = make_tiny_config(folder, root)
         config.update_from_flattened_dict({'eval.batch_size': 2, **fields})
         save_untrained(config, len(camvid.CLASSES), root / name)
-    shutil.copytree(root / 'mixed' / 'seed_0', root / 'mixed' / 'seed_1')
-    config.seed = 1
-    config_lib.save(config, root / 'mixed' / 'seed_1')
+    for seed in range(2):
+        config.update({'seed': seed})
+        config.model.heads = 'grid:2'
+        shutil.copytree(root / 'full', root / 'grid' / f'seed_{seed}')
+        config_lib.save(config, root / 'grid' / f'seed_{seed}')
     return root

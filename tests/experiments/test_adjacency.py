@@ -17,7 +17,7 @@ def test_counts_are_those_of_the_matrix(graph):
     assert row.density == pytest.approx(edges.mean())
 
 
-def test_picture_and_tables(tmp_path, workdirs):
+def test_picture_and_tables(tmp_path, untrained_run):
     options = SimpleNamespace(
         workdir=None, heads='full,local:1,learned', map=(4, 6), out=tmp_path / 'heads'
     )
@@ -29,12 +29,14 @@ def test_picture_and_tables(tmp_path, workdirs):
     assert '| {LOCAL, GRID}_{8,16,24} | 4025.8 | 0.5K |' in text
     assert (tmp_path / 'heads' / 'adjacency.png').stat().st_size > 3000
     run = SimpleNamespace(
-        workdir=[str(workdirs / 'mixed' / 'seed_0')], checkpoint='latest', map=(4, 6),
+        workdir=[str(untrained_run)], checkpoint='latest', map=(4, 6),
         out=tmp_path / 'run',
     )  # fmt: skip
     adjacency.main(run)
     rows = list(csv.DictReader((tmp_path / 'run' / 'adjacency.csv').open()))
-    assert [row['graph'] for row in rows] == ['local:1', 'grid:2']
+    assert [row['graph'] for row in rows] == ['local:1', 'grid:2', 'learned']
+    learned = adjacency.trained_heads([str(untrained_run)], 'latest')[2]
+    assert np.asarray(learned.adjacency(2, 3)).shape == (6, 6)  # it has its parameters
 
 
 def test_mistakes(tmp_path, workdirs):

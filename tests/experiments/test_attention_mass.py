@@ -1,6 +1,7 @@
 import csv
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,16 +11,15 @@ from ggcf_jax.errors import InputError
 
 
 def test_groups_against_a_loop(rng):
-    masses = rng.random((5, 2, 6))
+    masses = rng.random((5, 2, 7))  # the last is what has no label
     own = np.array([1, 3, 4, 1, 4])
     found = attention_mass.grouped(masses, own, (1, 3, 4))
     for m, k in np.ndindex(5, 2):
-        expected = [0, 0, 0]
-        for c in range(6):
-            kind = 0 if c == own[m] else 1 if c in (1, 3, 4) else 2
+        expected = [0, 0, 0, 0]
+        for c in range(7):
+            kind = 0 if c == own[m] else 1 if c in (1, 3, 4) else 3 if c == 6 else 2
             expected[kind] += masses[m, k, c] / masses[m, k].sum()
         np.testing.assert_allclose(found[m, k], expected)
-    assert (attention_mass.grouped(np.zeros((1, 1, 6)), own[:1], (1, 3)) == 0).all()
 
 
 def test_queries_are_of_their_classes_and_no_more_than_wanted(rng):
@@ -31,20 +31,20 @@ def test_queries_are_of_their_classes_and_no_more_than_wanted(rng):
 
 
 def test_masses_are_those_of_the_models_attention(workdirs, rng):
-    ((_, trained),) = chosen.load(chosen.choose([str(workdirs / 'mixed' / 'seed_0')]), 'latest')
+    ((_, trained),) = chosen.load(chosen.choose([str(workdirs / 'grid' / 'seed_0')]), 'latest')
     image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
     label = rng.integers(0, 11, (5, 7)).astype(np.uint8)
     label[2] = IGNORE
     queries = np.array([(0, 0), (2, 3), (4, 6)])
     found, chance = attention_mass.make_masses(trained)(image, label, queries)
-    weights = np.asarray(trained.model.attention(image[None], queries))[0]
+    weights = np.asarray(jax.jit(trained.model.attention)(image[None], queries))[0]
     for m, (y, x) in enumerate(queries):
         for k, graph in enumerate(trained.model.heads):
             seen = np.asarray(graph.adjacency(5, 7))[y * 7 + x].reshape(5, 7)
-            for c in range(11):
+            for place, c in enumerate((*range(11), IGNORE)):
                 mass = weights[m, k][label == c].sum()
-                assert found[m, k, c] == pytest.approx(mass, abs=1e-5)
-                assert chance[m, k, c] == seen[label == c].sum()
+                assert found[m, k, place] == pytest.approx(mass, abs=1e-5)
+                assert chance[m, k, place] == seen[label == c].sum()
 
 
 def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
@@ -52,14 +52,15 @@ def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
     dataset = trained.dataset
     known = families.of('camvid', dataset.classes, ['building,pavement'])
     found = attention_mass.sums(trained, 'train', known, most=100, images=5)
-    count, chance = np.zeros(11, int), np.zeros((11, 3))
+    count, chance = np.zeros(11, int), np.zeros((11, 4))
     for i in range(5):
         label = dataset.decode(dataset.source('train')[i])['label'][::8, ::8]
         for own, relative in ((1, 4), (4, 1)):
             for _ in range((label == own).sum()):
                 same, family = (label == own).sum(), (label == relative).sum()
-                labelled = (label != IGNORE).sum()
-                chance[own] += np.array([same, family, labelled - same - family]) / labelled
+                unlabelled = (label == IGNORE).sum()
+                other = label.size - same - family - unlabelled
+                chance[own] += np.array([same, family, other, unlabelled]) / label.size
                 count[own] += 1
     assert found['count'].tolist() == [count.tolist()] and count[4] > 0
     np.testing.assert_allclose(found['chance'][0, :, 0], chance, atol=1e-6)
@@ -68,22 +69,22 @@ def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
 
 def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, capsys):
     options = SimpleNamespace(
-        workdir=[str(workdirs / name) for name in ('none', 'full', 'mixed')], checkpoint='latest',
+        workdir=[str(workdirs / name) for name in ('none', 'full', 'grid')], checkpoint='latest',
         split='train', family=['building,pavement', 'sky,car'], queries=2, images=6, out=tmp_path,
     )  # fmt: skip
     attention_mass.main(options)
     assert 'Baseline has no heads' in capsys.readouterr().out
     rows = list(csv.DictReader((tmp_path / 'attention_mass.csv').open()))
     heads = [(row['run'], row['head']) for row in rows if row['family'] == 'building/pavement']
-    mixed = ['1 local:1', '2 grid:2', 'all']
+    grid = ['1 grid:2', 'all']
     assert heads == [
         ('FULL', '1 full'), ('FULL', 'all'),
-        *(('LOCAL_1, GRID_2, seed 0', head) for head in mixed),
-        *(('LOCAL_1, GRID_2, seed 1', head) for head in mixed),
+        *(('GRID_2, seed 0', head) for head in grid),
+        *(('GRID_2, seed 1', head) for head in grid),
     ]  # fmt: skip
     for row in rows:
         for prefix in ('{}', 'chance_{}'):
-            fields = [prefix.format(name) for name in ('same', 'family', 'other')]
+            fields = [prefix.format(name) for name in attention_mass.GROUPS]
             fields = [{'family': 'family_share'}.get(field, field) for field in fields]
             assert sum(float(row[field]) for field in fields) == pytest.approx(1, abs=1e-5)
     text = (tmp_path / 'attention_mass.md').read_text()

@@ -27,11 +27,11 @@ def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_the_seeds_of_a_model(workdirs):
-    found = chosen.choose([str(workdirs / 'none'), f'mine={workdirs}/mixed'])
+    found = chosen.choose([str(workdirs / 'none'), f'mine={workdirs}/grid'])
     assert [(run.model, run.title) for run in found] == [
         ('Baseline', 'Baseline'), ('mine', 'mine, seed 0'), ('mine', 'mine, seed 1')
     ]  # fmt: skip
-    assert chosen.choose([str(workdirs / 'mixed')])[0].model == 'LOCAL_1, GRID_2'
+    assert chosen.choose([str(workdirs / 'grid')])[0].model == 'GRID_2'
 
 
 def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
@@ -45,7 +45,7 @@ def test_bad_choices(workdirs, tmp_path):
     with pytest.raises(InputError, match='neither a run nor a folder of runs'):
         chosen.choose([str(tmp_path)])
     with pytest.raises(InputError, match='named twice'):
-        chosen.choose([str(workdirs / 'mixed'), str(workdirs / 'mixed' / 'seed_1')])
+        chosen.choose([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
     other = tmp_path / 'other'
     shutil.copytree(workdirs / 'none', other)
     config = config_lib.load(other)

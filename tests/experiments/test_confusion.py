@@ -15,7 +15,7 @@ _CLASSES = ('road', 'wall', 'fence', 'building')
 @pytest.fixture
 def runs(workdirs, tmp_path):
     """Folders none/ and mixed/ with configurations and evaluations, without anything else."""
-    for name in ('none', 'mixed/seed_0', 'mixed/seed_1'):
+    for name in ('none', 'grid/seed_0', 'grid/seed_1'):
         (tmp_path / name / 'evaluations').mkdir(parents=True)
         shutil.copy(workdirs / name / 'config.json', tmp_path / name)
     return tmp_path
@@ -80,10 +80,10 @@ def test_names_say_how_it_was_evaluated():
 def test_tables_and_picture(runs):
     rng = np.random.default_rng(1)
     matrices = [rng.integers(1, 40, (4, 4)) for _ in range(3)]
-    for name, matrix in zip(('none', 'mixed/seed_0', 'mixed/seed_1'), matrices):
+    for name, matrix in zip(('none', 'grid/seed_0', 'grid/seed_1'), matrices):
         _write(runs / name, 5, matrix)
     options = SimpleNamespace(
-        workdir=[str(runs / 'none'), f'LG={runs}/mixed'], split='validation',
+        workdir=[str(runs / 'none'), f'LG={runs}/grid'], split='validation',
         family=['wall,fence,building', 'road,wall'], out=runs / 'out',
     )  # fmt: skip
     confusion.main(options)
@@ -103,9 +103,9 @@ def test_tables_and_picture(runs):
 
 def test_runs_of_different_classes_are_refused(runs):
     _write(runs / 'none', 5, np.ones((4, 4), int))
-    _write(runs / 'mixed' / 'seed_0', 5, np.ones((4, 4), int), classes=_CLASSES[::-1])
+    _write(runs / 'grid' / 'seed_0', 5, np.ones((4, 4), int), classes=_CLASSES[::-1])
     options = SimpleNamespace(
-        workdir=[str(runs / 'none'), str(runs / 'mixed' / 'seed_0')], split='validation',
+        workdir=[str(runs / 'none'), str(runs / 'grid' / 'seed_0')], split='validation',
         family=['wall,fence'], out=runs / 'out',
     )  # fmt: skip
     with pytest.raises(InputError, match="is of 'tiny'"):

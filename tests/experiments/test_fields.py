@@ -55,13 +55,9 @@ def test_fields_of_a_known_size(models, rng):
     assert (changes['Baseline'][np.abs(starts - 200) < 0.6 * reach] > 0).all()
     # This untrained attention is sharp: only some of the far places count.
     assert (~seen).sum() > 10 and (changes['FULL'][~seen] > 0).any()
-    power = {
-        name: fields.make_gradient(trained)(image, [query])[0].sum(0)
-        for name, trained in models.items()
-    }
-    np.testing.assert_array_equal(power['Baseline'][np.abs(x - 200) > reach], 0)
-    assert power['Baseline'][np.abs(x - 200) <= reach].max() > 0
-    assert power['FULL'][np.abs(x - 200) > reach].max() > 0
+    power = fields.make_gradient(models['Baseline'])(image, [query])[0].sum(0)
+    np.testing.assert_array_equal(power[np.abs(x - 200) > reach], 0)
+    assert (power[np.abs(x - 200) < 0.6 * reach].reshape(-1, 2).sum(1) > 0).mean() > 0.5
 
 
 def test_gradient_against_the_jacobian(rng):

@@ -13,14 +13,14 @@ from ggcf_jax.evaluation import Sample
 _FAMILIES = ('sky,road', 'building,pavement', 'pole,tree,sign')
 
 
-def _options(workdirs, out, names=('full', 'mixed/seed_0'), **more):
+def _options(workdirs, out, names=('full', 'grid/seed_0'), **more):
     return SimpleNamespace(
         **{
             'workdir': [str(workdirs / name) for name in names],
             'checkpoint': 'latest',
             'split': 'train',
             'family': list(_FAMILIES),
-            'pruning': 'local:drop=0.5',
+            'pruning': 'grid:drop=0.5',
             'count': 2,
             'out': out,
             **more,
@@ -71,14 +71,14 @@ def test_confused_pixels_are_of_one_family():
 def test_everything_is_written_and_counted_once(workdirs, tmp_path, monkeypatch):
     qualitative.main(_options(workdirs, tmp_path))
     rows = list(csv.DictReader((tmp_path / 'qualitative.csv').open()))
-    names = ('FULL', 'LOCAL_1, GRID_2', 'LOCAL_1, GRID_2 + ContextPruning')
+    names = ('FULL', 'GRID_2', 'GRID_2 + ContextPruning')
     assert len(rows) == 6 * len(names) * len(_FAMILIES)
     assert {row['column'] for row in rows} == set(names)
     by_image = {}
     for row in rows:
         image = by_image.setdefault(row['image'], dict.fromkeys(names, 0))
         image[row['column']] += int(row['confused'])
-    gains = [image['FULL'] - image['LOCAL_1, GRID_2'] for image in by_image.values()]
+    gains = [image['FULL'] - image['GRID_2'] for image in by_image.values()]
     for name, wanted in (('less', max(gains) > 0), ('more', min(gains) < 0)):
         assert (tmp_path / f'qualitative_{name}.png').is_file() == wanted
     text = (tmp_path / 'qualitative.md').read_text()
