@@ -13,31 +13,25 @@ repository.
 """
 
 import argparse
-import csv
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Iterable, Sequence
 
-import cv2
 import jax
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from ggcf_jax import attention, checkpoint, data, head_pruning, models, visualize, whole_file
+from experiments import marks, pictures, results
+from experiments.marks import Pixel
+from experiments.pictures import Cell
+from ggcf_jax import attention, checkpoint, data, head_pruning, models
 from ggcf_jax import config as config_lib
 from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.ggcf import pruned
 from ggcf_jax.models.upsample import nearest_positions
 from ggcf_jax.state import merge
 
-Pixel = tuple[int, int]  # row and column
-
 _COLUMNS = 4
-_COLUMN_WIDTH = 3.2  # inches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,20 +61,6 @@ class Row:
     effective: float
 
 
-def deepest_pixels(label: np.ndarray, count: int) -> list[Pixel]:
-    """For each of the `count` classes with most pixels, the pixel farthest from its outside.
-
-    Of pixels equally far the first in row-major order.
-    """
-    classes, pixels = np.unique(label[label != IGNORE], return_counts=True)
-    queries = []
-    for index in classes[np.argsort(-pixels, kind='stable')][:count]:
-        inside = np.pad((label == index).astype(np.uint8), 1)
-        depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-        queries.append(tuple(map(int, np.unravel_index(depth.argmax(), depth.shape))))
-    return queries
-
-
 def measure(
     weights: np.ndarray, seen: np.ndarray, label: np.ndarray, position: Pixel
 ) -> dict[str, float]:
@@ -92,66 +72,16 @@ def measure(
         label: uint8 [h, w], the class at each position.
         position: row and column of the query.
     """
-    own = label[tuple(position)]
+    own = label[position]
     labelled, same = label != IGNORE, label == own
     positive = weights[weights > 0]
     return {
         'neighbours': int(seen.sum()),
         'same_class': float(weights[same].sum() / weights[labelled].sum()),
         'chance': float(seen[same].sum() / seen[labelled].sum()),
-        'on_itself': float(weights[tuple(position)]),
+        'on_itself': float(weights[position]),
         'effective': float(np.exp(-(positive * np.log(positive)).sum())),
     }
-
-
-def draw(
-    path: pathlib.Path,
-    image: np.ndarray,
-    label: np.ndarray,
-    colors: Sequence[visualize.Color],
-    query: Pixel,
-    titles: Sequence[str],
-    maps: Iterable[np.ndarray],
-    stride: int,
-) -> None:
-    """Image, ground truth and each head's attention over the dimmed image, as one PNG.
-
-    Args:
-        path: of the PNG, replaced if it is there.
-        image: uint8 [h, w, 3]. label: uint8 [h, w]. colors: RGB of the classes.
-        query: its pixel.
-        titles, maps: of the heads; attention float [rows, columns], its largest value is brightest.
-        stride: pixels a position.
-    """
-    height, width = label.shape
-    grey = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2, 3, axis=2)
-    cells = [('image and query', image, None)]
-    cells += [('ground truth', visualize.colorize(label, colors, IGNORE), None)]
-    cells += [(title, grey, weights) for title, weights in zip(titles, maps)]
-    rows = -(-len(cells) // _COLUMNS)
-    size = (_COLUMNS * _COLUMN_WIDTH, rows * (_COLUMN_WIDTH * height / width + 0.35))
-    figure = Figure(size, dpi=100, layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, picture, weights) in zip(axes.flat, cells):
-        axis.imshow(picture)
-        if weights is not None:
-            shares = weights / weights.max()
-            n, m = shares.shape
-            # Position i lies on pixel stride * i, in the middle of its square.
-            edges = np.array([-0.5, m - 0.5, n - 0.5, -0.5]) * stride
-            axis.imshow(
-                shares, cmap='inferno', extent=edges, alpha=np.sqrt(shares), interpolation='nearest'
-            )
-        axis.plot(query[1], query[0], '+', color='white', markersize=13, markeredgewidth=3)
-        axis.plot(query[1], query[0], '+', color='#0a84ff', markersize=11, markeredgewidth=1.5)
-        axis.set_xlim(-0.5, width - 0.5)
-        axis.set_ylim(height - 0.5, -0.5)
-        axis.set_title(title, fontsize=9)
-    with whole_file.replacing(path) as temporary:
-        figure.savefig(temporary, format='png')
 
 
 def inspect(
@@ -169,7 +99,7 @@ def inspect(
     Args:
         workdir: of a run. which: checkpoint, 'best', 'latest' or a step.
         split: of the run's data set. image: number of the record in the split, or its name.
-        queries: pixels, or [] for `deepest_pixels` of `count` classes.
+        queries: pixels, or [] for `marks.deepest_pixels` of `count` classes.
         rules: of Context Pruning.
         out: folder.
 
@@ -184,10 +114,10 @@ def inspect(
         raise InputError(
             f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
         )
-    example = _example(dataset, split, image)
+    example = marks.example(dataset, split, image)
     pixels, label = example['image'], example['label']
-    queries = queries or deepest_pixels(label, count)
-    _check_queries(queries, label)
+    queries = queries or marks.deepest_pixels(label, count)
+    marks.check(queries, label)
     at = nearest_positions(queries, model.stride, label.shape)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     restored = checkpoint.restore(workdir, params, stats, device, which)
@@ -199,19 +129,15 @@ def inspect(
     weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
     shape = weights.shape[2:]
     seen = [np.asarray(attention.neighbours(graph, at, *shape)) for graph in model.heads]
-
-    # The class of a position is that of the pixel it lies on; of the query, that of its pixel.
-    coarse = label[:: model.stride, :: model.stride]
     rows = []
     for i, query in enumerate(queries):
-        here = coarse.copy()
-        here[tuple(at[i])] = label[query]
+        coarse, position = marks.coarse_label(label, query, model.stride)
         found = [
             Row(
                 *query,
                 dataset.classes[label[query]],
                 f'{k + 1} {graph}',
-                **measure(weights[i, k], seen[k][i], here, at[i]),
+                **measure(weights[i, k], seen[k][i], coarse, position),
             )
             for k, graph in enumerate(model.heads)
         ]
@@ -220,55 +146,19 @@ def inspect(
             for row in found
         ]
         path = out / f'{example["name"]}_{query[0]}_{query[1]}.png'
-        draw(path, pixels, label, dataset.colors, query, titles, weights[i], model.stride)
+        cells = [
+            Cell('image and query', pixels, mark=query),
+            Cell('ground truth', pictures.painted(label, dataset), mark=query),
+        ]
+        for title, head in zip(titles, weights[i]):
+            heat = head / head.max()
+            cells.append(Cell(title, pictures.dimmed(pixels), heat, model.stride, mark=query))
+        cells += [None] * (-len(cells) % _COLUMNS)
+        pictures.draw(path, [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)])
         print(path)
         rows += found
-    _write_csv(out / f'{example["name"]}.csv', rows)
+    results.write_csv(out / f'{example["name"]}.csv', rows)
     return rows
-
-
-def _example(dataset: Dataset, split: str, image: str) -> dict:
-    """The record of this number or name, decoded."""
-    dataset.check_labeled(split, 'inspected')
-    source = dataset.source(split)
-    if image.isdecimal():
-        if int(image) >= len(source):
-            raise InputError(
-                f'--image={image}: split {split!r} of {dataset.name!r} has images 0 to '
-                f'{len(source) - 1}'
-            )
-        return dataset.decode(source[int(image)])
-    for i in range(len(source)):
-        record = source[i]
-        if record['name'] == image:
-            return dataset.decode(record)
-    raise InputError(f'--image={image}: no image of split {split!r} has this name')
-
-
-def _check_queries(queries: list[Pixel], label: np.ndarray) -> None:
-    height, width = label.shape
-    for y, x in queries:
-        if not (0 <= y < height and 0 <= x < width):
-            raise InputError(f'--query={y},{x} lies outside of the image of {height} x {width}')
-        if label[y, x] == IGNORE:
-            raise InputError(f'--query={y},{x} has no class in the ground truth; choose another')
-
-
-def _write_csv(path: pathlib.Path, rows: list[Row]) -> None:
-    with (
-        whole_file.replacing(path) as temporary,
-        temporary.open('w', newline='', encoding='utf-8') as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in dataclasses.fields(Row)])
-        for row in rows:
-            values = dataclasses.astuple(row)
-            writer.writerow([f'{v:.6g}' if isinstance(v, float) else v for v in values])
-
-
-def _query(text: str) -> Pixel:
-    y, x = map(int, text.split(','))
-    return y, x
 
 
 def main() -> int:
@@ -278,7 +168,7 @@ def main() -> int:
     parser.add_argument('--checkpoint', default='best', help='best, latest or a step')
     parser.add_argument('--split', default='validation')
     parser.add_argument('--image', default='0', help='number in the split, or name')
-    parser.add_argument('--query', action='append', type=_query, metavar='Y,X', help='a pixel')
+    parser.add_argument('--query', action='append', type=marks.pixel, metavar='Y,X', help='a pixel')
     parser.add_argument('--classes', default=4, type=int, help='queries where none is given')
     parser.add_argument('--out', type=pathlib.Path, help='[<workdir>/attention]')
     parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')

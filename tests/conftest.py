@@ -134,3 +134,31 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     checkpointer = checkpoint.Checkpointer(workdir)
     checkpointer.save(start.replace(params=params), None)
     checkpointer.close()
+
+
+@pytest.fixture(scope='session')
+def workdirs(tmp_path_factory):
+    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, grid/{seed_0,seed_1}/.
+
+    The parameters of the last three are equal; tests only read them.
+    """
+    import shutil
+
+    from ggcf_jax import config as config_lib
+    from ggcf_jax.data import camvid
+
+    root = tmp_path_factory.mktemp('runs')
+    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
+    for name, fields in {
+        'none': {'model.context': 'none'},
+        'full': {'model.heads': 'full'},
+    }.items():
+        config = make_tiny_config(folder, root)
+        config.update_from_flattened_dict({'eval.batch_size': 2, **fields})
+        save_untrained(config, len(camvid.CLASSES), root / name)
+    for seed in range(2):
+        config.update({'seed': seed})
+        config.model.heads = 'grid:2'
+        shutil.copytree(root / 'full', root / 'grid' / f'seed_{seed}')
+        config_lib.save(config, root / 'grid' / f'seed_{seed}')
+    return root

@@ -27,17 +27,6 @@ def test_figures_by_hand():
     assert even['effective'] == pytest.approx(5)
 
 
-def test_queries_lie_deepest_inside_the_largest_classes():
-    label = np.full((20, 30), 255, np.uint8)
-    label[1:12, 1:12] = 3  # 11 x 11: its middle is the deepest
-    label[14:19, 2:29] = 7  # 5 x 27
-    label[0, 0] = 1
-    assert inspect_attention.deepest_pixels(label, 2)[1] == (6, 6)
-    y, x = inspect_attention.deepest_pixels(label, 2)[0]
-    assert y == 16 and label[y, x] == 7
-    assert len(inspect_attention.deepest_pixels(label, 9)) == 3
-
-
 def test_an_image_of_a_run(untrained_run, tmp_path, monkeypatch, capsys):
     out = tmp_path / 'out'
 
