@@ -59,6 +59,17 @@ def tiny_config(camvid_folder, tmp_path):
     return make_tiny_config(camvid_folder, tmp_path)
 
 
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+    """Configuration, workdir and result of one uninterrupted run of 12 steps; not to be changed."""
+    from ggcf_jax import train
+
+    root = tmp_path_factory.mktemp('run')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    evaluation = train.train_and_evaluate(config, root / 'whole')
+    return config, root / 'whole', evaluation
+
+
 TINY_MODEL = {
     'model.backbone.name': 'resnet10',
     'model.backbone.width': 4,
