@@ -13,17 +13,15 @@ computed again. Run it from the root of the repository.
 import argparse
 import csv
 import dataclasses
-import os
 import pathlib
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 
 import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments import trained
+from experiments import command, pictures, results, trained
 from experiments.table import spread
 from ggcf_jax import data, evaluate, head_pruning, inference
 from ggcf_jax import mesh as mesh_lib
@@ -99,7 +97,7 @@ def measure(
 
 
 def read(path: pathlib.Path) -> list[Point]:
-    """The points of a file of `write`; [] if there is none."""
+    """The points of a file that was begun; [] if there is none."""
     if not path.is_file():
         return []
     with path.open(newline='', encoding='utf-8') as file:
@@ -110,16 +108,6 @@ def read(path: pathlib.Path) -> list[Point]:
             )
             for row in csv.DictReader(file)
         ]  # fmt: skip
-
-
-def write(path: pathlib.Path, points: Sequence[Point]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix('.tmp')
-    with temporary.open('w', newline='', encoding='utf-8') as file:
-        lines = csv.writer(file)
-        lines.writerow([field.name for field in dataclasses.fields(Point)])
-        lines.writerows(dataclasses.astuple(point) for point in points)
-    os.replace(temporary, path)
 
 
 def curves(points: Sequence[Point]) -> dict[tuple[str, str], dict[int, list[float]]]:
@@ -134,24 +122,20 @@ def curves(points: Sequence[Point]) -> dict[tuple[str, str], dict[int, list[floa
 
 def best(points: Sequence[Point]) -> str:
     """For each model the rate of the highest mean mIoU on this split, as the paper chose it."""
-    lines = [
-        'mIoU in percent, mean +- standard deviation over seeds. The drop rate was chosen on the',
-        'images it is reported on, as in the paper (+0.3 for both of its models on Cityscapes).',
-        '',
-        '| model | without | best drop rate | + ContextPruning | gain, each seed |',
-        '|---|--:|--:|--:|---|',
-    ]
+    lines = []
     for (model, priority), rates in curves(points).items():
         if priority != 'top' or 0 not in rates:
             continue
         means = {rate: statistics.mean(values) for rate, values in rates.items()}
         rate = max(means, key=means.get)
-        gains = (f'{100 * (a - b):+.2f}' for a, b in zip(rates[rate], rates[0]))
-        lines.append(
-            f'| {model} | {spread(rates[0])} | {rate} % | {spread(rates[rate])} | '
-            f'{", ".join(gains)} |'
-        )
-    return '\n'.join(lines) + '\n'
+        gains = ', '.join(f'{100 * (a - b):+.2f}' for a, b in zip(rates[rate], rates[0]))
+        lines.append((model, spread(rates[0]), f'{rate} %', spread(rates[rate]), gains))
+    columns = ('model', 'without', 'best drop rate', '+ ContextPruning', 'gain, each seed')
+    return (
+        'mIoU in percent, mean +- standard deviation over seeds. The drop rate was chosen on the\n'
+        'images it is reported on, as in the paper (+0.3 for both of its models on Cityscapes).\n\n'
+        + results.markdown(columns, lines)
+    )
 
 
 def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
@@ -181,58 +165,42 @@ def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
     axis.set_ylabel('mIoU, %')
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    temporary = path.with_name(f'.{path.name}.part')
-    figure.savefig(temporary, format='png')
-    os.replace(temporary, path)
+    pictures.save(figure, path)
 
 
-def main() -> int:
-    """Reads the command line, evaluates what is missing and draws."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', action='append', required=True, metavar='NAME=FOLDER')
-    parser.add_argument('--out', required=True, type=pathlib.Path)
-    parser.add_argument('--split', default='validation')
-    parser.add_argument('--percents', default=list(range(0, 100, 10)), type=int, nargs='+')
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
+    """Evaluates what is missing and draws."""
     if not all(0 <= percent < 100 for percent in options.percents):
-        parser.error(f'--percents={options.percents} must be in 0..99')
+        raise InputError(f'--percents={options.percents} must be in 0..99')
     path = options.out / 'points.csv'
     points = read(path)
-    try:
-        named = [text.rpartition('=')[::2] for text in options.model]
-        found = [(name, each) for name, text in named for each in workdirs(pathlib.Path(text))]
-        for name, workdir in found:
-            model = trained.load(workdir, 'latest')
-            model.dataset.check_labeled(options.split, 'evaluated')
-            for priority in PRIORITIES:
-                done = {
-                    point.percent
-                    for point in points
-                    if (point.workdir, point.step, point.split) == (str(workdir), model.step,
-                                                                    options.split)
-                    and (point.priority == priority or point.percent == 0)
-                }  # fmt: skip
-                for percent, miou in measure(
-                    model, options.split, sorted(options.percents), priority, done
-                ):
-                    points.append(
-                        Point(
-                            name, str(workdir), model.step, options.split, priority, percent, miou
-                        )
-                    )
-                    write(path, points)
-                    print(
-                        f'{name}, {workdir}: {priority}, {percent} %: mIoU {miou:.4f}', flush=True
-                    )
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+    named = [text.rpartition('=')[::2] for text in options.model]
+    found = [(name, each) for name, text in named for each in workdirs(pathlib.Path(text))]
+    for name, workdir in found:
+        model = trained.load(workdir, 'latest')
+        model.dataset.check_labeled(options.split, 'evaluated')
+        this = (str(workdir), model.step, options.split)
+        for priority in PRIORITIES:
+            done = {
+                point.percent
+                for point in points
+                if (point.workdir, point.step, point.split) == this
+                and (point.priority == priority or point.percent == 0)
+            }
+            for percent, miou in measure(
+                model, options.split, sorted(options.percents), priority, done
+            ):
+                points.append(Point(name, *this, priority, percent, miou))
+                results.write_csv(path, points)
+                print(f'{name}, {workdir}: {priority}, {percent} %: mIoU {miou:.4f}', flush=True)
     shown = [point for point in points if point.split == options.split]
-    (options.out / 'best.md').write_text(best(shown), encoding='utf-8')
     draw(options.out / 'curve.png', shown)
-    print(best(shown))
-    return 0
+    results.write_text(options.out / 'best.md', best(shown))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    _PARSER = command.parser(__doc__)
+    _PARSER.add_argument('--model', action='append', required=True, metavar='NAME=FOLDER')
+    _PARSER.add_argument('--split', default='validation')
+    _PARSER.add_argument('--percents', default=list(range(0, 100, 10)), type=int, nargs='+')
+    command.run(main, _PARSER)

@@ -1,11 +1,12 @@
-import sys
+import argparse
 
 import cv2
 import pytest
 
-from experiments import pruning_curve, trained
+from experiments import pruning_curve, results, trained
 from experiments.pruning_curve import Point
 from ggcf_jax import graphs, head_pruning
+from ggcf_jax.errors import InputError
 
 
 def test_one_rule_a_kind():
@@ -36,29 +37,31 @@ def test_curves_share_the_unpruned_point_and_the_best_rate_is_by_mean():
     assert row in pruning_curve.best(points)
 
 
+def _options(tmp_path, folder, percents):
+    return argparse.Namespace(
+        out=tmp_path, model=[f'tiny={folder}'], split='validation', percents=percents
+    )
+
+
 @pytest.mark.slow
-def test_a_curve_of_a_trained_model_goes_on_where_it_stopped(tiny_run, tmp_path, monkeypatch):
+def test_a_curve_of_a_trained_model_goes_on_where_it_stopped(tiny_run, tmp_path):
     _, workdir, evaluation = tiny_run
-    arguments = ['', f'--model=tiny={workdir}', f'--out={tmp_path}', '--percents', '0', '50']
-    monkeypatch.setattr(sys, 'argv', arguments)
-    assert pruning_curve.main() == 0
+    pruning_curve.main(_options(tmp_path, workdir, [0, 50]))
     points = pruning_curve.read(tmp_path / 'points.csv')
     assert [(point.priority, point.percent) for point in points] == [
         ('top', 0), ('top', 50), ('random', 50),
     ]  # fmt: skip
-    assert points[0].miou == pytest.approx(evaluation.miou)
+    assert points[0].miou == pytest.approx(evaluation.miou, abs=1e-6)
     assert cv2.imread(str(tmp_path / 'curve.png')) is not None
-    # Interrupted after the first point: only the others are computed again, to the same values.
-    pruning_curve.write(tmp_path / 'points.csv', points[:1])
-    monkeypatch.setattr(sys, 'argv', [*arguments[:-1], '50'])
-    assert pruning_curve.main() == 0
+    # Interrupted before the last point: only that is computed again, to the same value.
+    results.write_csv(tmp_path / 'points.csv', points[:2])
+    pruning_curve.main(_options(tmp_path, workdir, [50]))
     assert pruning_curve.read(tmp_path / 'points.csv') == points
 
 
-def test_a_folder_without_runs_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', ['', f'--model=a={tmp_path}', f'--out={tmp_path}/out'])
-    assert pruning_curve.main() == 2
-    assert 'neither the workdir of a run' in capsys.readouterr().err
+def test_a_folder_without_runs_is_named(tmp_path):
+    with pytest.raises(InputError, match='neither the workdir of a run'):
+        pruning_curve.main(_options(tmp_path / 'out', tmp_path, [0]))
 
 
 def test_trained_takes_a_checkpoint_as_the_run_left_it(tiny_run):
