@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import config, doctor, evaluate, train
+from ggcf_jax import config, doctor, evaluate, export, predict, serve, train
 from ggcf_jax.errors import InputError
 
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
@@ -15,9 +15,22 @@ _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='Configuration, e.g. configs/camvid.py.', lock_config=True
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run [runs/<config name>].')
-_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'evaluate', 'doctor'], 'What to do.')
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To evaluate: best, latest or a step.')
+_MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate', 'predict', 'export', 'serve', 'doctor'], 'What to do.'
+)
+_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To use: best, latest or a step.')
 _SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
+_INPUT = flags.DEFINE_string('input', None, 'To predict: an image, a folder of images or a split.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'To predict: the folder of the results. To export: the file.'
+)
+_SIZES = flags.DEFINE_string('sizes', '', 'To export: HEIGHTxWIDTH of the images, with commas.')
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'To export: replace a file that is there.')
+_HOST = flags.DEFINE_string('host', '127.0.0.1', 'To serve: address to listen on.')
+_PORT = flags.DEFINE_integer('port', 8000, 'To serve: port to listen on, 0 for any.', 0, 65535)
+
+# Modes that start from a trained model: their configuration is in its workdir.
+_TRAINED = ('evaluate', 'predict', 'export', 'serve')
 
 
 def main(argv: list[str]) -> int:
@@ -26,15 +39,28 @@ def main(argv: list[str]) -> int:
     if _CONFIG.value is None:
         return _error('--config is missing; try --config=configs/street_scenes.py')
     workdir = _WORKDIR.value or f'runs/{_config_name()}'
+    which = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
     logging.set_verbosity(logging.ERROR)  # what libraries tell would drown our own lines
     try:
         if _MODE.value == 'train':
             train.train_and_evaluate(_CONFIG.value, workdir)
         elif _MODE.value == 'doctor':
             return 0 if doctor.examine(_CONFIG.value, workdir) else 1
+        elif _MODE.value == 'predict':
+            if not (_INPUT.value and _OUTPUT.value):
+                return _error('--input=PATH or --output=DIR is missing')
+            paths = (_INPUT.value, _OUTPUT.value)
+            return 0 if predict.predict(_CONFIG.value, workdir, which, *paths) else 1
+        elif _MODE.value == 'export':
+            if not _OUTPUT.value:
+                return _error('--output=FILE is missing')
+            sizes = export.parse_sizes(_SIZES.value)
+            export.export_workdir(
+                _CONFIG.value, workdir, which, _OUTPUT.value, sizes, overwrite=_OVERWRITE.value
+            )
+        elif _MODE.value == 'serve':
+            serve.serve_workdir(_CONFIG.value, workdir, which, _HOST.value, _PORT.value)
         else:
-            which = _CHECKPOINT.value
-            which = int(which) if which.isdigit() else which
             evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
     except (InputError, train.NotFinite) as error:
         return _error(str(error))
@@ -45,7 +71,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in one line instead of a traceback."""
     path, workdir = _given(argv, 'config'), _given(argv, 'workdir')
     try:
-        if path is None and workdir and _given(argv, 'mode') == 'evaluate':
+        if path is None and workdir and _given(argv, 'mode') in _TRAINED:
             # What a run was started with is in its workdir.
             config.load(workdir)
             argv = [argv[0], f'--config={_SAVED}:{workdir}', *argv[1:]]

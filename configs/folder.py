@@ -112,5 +112,20 @@ def get_config() -> ConfigDict:
     config.eval.batch_size = 8
     config.eval.size_multiple = 64  # images are padded to multiples of this
     config.eval.max_sizes = 8  # and to so many sizes at most, one compilation each
-    config.eval.panels = 4
+    config.eval.panels = 4  # images shown after each evaluation
+    # --mode=evaluate and --mode=predict; training evaluates whole images once (docs/inference.md).
+    config.eval.window = ()  # (height, width) of sliding windows; (): the whole image
+    config.eval.stride = ()  # from window to window; (): two thirds of the window
+    config.eval.windows_at_once = 4  # of each image
+    config.eval.scales = (1.0,)
+    config.eval.flip = False
+    config.eval.average = 'probabilities'  # or logits: over scales and flip
+    config.eval.pruning = ''  # such as full:drop=0.5,local:keep=200
+    config.eval.worst = 4  # images with the lowest mIoU, shown as panels
+
+    config.predict = ConfigDict()
+    config.predict.overlays = True
+    config.predict.probabilities = False
+    config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
+    config.predict.max_side = 2048  # larger images go through the network in parts of this size
     return config

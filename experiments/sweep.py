@@ -92,7 +92,7 @@ def main() -> int:
         common = [each.removeprefix('--config.') for each in rest]
         todo = runs.runs(options.config, options.out, options.seeds, common)
         if options.action == 'table':
-            print(table.write(todo, options.out))
+            table.write(todo, options.out)
             return 0
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)

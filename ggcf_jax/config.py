@@ -7,6 +7,7 @@ import tempfile
 
 from ml_collections import ConfigDict, config_dict
 
+from ggcf_jax import named
 from ggcf_jax.data import class_weights
 from ggcf_jax.errors import InputError
 
@@ -16,6 +17,21 @@ _TYPES = {'str': str, 'int': int, 'float': float}
 
 # Fields that may differ when a run is resumed: they say where things lie, not what is computed.
 _OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels')
+# So may those that training does not read; runs that were started before there were any have these.
+_NOT_OF_TRAINING = {
+    'eval.window': (),
+    'eval.stride': (),
+    'eval.windows_at_once': 4,
+    'eval.scales': (1.0,),
+    'eval.flip': False,
+    'eval.average': 'probabilities',
+    'eval.pruning': '',
+    'eval.worst': 4,
+    'predict.overlays': True,
+    'predict.probabilities': False,
+    'predict.label_ids': 'train',
+    'predict.max_side': 2048,
+}
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -42,6 +58,12 @@ def load(workdir: pathlib.Path) -> ConfigDict:
     except (ValueError, KeyError) as error:
         raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
     config = ConfigDict(_tuples(saved))
+    for name, value in _NOT_OF_TRAINING.items():
+        section, field = name.split('.')
+        if section not in config:
+            config[section] = ConfigDict()
+        if field not in config[section]:
+            config[section][field] = value
     for name, kind in placeholders.items():
         *parents, last = name.split('.')
         node = config
@@ -71,7 +93,7 @@ def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
     differences = [
         f'{name}: {old!r} there, {new!r} now'
         for name, (old, new) in differing(load(workdir), config).items()
-        if name not in _OPERATIONAL
+        if name not in (*_OPERATIONAL, *_NOT_OF_TRAINING)
     ]
     if differences:
         raise InputError(
@@ -89,6 +111,27 @@ def differing(a: ConfigDict, b: ConfigDict) -> dict[str, tuple]:
         for name in sorted({*flat_a, *flat_b})
         if flat_a.get(name) != flat_b.get(name)
     }
+
+
+def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses a network other than the one the run was trained with.
+
+    Heads, dilations and the like may differ although every array of the checkpoint fits.
+
+    Raises:
+        InputError: names every field of `model` that differs; or `workdir` is not one of a run.
+    """
+    differences = [
+        f'{name}: {old!r} there, {new!r} now'
+        for name, (old, new) in differing(load(workdir), config).items()
+        if name.startswith('model.') and name != 'model.backbone.weights'
+    ]
+    if differences:
+        raise InputError(
+            f'the run in {str(workdir)!r} was trained with another network:\n  '
+            + '\n  '.join(differences)
+            + '\nuse its configuration: leave --config out, or correct these fields'
+        )
 
 
 def check(config: ConfigDict, devices: int) -> None:
@@ -113,6 +156,7 @@ def check(config: ConfigDict, devices: int) -> None:
         ('eval.batch_size', evaluation.batch_size),
         ('eval.size_multiple', evaluation.size_multiple),
         ('eval.max_sizes', evaluation.max_sizes),
+        ('eval.windows_at_once', evaluation.windows_at_once),
         ('data.threads', config.data.threads),
     ):
         if value < 1:
@@ -127,6 +171,7 @@ def check(config: ConfigDict, devices: int) -> None:
         ('train.clip_norm', train.clip_norm),
         ('train.head_multiplier', train.head_multiplier),
         ('eval.panels', evaluation.panels),
+        ('eval.worst', evaluation.worst),
         ('data.workers', config.data.workers),
         ('data.scale_step', config.data.scale_step),
         ('data.photometric', config.data.photometric),
@@ -178,6 +223,9 @@ def check(config: ConfigDict, devices: int) -> None:
         if not 0 <= value <= 1:
             raise InputError(f'config.{name}={value} must be in [0, 1]')
     class_weights.parse(train.class_weights)
+    if config.predict.max_side < 64:
+        raise InputError(f'config.predict.max_side={config.predict.max_side} must be at least 64')
+    named.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
     low, high = config.data.scale_range
     if not 0 < low <= high:
         raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')

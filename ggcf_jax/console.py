@@ -6,7 +6,7 @@ On a terminal a live bar; elsewhere (a log file, a batch queue, CI) one plain li
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -126,18 +126,20 @@ class Progress:
 
 
 def iou_table(
-    classes: Sequence[str],
-    iou: Sequence[float | None],
+    classes: Collection[str],
+    iou: Collection[float | None],
     miou: float | None,
-    previous: Sequence[float | None] | None = None,
+    previous: Collection[float | None] | None = None,
+    entry: str = 'class',
 ) -> Table:
     """Per-class IoU of an evaluation as a rich table, to be printed by `Progress.print`.
 
     Args:
-        classes: names.
+        classes: names, of classes or of another `entry` such as category.
         iou: one a class in [0, 1]; NaN or None for a class in neither ground truth nor prediction.
         miou: their mean over the classes that are not absent.
         previous: `iou` of the evaluation before; adds the change since then.
+        entry: what the rows are.
 
     Raises:
         ValueError: the lengths differ.
@@ -145,11 +147,14 @@ def iou_table(
     for name, values in (('iou', iou), ('previous', previous)):
         if values is not None and len(values) != len(classes):
             raise ValueError(f'{name} has {len(values)} values for {len(classes)} classes')
-    iou = [_known(value) for value in iou]
+    classes, iou = list(classes), [_known(value) for value in iou]
     before = [None] * len(iou) if previous is None else [_known(value) for value in previous]
     absent = [name for name, value in zip(classes, iou) if value is None]
 
-    title = Text('mIoU ' + _fixed(_known(miou), 4), style='bold')
+    title = Text(
+        ('mIoU ' if entry == 'class' else f'mean {entry} IoU ') + _fixed(_known(miou), 4),
+        style='bold',
+    )
     present = [value for value in before if value is not None]
     if present and _known(miou) is not None:
         title.append(' ').append_text(_change(miou - sum(present) / len(present), 4))
@@ -162,7 +167,7 @@ def iou_table(
     table = Table(title=title, caption=caption, title_justify='left', caption_justify='left')
     halves = 2 if len(classes) > _ROWS else 1
     for _ in range(halves):
-        table.add_column('class', overflow='fold')
+        table.add_column(entry, overflow='fold')
         table.add_column('IoU', justify='right', no_wrap=True)
         if previous is not None:
             table.add_column('change', justify='right', no_wrap=True)

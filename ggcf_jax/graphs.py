@@ -2,7 +2,8 @@
 
 A graph says which positions j a position i may fuse context from, E(i, j) of Eq. 3. It is
 anything with `adjacency(h, w)`; every graph here is a value object that includes self, depends on
-the offset i - j only, and is defined for every map size.
+the offset i - j only, and is defined for every map size. Since it depends on the offset only, a
+graph here also has `edges(dy, dx)`, by which one query's neighbours cost no pairs of others.
 """
 
 import dataclasses
@@ -29,6 +30,10 @@ def _natural(value, what):
 @dataclasses.dataclass(frozen=True)
 class Full:
     """Every position sees every position: E = 1, single-head self-attention (non-local)."""
+
+    def edges(self, dy, dx):
+        """Bool, shaped like the integer arrays dy and dx of offsets i - j: all true."""
+        return jnp.ones(jnp.broadcast_shapes(dy.shape, dx.shape), bool)
 
     def adjacency(self, h, w):
         """Bool [h*w, h*w], all true."""
@@ -60,10 +65,13 @@ class Local:
     def __post_init__(self):
         _natural(self.size, 'the size of a local graph')
 
+    def edges(self, dy, dx):
+        """Bool, true where the offsets i - j, integer arrays, lie in the window."""
+        return (jnp.abs(dy) <= self.size) & (jnp.abs(dx) <= self.size)
+
     def adjacency(self, h, w):
         """Bool [h*w, h*w], true where j lies in the window around i."""
-        dy, dx = _offsets(h, w)
-        return (jnp.abs(dy) <= self.size) & (jnp.abs(dx) <= self.size)
+        return self.edges(*_offsets(h, w))
 
     def pairs(self, h, w):
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
@@ -97,10 +105,13 @@ class Grid:
     def __post_init__(self):
         _natural(self.stride, 'the stride of a grid graph')
 
+    def edges(self, dy, dx):
+        """Bool, true where the offsets i - j, integer arrays, are multiples of the stride."""
+        return (dy % self.stride == 0) & (dx % self.stride == 0)
+
     def adjacency(self, h, w):
         """Bool [h*w, h*w], true where i and j have equal residues modulo the stride."""
-        dy, dx = _offsets(h, w)
-        return (dy % self.stride == 0) & (dx % self.stride == 0)
+        return self.edges(*_offsets(h, w))
 
     def pairs(self, h, w):
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
@@ -170,13 +181,20 @@ class Learned:
         units = jax.nn.relu(jnp.matmul(features, p['w1'], precision='highest') + p['b1'])
         return jnp.matmul(units, p['w2'], precision='highest') + p['b2']
 
-    def log_table(self, h, w):
-        """log E of all offsets: float32 [2h-1, 2w-1], entry (dy + h - 1, dx + w - 1)."""
-        dy = jnp.arange(1 - h, h, dtype=jnp.float32)[:, None]
-        dx = jnp.arange(1 - w, w, dtype=jnp.float32)[None]
-        x = self._logits(*jnp.broadcast_arrays(dy, dx))
+    def log_edges(self, dy, dx):
+        """log E of the offsets i - j, number arrays that broadcast: float32."""
+        dy, dx = (x.astype(jnp.float32) for x in jnp.broadcast_arrays(dy, dx))
+        x = self._logits(dy, dx)
         # softplus(x) -> e^x far below zero, where the logarithm would underflow.
         return jnp.where(x < -20, x, jnp.log(jax.nn.softplus(jnp.maximum(x, -20))))
+
+    def edges(self, dy, dx):
+        """Positive float32 weights E of the offsets i - j, number arrays that broadcast."""
+        return jnp.exp(self.log_edges(dy, dx))
+
+    def log_table(self, h, w):
+        """log E of all offsets: float32 [2h-1, 2w-1], entry (dy + h - 1, dx + w - 1)."""
+        return self.log_edges(jnp.arange(1 - h, h)[:, None], jnp.arange(1 - w, w)[None])
 
     def adjacency(self, h, w):
         """Positive float32 weights E [h*w, h*w]."""

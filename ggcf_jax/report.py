@@ -2,23 +2,24 @@
 
 import json
 import math
-import os
 import pathlib
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
-from ggcf_jax import report_html, visualize, writer
+from ggcf_jax import report_html, visualize, whole_file, writer
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'report.html'
 
 # Wider panels are embedded at this width: a row of four at full size would be many megabytes.
 _PANEL_WIDTH = 2400
+
+# What `inference.Plan` calls one view of the whole image.
+_SINGLE = 'whole image'
 
 # Classes in one bar chart; more are shown in several side by side.
 _BARS = 50
@@ -45,6 +46,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     paths = sorted((workdir / 'evaluations').glob('*.json'))
     evaluations = sorted(map(_load, paths), key=lambda each: each['step'])
     main = _main_split(evaluations)
+    # The other plans of an evaluation are not what training measured on the way.
+    main = [each for each in main if _inference(each) == _SINGLE] or main
     best = max(main, key=lambda each: _score(each['miou']), default=None)
 
     body = [report_html.facts(_facts(config, rows, main, best)), _curves(rows)]
@@ -53,6 +56,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     else:
         body.append(_classes(best))
     body.append(_panels(workdir, evaluations))
+    body += [_worst(workdir, each) for each in evaluations if each.get('worst')][-1:]
     history = [_evaluations(evaluations)] if evaluations else []
     body.append(report_html.group('pair', [*history, _provenance(run)]))
     body.append(_configuration(config))
@@ -60,15 +64,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     document = report_html.page(f'GGCF on {title}', _subtitle(config, run), body)
 
     path = workdir / FILE_NAME
-    handle, temporary = tempfile.mkstemp(prefix=f'.{FILE_NAME}.', dir=workdir)
-    try:
-        with os.fdopen(handle, 'w', encoding='utf-8') as file:
-            file.write(document)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    whole_file.write(path, document.encode())
     return path
 
 
@@ -97,6 +93,11 @@ def _main_split(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
     """The evaluations of the validation split, or else of the first split there is."""
     splits = sorted({each['split'] for each in evaluations}, key=lambda s: (s != 'validation', s))
     return [each for each in evaluations if each['split'] == splits[0]] if splits else []
+
+
+def _inference(evaluation: Mapping[str, Any]) -> str:
+    """How it was evaluated; files of older versions do not say."""
+    return evaluation.get('inference', _SINGLE)
 
 
 def _score(miou: float | None) -> float:
@@ -214,6 +215,20 @@ def _panels(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]) -> 
     return report_html.section('Predictions', *parts)
 
 
+def _worst(workdir: pathlib.Path, evaluation: Mapping[str, Any]) -> str:
+    parts = [
+        report_html.text(
+            f'{evaluation["split"]}, step {evaluation["step"]}, {_inference(evaluation)}: the '
+            'images with the lowest mean IoU over their own classes.'
+        )
+    ]
+    for image in evaluation['worst']:
+        path = workdir / image['panel']
+        if path.is_file():  # or it was removed
+            parts.append(report_html.image(_shrunk(path), f'{image["name"]}: {image["miou"]:.3f}'))
+    return report_html.section('Worst images', *parts)
+
+
 def _panel_index(name: str) -> tuple[int, str]:
     index = name.partition('_')[0]
     return (int(index) if index.isdigit() else 0, name)
@@ -236,10 +251,10 @@ def _shrunk(path: pathlib.Path) -> bytes:
 
 def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        (str(e['step']), e['split'], _fixed(e['miou']), _fixed(e['pixel_accuracy']))
+        (str(e['step']), e['split'], _inference(e), _fixed(e['miou']), _fixed(e['pixel_accuracy']))
         for e in evaluations
     ]
-    header = ('step', 'split', 'mIoU', 'pixel accuracy')
+    header = ('step', 'split', 'inference', 'mIoU', 'pixel accuracy')
     return report_html.section(
         'Evaluations', report_html.group('wide', [report_html.table(rows, header)])
     )

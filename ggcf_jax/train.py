@@ -8,8 +8,11 @@ import jax
 
 from ggcf_jax import (
     checkpoint,
+    classes,
     data,
     evaluate,
+    evaluation_files,
+    inference,
     losses,
     models,
     optim,
@@ -23,6 +26,7 @@ from ggcf_jax import start as start_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.data import pipeline
+from ggcf_jax.evaluation import Evaluation
 from ggcf_jax.interrupt import stop_requests
 from ggcf_jax.writer import Writer
 
@@ -31,7 +35,7 @@ class NotFinite(RuntimeError):
     """Loss or gradients were not finite for too many steps in a row."""
 
 
-def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluation | None:
+def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None:
     """Trains until `config.train.steps`, evaluating and saving on the way.
 
     Resumes from the newest checkpoint of `workdir`; on one machine an interrupted and resumed run
@@ -55,6 +59,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     models.abstract(config, num_classes=1)
+    inference.build(config)
     if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
         start_lib.check(config)
     dataset = data.build(config.data)
@@ -63,6 +68,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
     learning_rate = optim.schedule(train)
     class_weights = data.class_weights_of(config, dataset)
     config_lib.claim_workdir(config, workdir)
+    classes.save(dataset, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
     mesh = mesh_lib.make_mesh()
@@ -81,7 +87,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
 
     # The two compiled functions and the data.
     step_fn = train_step.build(train, class_weights, graphdef, mesh)
-    eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh)
+    # Evaluations on the way are of one view of the whole image, whatever `eval` asks for later.
+    single = inference.SINGLE
+    eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh, single)
     shard = pipeline.Shard(jax.process_index(), jax.process_count())
     batches = data.training_batches(config, dataset, start, shard)
     plan = data.evaluation_plan(config, dataset, 'validation')
@@ -120,13 +128,15 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
                     'validation',
                     plan,
                     num_samples=config.eval.panels,
+                    num_worst=0,
                     mesh=mesh,
                     reading=data.reading(config.data),
                     progress=progress,
                 )
                 seconds = time.perf_counter() - paused
                 writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
-                for name, panel in evaluate.save(evaluation, dataset, step, workdir):
+                panels = evaluation_files.save(evaluation, dataset, step, workdir, single)
+                for name, panel in panels:
                     writer.image(step, f'validation/{name}', panel)
                 iou = list(evaluation.iou.values())
                 progress.print(iou_table(dataset.classes, iou, evaluation.miou, previous))

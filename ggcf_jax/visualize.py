@@ -6,9 +6,7 @@ the page that they are placed in.
 """
 
 import io
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 
 import cv2
@@ -18,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ggcf_jax import whole_file
+
 Color = tuple[int, int, int]
 
 _WRONG = (235, 30, 45)
@@ -26,6 +26,18 @@ _CAPTION = (38, 38, 42)
 _SEPARATOR = (255, 255, 255)
 _INK = '#010203'  # Unlikely as a class colour; becomes currentColor in the SVG.
 _ACCENT = '#3b82f6'
+_STYLE = {
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'ggcf_jax',
+    'font.family': 'sans-serif',
+    'text.parse_math': False,  # A class name may contain a dollar sign.
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.linewidth': 0.6,
+    **dict.fromkeys(
+        ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), _INK
+    ),
+}
 
 
 def colorize(labels: np.ndarray, colors: Sequence[Color], ignore: int) -> np.ndarray:
@@ -121,19 +133,7 @@ def encode_png(rgb: np.ndarray) -> bytes:
 
 def write_png(path: pathlib.Path, rgb: np.ndarray) -> None:
     """Writes a uint8 [h, w, 3] RGB image; the file is whole or not there. Makes the folder."""
-    data = encode_png(rgb)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Never *.png before it is whole: readers list the folder by that name.
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    whole_file.write(path, encode_png(rgb))
 
 
 def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -141,6 +141,25 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
 
     Up to 24 classes every cell of 1 % and more has its number. Rows without pixels stay empty.
     """
+    return _svg(*_confusion(matrix, classes))
+
+
+def confusion_png(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
+    """The chart of `confusion_chart` as a PNG on white."""
+    draw, size = _confusion(matrix, classes)
+    output = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(size, layout='constrained')
+        FigureCanvasAgg(figure)
+        draw(figure)
+        figure.savefig(output, format='png', dpi=200, facecolor='white')
+    return output.getvalue()
+
+
+def _confusion(
+    matrix: np.ndarray, classes: Sequence[str]
+) -> tuple[Callable[[Figure], None], tuple[float, float]]:
+    """What draws the confusion matrix into a figure, and the figure's size in inches."""
     matrix = np.asarray(matrix, np.float64)
     count = len(classes)
     if matrix.shape != (count, count):
@@ -174,7 +193,7 @@ def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
                 color='white' if value > 0.4 else _INK,
             )
 
-    return _svg(draw, (side + 1.3, side + 1.3))
+    return draw, (side + 1.3, side + 1.3)
 
 
 def iou_chart(
@@ -249,20 +268,8 @@ def _write(picture: np.ndarray, text: str, x: int, middle: int, scale: float, co
 
 def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
     """Draws into a figure of `size` inches; the same drawing gives the same bytes."""
-    style = {
-        'svg.fonttype': 'none',
-        'svg.hashsalt': 'ggcf_jax',
-        'font.family': 'sans-serif',
-        'text.parse_math': False,  # A class name may contain a dollar sign.
-        'axes.spines.top': False,
-        'axes.spines.right': False,
-        'axes.linewidth': 0.6,
-        **dict.fromkeys(
-            ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), _INK
-        ),
-    }
     output = io.BytesIO()
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout='constrained')
         FigureCanvasAgg(figure)
         draw(figure)

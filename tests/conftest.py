@@ -59,6 +59,39 @@ def tiny_config(camvid_folder, tmp_path):
     return make_tiny_config(camvid_folder, tmp_path)
 
 
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory):
+    """Configuration, workdir and result of one uninterrupted run of 12 steps; not to be changed."""
+    from ggcf_jax import train
+
+    root = tmp_path_factory.mktemp('run')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    evaluation = train.train_and_evaluate(config, root / 'whole')
+    return config, root / 'whole', evaluation
+
+
+TINY_MODEL = {
+    'model.backbone.name': 'resnet10',
+    'model.backbone.width': 4,
+    'model.heads': 'local:1,grid:2',
+    'model.ggcf.channels': 8,
+    'model.ggcf.key_channels': 4,
+    'model.ggcf.value_channels': 4,
+    'model.aux_channels': 4,
+    'model.dropout': 0.1,
+}
+
+
+@pytest.fixture(scope='session')
+def untrained_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a tiny network of three kinds of heads; tests only read it."""
+    root = tmp_path_factory.mktemp('untrained')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    config.model.heads = 'local:1,grid:2,learned'
+    save_untrained(config, 11, root / 'run', spread=0)
+    return root / 'run'
+
+
 def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
     config = load_config('camvid')
     config.update_from_flattened_dict(
@@ -67,14 +100,7 @@ def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
             'data.data_dir': str(tmp_path / 'prepared'),
             'data.crop_size': (24, 24),
             'data.threads': 1,
-            'model.backbone.name': 'resnet10',
-            'model.backbone.width': 4,
-            'model.heads': 'local:1,grid:2',
-            'model.ggcf.channels': 8,
-            'model.ggcf.key_channels': 4,
-            'model.ggcf.value_channels': 4,
-            'model.aux_channels': 4,
-            'model.dropout': 0.1,
+            **TINY_MODEL,
             'train.steps': 12,
             'train.batch_size': 8,
             'train.learning_rate': 0.05,
@@ -96,3 +122,54 @@ def load_config(name: str, argument: str | None = None):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config() if argument is None else module.get_config(argument)
+
+
+def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: float = 0.3) -> None:
+    """Makes the workdir of a run that was stopped before its first step, statistics included.
+
+    Normal noise of this spread on all parameters makes predictions differ from place to place;
+    with 0 probabilities and attention are close to uniform.
+    """
+    import jax
+
+    from ggcf_jax import checkpoint, state
+    from ggcf_jax import config as config_lib
+    from ggcf_jax import mesh as mesh_lib
+
+    config_lib.claim_workdir(config, workdir)
+    start = state.creator(config, num_classes, mesh_lib.make_mesh())()
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda x: (x + spread * rng.normal(size=x.shape)).astype(x.dtype), start.params
+    )
+    checkpointer = checkpoint.Checkpointer(workdir)
+    checkpointer.save(start.replace(params=params), None)
+    checkpointer.close()
+
+
+@pytest.fixture(scope='session')
+def workdirs(tmp_path_factory):
+    """Untrained runs on the tiny CamVid: none/, full/ and, of two seeds, grid/{seed_0,seed_1}/.
+
+    The parameters of the last three are equal; tests only read them.
+    """
+    import shutil
+
+    from ggcf_jax import config as config_lib
+    from ggcf_jax.data import camvid
+
+    root = tmp_path_factory.mktemp('runs')
+    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
+    for name, fields in {
+        'none': {'model.context': 'none'},
+        'full': {'model.heads': 'full'},
+    }.items():
+        config = make_tiny_config(folder, root)
+        config.update_from_flattened_dict({'eval.batch_size': 2, **fields})
+        save_untrained(config, len(camvid.CLASSES), root / name)
+    for seed in range(2):
+        config.update({'seed': seed})
+        config.model.heads = 'grid:2'
+        shutil.copytree(root / 'full', root / 'grid' / f'seed_{seed}')
+        config_lib.save(config, root / 'grid' / f'seed_{seed}')
+    return root

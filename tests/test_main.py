@@ -30,7 +30,7 @@ MISTAKES = {
     '': '--config is missing; try --config=configs/street_scenes.py',
     'train': r"unexpected arguments ['train']",
     '--config=configs/camvit.py': '--config=configs/camvit.py: there is no such file',
-    '--config=configs/camvid.py --mode=trian': 'should be one of <train|evaluate|doctor>',
+    '--config=configs/camvid.py --mode=trian': 'should be one of <train|evaluate|predict|',
     '--config=configs/camvid.py --config.train.step=5': 'Did you mean "steps" instead of "step"?',
     '--config=configs/camvid.py --config.train.steps=many': 'invalid literal for int',
     '--config=configs/camvid.py': 'pass --config.data.manual_dir=DIR',
@@ -41,6 +41,25 @@ MISTAKES = {
     ),
     '--config=configs/ade20k.py': ('it must hold ADEChallengeData2016.zip'),
     '--mode=evaluate --workdir=nowhere': 'nowhere is not the workdir of a run',
+    '--mode=predict --workdir=nowhere --input=a --output=b': 'nowhere is not the workdir of a run',
+    '--mode=predict --config=configs/camvid.py --input=a': '--output=DIR is missing',
+    '--mode=predict --config=configs/camvid.py --input=a --output=b': 'is not the workdir of a run',
+    '--mode=export --workdir=nowhere --output=a': 'nowhere is not the workdir of a run',
+    '--mode=export --config=configs/camvid.py': '--output=FILE is missing',
+    '--mode=export --config=configs/camvid.py --output=a': 'is not the workdir of a run',
+    '--mode=export --config=configs/camvid.py --output=a --sizes=3': "'3' is not HEIGHTxWIDTH",
+    '--mode=export --config=configs/camvid.py --output=docs': '--output=docs is a folder',
+    '--mode=serve --workdir=nowhere': 'nowhere is not the workdir of a run',
+    '--mode=serve --config=configs/camvid.py --port=70000': 'port',
+    '--config=configs/camvid.py --config.eval.window=5,5 --config.eval.stride=6,6': (
+        'config.eval: stride=(6, 6) is larger than window=(5, 5)'
+    ),
+    '--config=configs/camvid.py --config.eval.scales=0.5,0': (
+        'config.eval: scales=(0.5, 0) must be one or more factors above 0'
+    ),
+    '--config=configs/camvid.py --config.eval.pruning=full:drop=0.5': (
+        "config.eval.pruning='full:drop=0.5': pruning rule 'full:drop=0.5': the model has no full"
+    ),
 }
 
 

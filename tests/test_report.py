@@ -127,7 +127,7 @@ def test_headline_is_of_the_validation_split(finished):
     assert 'steps 40 of 40' in text
     assert 'throughput 8.0 images/s' in text
     assert 'wall time 2 min 00 s' in text
-    assert '40 test 0.9900' in text
+    assert '40 test whole image 0.9900' in text
 
 
 def test_absent_classes_gaps_command_versions_and_config_are_told(finished):

@@ -10,9 +10,9 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, make_tiny_config, write_camvid
+from conftest import load_config
 
-from ggcf_jax import checkpoint, evaluate, metrics, models, train, train_step
+from ggcf_jax import checkpoint, evaluate, inference, metrics, models, train, train_step
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
@@ -43,18 +43,8 @@ def _assert_same_bits(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.fixture(scope='module')
-def setting(tmp_path_factory):
-    """Configuration, workdir and result of one uninterrupted run of 12 steps."""
-    root = tmp_path_factory.mktemp('run')
-    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
-    config = make_tiny_config(folder, root)
-    evaluation = train.train_and_evaluate(config, root / 'whole')
-    return config, root / 'whole', evaluation
-
-
-def test_run_leaves_what_it_promises(setting):
-    config, workdir, evaluation = setting
+def test_run_leaves_what_it_promises(tiny_run):
+    config, workdir, evaluation = tiny_run
     rows = _rows(workdir)
     assert [row['step'] for row in rows] == [2, 4, 6, 6, 8, 10, 12, 12]
     row = rows[-1]
@@ -71,29 +61,29 @@ def test_run_leaves_what_it_promises(setting):
     assert load_config('saved', str(workdir)).to_dict() == config.to_dict()
 
 
-def test_same_seed_gives_the_same_run(setting, tmp_path):
-    config, workdir, evaluation = setting
+def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
+    config, workdir, evaluation = tiny_run
     again = train.train_and_evaluate(config, tmp_path / 'again')
     assert _rows(tmp_path / 'again') == _rows(workdir)
     np.testing.assert_array_equal(again.matrix, evaluation.matrix)
     _assert_same_bits(_final(tmp_path / 'again', config), _final(workdir, config))
 
 
-def test_finished_run_only_evaluates(setting, capsys):
-    config, workdir, _ = setting
+def test_finished_run_only_evaluates(tiny_run, capsys):
+    config, workdir, _ = tiny_run
     before = (workdir / 'metrics.jsonl').read_bytes()
     evaluation = train.train_and_evaluate(config, workdir)
     assert 'finished at step 12; only evaluating' in capsys.readouterr().out
     best = max(
-        (json.loads(p.read_text()) for p in (workdir / 'evaluations').iterdir()),
+        (json.loads(p.read_text()) for p in (workdir / 'evaluations').glob('*.json')),
         key=lambda e: (e['miou'], e['step']),
     )
     assert evaluation.miou == best['miou']
     assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
-def test_named_checkpoint_and_split_are_evaluated(setting):
-    config, workdir, evaluation = setting
+def test_named_checkpoint_and_split_are_evaluated(tiny_run):
+    config, workdir, evaluation = tiny_run
     latest = evaluate.evaluate_workdir(config, workdir, 'validation', 12)
     np.testing.assert_array_equal(latest.matrix, evaluation.matrix)
     on_train = evaluate.evaluate_workdir(config, workdir, 'train', 'latest')
@@ -102,8 +92,8 @@ def test_named_checkpoint_and_split_are_evaluated(setting):
         evaluate.evaluate_workdir(config, workdir, 'test', 'best')
 
 
-def test_evaluation_on_one_device_equals_eight(setting):
-    config, workdir, evaluation = setting
+def test_evaluation_on_one_device_equals_eight(tiny_run):
+    config, workdir, evaluation = tiny_run
     from ggcf_jax import data
     from ggcf_jax.console import Progress
     from ggcf_jax.data import pipeline
@@ -114,13 +104,14 @@ def test_evaluation_on_one_device_equals_eight(setting):
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
     with Progress(0) as progress:
         alone = evaluate.evaluate(
-            evaluate.make_eval_step(graphdef, 11, mesh),
+            evaluate.make_eval_step(graphdef, 11, mesh, inference.SINGLE),
             restored.params,
             restored.stats,
             dataset,
             'validation',
             pipeline.plan_evaluation(dataset, 'validation', multiple=8, max_sizes=1, batch_size=1),
             num_samples=0,
+            num_worst=0,
             mesh=mesh,
             reading=pipeline.Reading(1),
             progress=progress,
@@ -129,8 +120,8 @@ def test_evaluation_on_one_device_equals_eight(setting):
     assert alone.matrix.sum() == evaluation.matrix.sum()
 
 
-def test_workdir_of_another_run_is_left_alone(setting):
-    config, workdir, _ = setting
+def test_workdir_of_another_run_is_left_alone(tiny_run):
+    config, workdir, _ = tiny_run
     other = config.copy_and_resolve_references()
     other.train.learning_rate = 0.01
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
@@ -139,8 +130,8 @@ def test_workdir_of_another_run_is_left_alone(setting):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
 
 
-def test_divergence_stops_with_a_clear_error(setting, tmp_path):
-    config, _, _ = setting
+def test_divergence_stops_with_a_clear_error(tiny_run, tmp_path):
+    config, _, _ = tiny_run
     config = config.copy_and_resolve_references()
     config.train.learning_rate = 1e30
     config.train.max_skipped = 2
@@ -201,8 +192,8 @@ def _run_and_signal(command, line, number):
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_runs_end_in_the_bits_of_an_undisturbed_one(setting, tmp_path):
-    config, _, _ = setting
+def test_killed_and_stopped_runs_end_in_the_bits_of_an_undisturbed_one(tiny_run, tmp_path):
+    config, _, _ = tiny_run
     steps = 60
     whole = _run(_command(config, tmp_path / 'whole', steps))
     assert whole.returncode == 0, whole.stderr

@@ -5,9 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ggcf_jax import graphs
-from ggcf_jax.attention import full, grid, learned, local, reference, tiles
+from ggcf_jax.attention import full, grid, learned, local, reference, rows, tiles
 from ggcf_jax.attention import pruning as pruning_lib
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
@@ -40,12 +41,50 @@ def attend(
       ValueError: shapes that do not fit, or options out of range.
     """
     _check_arrays(q, k, v)
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f'scale must be a finite Python number, not {scale!r}')
+    _check_scale(scale)
     prune = _prune(keep, drop_rate, pruning, key)
     if chosen(graph, implementation=implementation) == 'reference':
         return reference.attend(q, k, v, graph, scale=scale, prune=prune)
     return _engine(q, k, v, graph, float(scale), prune)
+
+
+def probabilities(
+    q, k, graph, positions, *, keep=None, drop_rate=None, pruning='top', key=None, scale=1.0
+):
+    """The weights with which `attend` sums v, for chosen queries: single rows of the attention.
+
+    One query after the other, each against the whole map: no h*w x h*w array is made, except by
+    the definition of a graph that has nothing but `adjacency(h, w)`.
+
+    Args:
+      q, k, graph, keep, drop_rate, pruning, key, scale: as for `attend`.
+      positions: integers [m, 2], row and column of each query inside the map.
+
+    Returns:
+      float32 [b, m, heads, h, w]: zero for a position that is no neighbour or was dropped, one in
+      sum over the map.
+
+    Raises:
+      ValueError: shapes that do not fit, options out of range, or positions, where they are not
+        traced, outside the map.
+    """
+    _check_arrays(q, k, k)
+    _check_scale(scale)
+    chosen(graph)
+    positions = _check_positions(positions, *q.shape[1:3])
+    prune = _prune(keep, drop_rate, pruning, key)
+    return rows.probabilities(q, k, graph, positions, scale=scale, prune=prune)
+
+
+def neighbours(graph, positions, h, w):
+    """Which positions of an h x w map chosen queries see: bool [m, h, w], one query at a time.
+
+    Args:
+      graph: as for `attend`; a learned one needs no parameters.
+      positions: as for `probabilities`.
+    """
+    chosen(graph)
+    return rows.neighbours(graph, _check_positions(positions, h, w), h, w)
 
 
 def chosen(graph, *, implementation='auto'):
@@ -120,6 +159,25 @@ def _check_arrays(q, k, v):
         raise ValueError(
             f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
         )
+
+
+def _check_positions(positions, h, w):
+    traced = isinstance(positions, jax.core.Tracer)
+    positions = positions if traced else np.asarray(positions)
+    if positions.ndim != 2 or positions.shape[1] != 2:
+        raise ValueError(f'positions must be [queries, 2], not of shape {positions.shape}')
+    if not traced:
+        outside = ((positions < 0) | (positions >= (h, w))).any(1)
+        if outside.any():
+            raise ValueError(
+                f'position {positions[outside][0].tolist()} lies outside the map of {(h, w)}'
+            )
+    return positions
+
+
+def _check_scale(scale):
+    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f'scale must be a finite Python number, not {scale!r}')
 
 
 def _prune(keep, drop_rate, pruning, key):

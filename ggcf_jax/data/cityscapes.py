@@ -24,6 +24,8 @@ from ggcf_jax.errors import InputError
 _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x: x.trainId)
 CLASSES = tuple(x.name for x in _TRAINED)
 COLORS = tuple(x.color for x in _TRAINED)
+CATEGORIES = tuple(x.category for x in _TRAINED)
+SERVER_IDS = tuple(x.id for x in _TRAINED)  # of label files for the evaluation server
 
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
 VERSION = '1.0.0'
@@ -197,7 +199,17 @@ def build(data) -> Dataset:
     """
     sources = Sources(data.manual_dir, str(prepare.data_directory(data.data_dir)))
     identity = f'cityscapes {VERSION}'
-    return Dataset('cityscapes', CLASSES, COLORS, sources, LABEL_MAP, identity, ('test',))
+    return Dataset(
+        'cityscapes',
+        CLASSES,
+        COLORS,
+        sources,
+        LABEL_MAP,
+        identity,
+        unlabeled=('test',),
+        categories=CATEGORIES,
+        server_ids=SERVER_IDS,
+    )
 
 
 DATASETS = {'cityscapes': build}

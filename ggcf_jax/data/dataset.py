@@ -32,6 +32,8 @@ class Dataset:
         label_map: uint8 [256], raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
         identity: a text that changes when the records do; names what is derived from them.
         unlabeled: splits whose labels are not usable, such as those of a test server.
+        categories: category of each class, () if the makers define none.
+        server_ids: value of each class in files for the makers' evaluation server, () without one.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Dataset:
     label_map: np.ndarray
     identity: str
     unlabeled: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    server_ids: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -59,7 +63,8 @@ class Dataset:
         if split in self.unlabeled:
             raise InputError(
                 f'split {split!r} of data set {self.name!r} cannot be {purpose}: its labels are '
-                'withheld by the makers; only their evaluation server scores predictions of it'
+                'withheld by the makers; only their evaluation server scores predictions of it, '
+                f'which --mode=predict --input={split} --output=DIR writes'
             )
 
     def decode(self, record: Mapping) -> dict:

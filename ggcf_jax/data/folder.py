@@ -84,8 +84,8 @@ def _from_folders(root: pathlib.Path, text: str, field: str) -> list[Pair]:
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f'{field}={text!r}: {folder} is not a directory')
-    images = _by_stem((p for p in folders[0].rglob('*') if p.suffix.lower() in IMAGES), folders[0])
-    labels = _by_stem((p for p in folders[1].rglob('*.png')), folders[1])
+    images = by_stem((p for p in folders[0].rglob('*') if p.suffix.lower() in IMAGES), folders[0])
+    labels = by_stem((p for p in folders[1].rglob('*.png')), folders[1])
     alone = sorted(images.keys() - labels.keys())
     if alone:
         raise InputError(
@@ -95,7 +95,7 @@ def _from_folders(root: pathlib.Path, text: str, field: str) -> list[Pair]:
     return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
-def _by_stem(files, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+def by_stem(files, folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Files by their path inside the folder, without the extension."""
     found: dict[str, pathlib.Path] = {}
     for path in files:

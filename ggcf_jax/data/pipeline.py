@@ -169,6 +169,14 @@ class EvaluationPlan:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def rows(self, processes: int) -> Iterator[np.ndarray]:
+        """The records of each global batch, int32 [b], in the order of the device array's rows.
+
+        Places are dealt to the processes in turn, and the rows of a process stay together.
+        """
+        for indices in self.indices:
+            yield np.concatenate([indices[i::processes] for i in range(processes)])
+
 
 def plan_evaluation(
     dataset: Dataset, split: str, *, multiple: int, max_sizes: int, batch_size: int
@@ -183,7 +191,7 @@ def plan_evaluation(
     source = dataset.source(split)
     records = (source[i] for i in range(len(source)))
     sizes = np.array([label_size(r['label'], r['name']) for r in records]).reshape(-1, 2)
-    groups = _unite(-(-sizes // multiple) * multiple, max_sizes)
+    groups = unite(-(-sizes // multiple) * multiple, max_sizes)
     batches, padded = [], []
     for size, members in sorted(groups.items()):
         filled = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
@@ -194,8 +202,8 @@ def plan_evaluation(
     return EvaluationPlan(tuple(padded), indices)
 
 
-def _unite(sizes: np.ndarray, most: int) -> dict[tuple[int, int], list[int]]:
-    """Groups indices by size, uniting sizes until there are at most `most`."""
+def unite(sizes: np.ndarray, most: int) -> dict[tuple[int, int], list[int]]:
+    """Groups indices by size [n, 2], uniting sizes until there are at most `most`."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (height, width) in enumerate(sizes.tolist()):
         groups.setdefault((height, width), []).append(index)

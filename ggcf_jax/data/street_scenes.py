@@ -135,6 +135,7 @@ def build(data) -> Dataset:
         sources=prepare.prepared_sources(builder),
         label_map=identity_label_map(len(classes.CLASSES), classes.IGNORE),
         identity=builder.info.full_name,
+        categories=classes.CATEGORIES,
     )
 
 

@@ -1,11 +1,13 @@
 """The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ggcf_jax import graphs
-from ggcf_jax.attention import attend
+from ggcf_jax import graphs, head_pruning
+from ggcf_jax.attention import attend, probabilities
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.norm import Activation, Norm
@@ -22,6 +24,7 @@ class GGCF(nnx.Module):
 
     Attributes:
         features: channels of the output, concat(y, x).
+        pruning: the rule of each head, None where all neighbours are kept; see `pruned`.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class GGCF(nnx.Module):
         """
         shared = dict(kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs)
         self.heads = heads
+        self.pruning: tuple[head_pruning.Rule | None, ...] = (None,) * len(heads)
         self.scale = scale
         self.features = 2 * channels
         self.reduce = ConvNorm(
@@ -69,17 +73,66 @@ class GGCF(nnx.Module):
         """x [b, h, w, in_features] -> concat(y, x) [b, h, w, features]."""
         x = self.reduce(x, train)
         b, h, w, _ = x.shape
-        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         v = self.g(x)[:, :, :, None]
-        y = []
-        for i, graph in enumerate(self.heads):
-            if isinstance(graph, graphs.Learned):
-                graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            y.append(
-                attend(q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], v, graph, scale=self.scale)
-            )
+        y = [attend(q, k, v, graph, **options) for graph, q, k, options in self._heads(x)]
         y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
+
+    def attention(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """Where chosen queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
+
+        Args:
+            x: [b, h, w, in_features].
+            positions: integers [m, 2], row and column of each query.
+
+        Returns:
+            float32 [b, m, heads, h, w], one in sum over the map; zero for pruned neighbours.
+        """
+        rows = [
+            probabilities(q, k, graph, positions, **options)
+            for graph, q, k, options in self._heads(self.reduce(x, False))
+        ]
+        return jnp.concatenate(rows, axis=2)
+
+    def _heads(self, x: jax.Array) -> list[tuple]:
+        """(graph, queries, keys, options of `attend`) of each head, of the reduced x.
+
+        Queries and keys are [b, h, w, 1, key_channels].
+        """
+        b, h, w, _ = x.shape
+        q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
+        heads = []
+        for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
+            if isinstance(graph, graphs.Learned):
+                graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
+            options = {'scale': self.scale}
+            if rule is not None:
+                options |= {'keep': rule.keep, 'drop_rate': rule.drop_rate}
+                options |= {'pruning': rule.priority, 'key': rule.key(i)}
+            heads.append((graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
+        return heads
+
+
+def pruned(module: nnx.Module, rules: Iterable[head_pruning.Rule]) -> nnx.Module:
+    """A module on the same arrays whose heads prune their contexts (section 3.4, inference only).
+
+    Args:
+        module: that is or holds a GGCF, such as a `Segmenter`.
+        rules: at most one for each kind of head; () changes nothing.
+
+    Raises:
+        ValueError: a rule for a kind that no head has, or no GGCF there.
+    """
+    rules = tuple(rules)
+    if not rules:
+        return module
+    module = nnx.merge(*nnx.split(module))
+    found = [node for _, node in nnx.iter_graph(module) if isinstance(node, GGCF)]
+    if not found:
+        raise ValueError(f'pruning {",".join(map(str, rules))!r}: the model has no GGCF heads')
+    for ggcf in found:
+        ggcf.pruning = head_pruning.deal(rules, ggcf.heads)
+    return module
 
 
 def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:

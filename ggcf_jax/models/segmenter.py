@@ -69,6 +69,7 @@ class Segmenter(nnx.Module):
         shared = dict(dtype=dtype, rngs=rngs)
         self.backbone = backbone
         self.context = context
+        self.num_classes = num_classes
         self.dropout = nnx.Dropout(dropout)
         classify = dict(use_bias=True, kernel_init=TORCH_UNIFORM, **shared)
         self.classifier = conv(context.features, num_classes, 1, **classify)
@@ -83,6 +84,11 @@ class Segmenter(nnx.Module):
     def stride(self) -> int:
         """Pixels per position of the logits."""
         return self.backbone.stride
+
+    @property
+    def heads(self) -> tuple:
+        """The graphs of the context module's heads; () where it has none."""
+        return getattr(self.context, 'heads', ())
 
     def __call__(
         self, images: jax.Array, train: bool = False, key: jax.Array | None = None
@@ -108,3 +114,16 @@ class Segmenter(nnx.Module):
         aux = self.aux_reduce(stage3, train)
         aux_logits = self.aux_classifier(self.dropout(aux, rngs=aux_key))
         return logits.astype(jnp.float32), aux_logits.astype(jnp.float32)
+
+    def attention(self, images: jax.Array, positions: jax.Array) -> jax.Array:
+        """Where the heads of the context module look from chosen positions; needs `heads`.
+
+        Args:
+            images: uint8 [b, h, w, 3] RGB.
+            positions: integers [m, 2], row and column in the map of logits (pixel / stride).
+
+        Returns:
+            float32 [b, m, heads, ceil(h / stride), ceil(w / stride)], one in sum over the map.
+        """
+        x = self.normalization(images).astype(self.dtype)
+        return self.context.attention(self.backbone(x, False, None)[-1], positions)

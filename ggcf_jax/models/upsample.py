@@ -1,7 +1,8 @@
-"""Bilinear upsampling by the output stride."""
+"""Bilinear interpolation: upsampling by the output stride, and to any size."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
@@ -29,6 +30,20 @@ def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
     return _upsample_axis(x, 2, stride)[:, :, : size[1]]
 
 
+def nearest_positions(pixels: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
+    """The features that lie nearest to pixels of an image, feature i being at `stride * i`.
+
+    Args:
+        pixels: integers [..., 2], row and column.
+        size: (height, width) of the image.
+
+    Returns:
+        int32 [..., 2], row and column in the map of features.
+    """
+    last = [-(-length // stride) - 1 for length in size]
+    return np.minimum((np.asarray(pixels) + stride // 2) // stride, last).astype(np.int32)
+
+
 def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     length = x.shape[axis]
     last = jax.lax.slice_in_dim(x, length - 1, length, axis=axis)
@@ -38,3 +53,30 @@ def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     weight = weight.reshape((stride,) + (1,) * (x.ndim - axis - 2))
     y = x * (1 - weight) + following * weight
     return y.reshape((*y.shape[:axis], length * stride, *y.shape[axis + 2 :]))
+
+
+def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resizes maps to any size as OpenCV's INTER_LINEAR does, without smoothing.
+
+    Pixel centres lie at p + 1/2; past the outermost centres the outermost value is repeated.
+
+    Args:
+        x: floating point [b, h, w, c].
+        size: (height, width) of the output.
+
+    Returns:
+        [b, *size, c] in the dtype of x; x itself where it has that size.
+    """
+    for axis, length in enumerate(size, start=1):
+        if x.shape[axis] != length:
+            x = _resize_axis(x, axis, length)
+    return x
+
+
+def _resize_axis(x: jax.Array, axis: int, length: int) -> jax.Array:
+    last = x.shape[axis] - 1
+    at = ((np.arange(length) + 0.5) * (x.shape[axis] / length) - 0.5).clip(0, last)
+    below = np.floor(at).astype(np.int32)
+    weight = jnp.asarray(at - below, x.dtype).reshape((-1,) + (1,) * (x.ndim - axis - 1))
+    low, high = (jnp.take(x, i, axis) for i in (below, np.minimum(below + 1, last)))
+    return low * (1 - weight) + high * weight

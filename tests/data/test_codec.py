@@ -61,6 +61,26 @@ def test_a_damaged_image_is_refused(picture):
         codec.decode_image(bytes(data), 'pair/a')
 
 
+def test_compact_labels_are_exact_and_damage_is_noticed(ids):
+    data = codec.encode_compact(ids)
+    np.testing.assert_array_equal(codec.decode_label(data, 'a'), ids)
+    for damaged in (data[:-9], data[:40] + bytes(20) + data[60:]):
+        with pytest.raises(InputError, match='pair/a: the label cannot be decoded'):
+            codec.decode_label(damaged, 'pair/a')
+
+
+def test_jpeg_is_decoded_as_opencv_does(picture):
+    smooth = cv2.GaussianBlur(picture, (0, 0), 2)
+    for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444):
+        flags = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor)
+        data = cv2.imencode('.jpg', smooth, flags)[1]
+        expected = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(codec.decode_image(data.tobytes(), 'a'), expected)
+    grey = cv2.imencode('.jpg', smooth[..., 0])[1]
+    expected = cv2.imdecode(grey, cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(codec.decode_image(grey.tobytes(), 'a'), expected)
+
+
 def test_a_cmyk_image_becomes_rgb():
     red = Image.fromarray(np.full((16, 16, 3), (250, 10, 10), np.uint8))
     image = codec.decode_image(_save(red.convert('CMYK'), format='jpeg'), 'a')
@@ -118,9 +138,9 @@ def test_a_palette_label_gives_the_indices(ids):
         (lambda ids: _encode(ids.astype(np.uint16), '.png'), 'label is a 16-bit grey PNG'),
         (lambda ids: _encode(np.dstack([ids] * 3), '.png'), 'label is a 8-bit colour PNG'),
         (lambda ids: _save(Image.fromarray(ids > 9), format='png'), 'label is a 1-bit grey PNG'),
-        (lambda ids: _encode(ids, '.jpg'), 'label is neither PNG nor TIFF'),
+        (lambda ids: _encode(ids, '.jpg'), 'label is not a PNG'),
         (lambda ids: _encode(ids, '.png')[:-30], 'label cannot be decoded'),
-        (lambda ids: b'', 'label is neither PNG nor TIFF'),
+        (lambda ids: b'', 'label is not a PNG'),
     ],
 )
 def test_labels_that_would_change_are_refused(ids, make, message):

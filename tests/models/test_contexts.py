@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ggcf_jax import graphs
+from ggcf_jax import graphs, head_pruning
 from ggcf_jax.models.aspp import ASPP
-from ggcf_jax.models.ggcf import GGCF
+from ggcf_jax.models.ggcf import GGCF, pruned
 
 
 def _ggcf(heads, seed=0, scale=1.0):
@@ -61,6 +61,21 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
         output[..., :5], _equation_3(module, reduced, scale), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(output[..., 5:], reduced)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'rules'),
+    [('full', ''), ('local:2,2,grid:3', 'local:drop=0.5,grid:keep=1:random'), ('learned', '')],
+)
+def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
+    module = pruned(_ggcf(heads, scale=0.5), head_pruning.parse(rules))
+    x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
+    at = np.stack(np.divmod(np.arange(20), 4), axis=1)
+    rows = np.asarray(module.attention(x, jnp.asarray(at))).reshape(2, 20, -1, 20)
+    reduced = module.reduce(x, False)
+    fused = np.einsum('bikj,bjc->bikc', rows, np.asarray(module.g(reduced)).reshape(2, 20, 4))
+    y = module.w(jnp.float32(fused.reshape(2, 5, 4, -1)))
+    np.testing.assert_allclose(y, module(x, False)[..., :5], rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_of_ggcf_gets_a_gradient(rng):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.models.upsample import upsample
+from ggcf_jax.models.upsample import nearest_positions, upsample
 
 
 def _definition(x, stride, size):
@@ -52,3 +52,9 @@ def test_odd_sizes_align_corners(rng):
 def test_wrong_size_is_refused():
     with pytest.raises(ValueError, match=r'features of \(4, 4\) cannot be upsampled by 8 to'):
         upsample(jnp.zeros((1, 4, 4, 1)), 8, (33, 32))
+
+
+def test_nearest_positions():
+    # Features at 0, 8 and 16 of 20 rows; at 0 and 8 of 9 columns.
+    found = nearest_positions([[3, 3], [4, 4], [11, 8], [12, 0], [19, 8]], 8, (20, 9))
+    assert found.tolist() == [[0, 0], [1, 1], [1, 1], [2, 0], [2, 1]]

@@ -7,6 +7,7 @@ _EVALUATED = sorted(
 )
 CLASSES = tuple(label.name for label in _EVALUATED)
 COLORS = tuple(tuple(label.color) for label in _EVALUATED)
+CATEGORIES = tuple(label.category for label in _EVALUATED)
 IGNORE = 255
 
 (

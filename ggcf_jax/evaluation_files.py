@@ -1,0 +1,86 @@
+"""The files of an evaluation in the workdir: numbers, confusion matrix and panels."""
+
+import json
+import math
+import pathlib
+import re
+
+import numpy as np
+
+from ggcf_jax import inference, visualize, whole_file
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.evaluation import Evaluation, Sample
+
+
+def save(
+    evaluation: Evaluation, dataset: Dataset, step: int, workdir: pathlib.Path, plan: inference.Plan
+) -> list[tuple[str, np.ndarray]]:
+    """Writes `evaluations/<stem>.json` and the panels.
+
+    The stem is `<split>_<step>`, followed by the plan unless it is one view of the whole image, so
+    that other plans do not replace what training found.
+
+    Returns:
+        (name, uint8 [h, w, 3] panel) of the first images.
+    """
+    stem = _stem(evaluation, step, plan)
+    # The report shows the folder of the latest step.
+    folder = f'{step:08d}' if stem == f'validation_{step:08d}' else stem
+    iou = evaluation.iou
+    folders = workdir / 'panels'
+    worst = []
+    for rank, image in enumerate(evaluation.worst):
+        path = _panel_path(folders / f'worst_{stem}', rank, image.name)
+        if image.sample is not None:
+            visualize.write_png(path, _panel(image.sample, dataset))
+        panel = path.relative_to(workdir).as_posix()
+        worst.append({'name': image.name, 'miou': image.miou, 'panel': panel})
+    content = {
+        'step': step,
+        'split': evaluation.split,
+        'inference': str(plan),
+        'dataset': dataset.name,
+        'classes': dataset.classes,
+        'colors': dataset.colors,
+        'matrix': evaluation.matrix.tolist(),
+        'miou': _or_none(evaluation.miou),
+        'pixel_accuracy': _or_none(evaluation.pixel_accuracy),
+        'iou': iou,
+        'absent': [name for name, value in iou.items() if value is None],
+        'category_iou': evaluation.category_iou,
+        'category_miou': _or_none(evaluation.category_miou),
+        'worst': worst,
+    }
+    whole_file.write(workdir / 'evaluations' / f'{stem}.json', json.dumps(content).encode())
+    panels = [(sample.name, _panel(sample, dataset)) for sample in evaluation.samples]
+    for i, (name, panel) in enumerate(panels):
+        visualize.write_png(_panel_path(folders / folder, i, name), panel)
+    return panels
+
+
+def save_confusion(
+    evaluation: Evaluation, step: int, workdir: pathlib.Path, plan: inference.Plan
+) -> None:
+    """Writes `evaluations/<stem>_confusion.png`; drawing 150 classes takes seconds."""
+    picture = visualize.confusion_png(evaluation.matrix, evaluation.classes)
+    stem = _stem(evaluation, step, plan)
+    whole_file.write(workdir / 'evaluations' / f'{stem}_confusion.png', picture)
+
+
+def _stem(evaluation: Evaluation, step: int, plan: inference.Plan) -> str:
+    stem = f'{evaluation.split}_{step:08d}'
+    return stem if plan.is_single else f'{stem}_{re.sub("[^a-z0-9.]+", "-", str(plan))}'
+
+
+def _panel(sample: Sample, dataset: Dataset) -> np.ndarray:
+    return visualize.panel(sample.image, sample.label, sample.prediction, dataset.colors, IGNORE)
+
+
+def _panel_path(folder: pathlib.Path, number: int, name: str) -> pathlib.Path:
+    """Where a panel lies; names of records may hold slashes."""
+    return folder / f'{number:02d}_{name.replace("/", "_")}.png'
+
+
+def _or_none(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

@@ -1,0 +1,206 @@
+"""A trained model as one file that needs neither this package nor the data set.
+
+The file is a zip of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights that they
+all take, and `metadata.json`. Programs map (weights, uint8 images [b, h, w, 3]) to (labels uint8
+[b, h, w], probabilities float32 [b, h, w, C]) for any number of images, which go through one after
+another. docs/export.md has a loader.
+"""
+
+import io
+import json
+import pathlib
+import zipfile
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from ggcf_jax import checkpoint, classes, inference, models, whole_file
+from ggcf_jax import config as config_lib
+from ggcf_jax import platform as platform_lib
+from ggcf_jax.errors import InputError
+from ggcf_jax.state import merge
+
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+FORMAT = 1  # of the file; a reader refuses a larger one
+
+Size = tuple[int, int]
+Program = Callable[[dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """The sizes (height, width) of a text such as '360x480,720x960', () for ''.
+
+    Raises:
+        InputError: a size that is not of this form, or one twice.
+    """
+    sizes = []
+    for part in text.split(',') if text else ():
+        height, _, width = part.strip().partition('x')
+        if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+            raise InputError(
+                f'--sizes={text}: {part!r} is not HEIGHTxWIDTH, such as --sizes=360x480,720x960'
+            )
+        sizes.append((int(height), int(width)))
+    if len(set(sizes)) < len(sizes):
+        raise InputError(f'--sizes={text} names a size twice')
+    return tuple(sizes)
+
+
+def flatten(params: nnx.State, stats: nnx.State) -> dict[str, jax.Array]:
+    """Parameters and batch statistics by their dotted path."""
+    leaves = jax.tree_util.tree_leaves_with_path({'params': params, 'stats': stats})
+    return {jax.tree_util.keystr(path, simple=True, separator='.'): x for path, x in leaves}
+
+
+def program(
+    graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State, plan: inference.Plan
+) -> Program:
+    """The function that is exported.
+
+    It holds the network twice, with tiles cut for CPUs and for accelerators; where it is compiled
+    the other one is dropped.
+
+    Args:
+        graphdef: of the network. params, stats: their structure, such as shapes.
+        plan: how the scores of an image are found.
+    """
+    structure = jax.tree.structure({'params': params, 'stats': stats})
+    names = list(flatten(params, stats))
+
+    def one(platform: str):
+        def run(weights, image):
+            trees = jax.tree.unflatten(structure, [weights[name] for name in names])
+            with platform_lib.tracing_for(platform):
+                model = merge(graphdef, **trees)
+                scores = inference.scores(model, image[None], plan)[0]
+            labels = scores.argmax(-1).astype(jnp.uint8)
+            return labels, inference.probabilities(scores, plan)
+
+        return run
+
+    def run(weights, images):
+        return jax.lax.map(
+            lambda image: jax.lax.platform_dependent(
+                weights, image, cpu=one('cpu'), default=one('tpu')
+            ),
+            images,
+        )
+
+    return run
+
+
+def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, tuple]:
+    """Names of the programs that a file needs, and the shape of the images of each.
+
+    With windows and without rescaling the network only ever sees the window, so that one program
+    with symbolic height and width is enough. Otherwise the feature map follows the image, and the
+    attention cuts it into tiles, windows and residue classes whose number depends on its sides:
+    there is a program for each of the given sizes.
+
+    Raises:
+        InputError: sizes that are missing or not needed.
+    """
+    if plan.window is not None and plan.scales == (1.0,):
+        if sizes:
+            raise InputError(
+                f'--sizes is not needed: with config.eval.window={plan.window} one program takes '
+                'images of any size from that of the window'
+            )
+        least = [f'{name} >= {side}' for name, side in zip('hw', plan.window)]
+        return {'any': jax_export.symbolic_shape('b, h, w, 3', constraints=least)}
+    if not sizes:
+        raise InputError(
+            '--sizes is missing: the programs of whole or rescaled images are made for given '
+            'sizes, such as --sizes=360x480,720x960. For images of any size export sliding '
+            'windows: --config.eval.window=HEIGHT,WIDTH with one scale'
+        )
+    (batch,) = jax_export.symbolic_shape('b')
+    return {f'{h}x{w}': (batch, h, w, 3) for h, w in sizes}
+
+
+def export_workdir(
+    config,
+    workdir: str | pathlib.Path,
+    which: str | int,
+    output: str | pathlib.Path,
+    sizes: tuple[Size, ...],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Exports a checkpoint of a run with the inference plan of `config.eval`.
+
+    Args:
+        config: of the run.
+        workdir: of the run.
+        which: checkpoint, 'best', 'latest' or a step.
+        output: the file to write, whole or not at all.
+        sizes: (height, width) of the images where the plan needs them (`shapes`), or ().
+        overwrite: whether a file that is there is replaced.
+
+    Raises:
+        InputError: whatever keeps the file from being made; found before anything is computed.
+    """
+    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    if output.is_dir():
+        raise InputError(f'--output={output} is a folder; give the name of a file')
+    if output.exists() and not overwrite:
+        raise InputError(f'--output={output} is there already; --overwrite replaces it')
+    config_lib.check_model(config, workdir)
+    plan = inference.build(config)
+    wanted = shapes(plan, sizes)
+    named = classes.of_run(config, workdir)
+    graphdef, params, stats = models.abstract(config, len(named.names))
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restored = checkpoint.restore(workdir, params, stats, device, which)
+    weights = flatten(restored.params, restored.stats)
+
+    run = jax.jit(program(graphdef, params, stats, plan))
+    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
+    programs = {}
+    for name, shape in wanted.items():
+        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+        programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images)
+        print(f'exported a program for images of {_describe(name, plan)}')
+    metadata = {
+        'format': FORMAT,
+        'dataset': config.data.name,
+        'classes': named.names,
+        'colors': named.colors,
+        'programs': {name: _sizes(name, plan) for name in programs},
+        'plan': str(plan),
+        'platforms': PLATFORMS,
+        'checkpoint': restored.step,
+        'config': json.loads(config.to_json()),
+        'jax': jax.__version__,
+    }
+    with whole_file.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
+        file.writestr('metadata.json', json.dumps(metadata, indent=1))
+        file.writestr('weights.npz', _npz(weights))
+        for name, exported in programs.items():
+            content = bytes(exported.serialize())
+            file.writestr(f'{name}.jax_export', content, zipfile.ZIP_DEFLATED)
+    print(f'{output}: checkpoint of step {restored.step}, {output.stat().st_size / 1e6:.1f} MB')
+
+
+def _npz(arrays: dict[str, jax.Array]) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **{name: np.asarray(x) for name, x in arrays.items()})
+    return content.getvalue()
+
+
+def _sizes(name: str, plan: inference.Plan) -> dict:
+    """What images a program takes, for the metadata."""
+    if name == 'any':
+        return {'least': plan.window}
+    height, width = map(int, name.split('x'))
+    return {'size': (height, width)}
+
+
+def _describe(name: str, plan: inference.Plan) -> str:
+    if name == 'any':
+        return f'any size from {plan.window[0]}x{plan.window[1]}'
+    return name

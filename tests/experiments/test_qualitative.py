@@ -1,0 +1,103 @@
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import chosen, families, qualitative
+from ggcf_jax import inference
+from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.errors import InputError
+from ggcf_jax.evaluation import Sample
+
+_FAMILIES = ('sky,road', 'building,pavement', 'pole,tree,sign')
+
+
+def _options(workdirs, out, names=('full', 'grid/seed_0'), **more):
+    return SimpleNamespace(
+        **{
+            'workdir': [str(workdirs / name) for name in names],
+            'checkpoint': 'latest',
+            'split': 'train',
+            'family': list(_FAMILIES),
+            'pruning': 'grid:drop=0.5',
+            'count': 2,
+            'out': out,
+            **more,
+        }
+    )
+
+
+def test_counts_are_those_of_the_predictions(workdirs):
+    ((_, trained),) = chosen.load(chosen.choose([str(workdirs / 'full')]), 'latest')
+    known = families.of('camvid', trained.dataset.classes, _FAMILIES)
+    found = qualitative.count(trained, inference.SINGLE, 'train', known)
+    shown = qualitative.samples(trained, inference.SINGLE, 'train', [1, 4])
+    assert set(shown) == {1, 4}
+    for index, sample in shown.items():
+        example = trained.dataset.decode(trained.dataset.source('train')[index])
+        assert sample.name == example['name']
+        np.testing.assert_array_equal(sample.image, example['image'])
+        np.testing.assert_array_equal(sample.label, example['label'])
+        assert found['labelled'][index] == (sample.label != IGNORE).sum()
+        total = 0
+        for f, family in enumerate(known):
+            taken = [0, 0, 0]
+            for truth, guess in zip(sample.label.ravel(), sample.prediction.ravel()):
+                if truth in family.members:
+                    taken[0 if guess == truth else 1 if guess in family.members else 2] += 1
+            assert found['counts'][index, f].tolist() == taken
+            total += taken[1]
+        assert qualitative.confused(sample, known).sum() == total
+        assert total == found['counts'][index, :, 1].sum()
+
+
+def test_largest_part():
+    mask = np.zeros((9, 12), bool)
+    mask[1:3, 1:3] = True
+    mask[4:8, 5:11] = True
+    assert qualitative.largest_part(mask) == (4, 5, 8, 11)
+    assert qualitative.largest_part(np.zeros((3, 3), bool)) is None
+
+
+def test_confused_pixels_are_of_one_family():
+    label = np.array([[0, 0, 1, 2, IGNORE]], np.uint8)
+    prediction = np.array([[0, 1, 2, 0, 1]], np.uint8)
+    sample = Sample('x', np.zeros((1, 5, 3), np.uint8), label, prediction)
+    known = (families.Family('a/b', (0, 1)), families.Family('c/d', (2, 3)))
+    assert qualitative.confused(sample, known).tolist() == [[False, True, False, False, False]]
+
+
+def test_everything_is_written_and_counted_once(workdirs, tmp_path, monkeypatch):
+    qualitative.main(_options(workdirs, tmp_path))
+    rows = list(csv.DictReader((tmp_path / 'qualitative.csv').open()))
+    names = ('FULL', 'GRID_2', 'GRID_2 + ContextPruning')
+    assert len(rows) == 6 * len(names) * len(_FAMILIES)
+    assert {row['column'] for row in rows} == set(names)
+    by_image = {}
+    for row in rows:
+        image = by_image.setdefault(row['image'], dict.fromkeys(names, 0))
+        image[row['column']] += int(row['confused'])
+    gains = [image['FULL'] - image['GRID_2'] for image in by_image.values()]
+    for name, wanted in (('less', max(gains) > 0), ('more', min(gains) < 0)):
+        assert (tmp_path / f'qualitative_{name}.png').is_file() == wanted
+    text = (tmp_path / 'qualitative.md').read_text()
+    assert f'in {sum(gain > 0 for gain in gains)} images' in text
+    monkeypatch.setattr(qualitative, 'count', None)  # what is kept is not counted again
+    qualitative.main(_options(workdirs, tmp_path))
+    assert (tmp_path / 'qualitative.md').read_text() == text
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        ({'names': ('full',)}, 'two runs or more'),
+        ({'count': 0}, 'at least 1'),
+        ({'pruning': 'local'}, '--pruning=local'),
+        ({'split': 'other'}, 'no split'),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(workdirs, tmp_path, more, message):
+    with pytest.raises(InputError, match=message):
+        qualitative.main(_options(workdirs, tmp_path, **more))
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,57 @@
+import csv
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from experiments import fields, receptive_field
+from ggcf_jax.errors import InputError
+
+
+def _options(workdirs, out, **more):
+    return SimpleNamespace(
+        **{
+            'workdir': [str(workdirs / 'full')],
+            'checkpoint': 'latest',
+            'split': 'validation',
+            'family': [],
+            'image': 'val_0',
+            'query': [(30, 30), (8, 50)],
+            'window': 16,
+            'step': 12,
+            'batch': 4,
+            'out': out,
+            **more,
+        }
+    )
+
+
+def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch):
+    receptive_field.main(_options(workdirs, tmp_path))
+    for name in ('30_30', '8_50'):
+        picture = tmp_path / f'receptive_field_val_0_{name}.png'
+        assert picture.stat().st_size > 10_000
+    rows = list(csv.DictReader((tmp_path / 'receptive_field.csv').open()))
+    assert [(row['y'], row['form']) for row in rows] == [
+        (y, form) for y in ('30', '8') for form in receptive_field.FORMS
+    ]
+    text = (tmp_path / 'receptive_field.md').read_text()
+    shares = [100 * float(row['half_area']) for row in rows if row['form'] == 'occlusion']
+    mean, deviation = np.mean(shares), np.std(shares, ddof=1)
+    assert f'| occlusion | FULL | 2 | {mean:.1f} +- {deviation:.1f} |' in text
+
+    def fail(*unused):
+        raise AssertionError('computed again')
+
+    for name in ('make_occlusion', 'make_gradient'):
+        monkeypatch.setattr(fields, name, lambda *unused: fail)
+    receptive_field.main(_options(workdirs, tmp_path))
+    assert (tmp_path / 'receptive_field.md').read_text() == text
+    with pytest.raises(AssertionError, match='computed again'):  # another question is another key
+        receptive_field.main(_options(workdirs, tmp_path, step=8))
+
+
+@pytest.mark.parametrize('more', [{'window': 0}, {'batch': 0}, {'step': 0}, {'step': 17}])
+def test_windows_that_cannot_slide(workdirs, tmp_path, more):
+    with pytest.raises(InputError, match='--step'):
+        receptive_field.main(_options(workdirs, tmp_path, **more))

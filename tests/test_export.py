@@ -1,0 +1,181 @@
+"""Exported files: read back by the loader of the docs, in a process without this package."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import zipfile
+
+import flatbuffers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ggcf_jax import checkpoint, export, inference, models
+from ggcf_jax import config as config_lib
+from ggcf_jax import platform as platform_lib
+from ggcf_jax.attention import attend, tiles
+from ggcf_jax.errors import InputError
+from ggcf_jax.graphs import parse
+from ggcf_jax.state import merge
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIZES = {'whole': ((17, 33),), 'windows': ((17, 33), (40, 56))}
+
+# Packages without this one: site-packages without the .pth file of an editable installation.
+_READER = """
+import importlib.util, sys
+sys.path += {paths}
+{loader}
+assert importlib.util.find_spec('ggcf_jax') is None
+results = {{}}
+images = np.load('images.npz')
+for name, keys in {keys}.items():
+    about, predict = load(name + '.ggcf')
+    for key in keys:
+        labels, probabilities = predict(images[key])
+        results[f'{{name}} {{key}} labels'] = labels
+        results[f'{{name}} {{key}} probabilities'] = probabilities
+np.savez('results.npz', **results)
+"""
+
+
+CHANGES = {
+    'whole': {'eval.pruning': 'local:keep=4'},
+    'windows': {'eval.window': (16, 24), 'eval.flip': True, 'eval.average': 'logits'},
+}
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory, untrained_run):
+    """Folder with two exported files, their configurations, images, and what the loader returns."""
+    root = tmp_path_factory.mktemp('export')
+    configs = {}
+    for name, changes in CHANGES.items():
+        configs[name] = config_lib.load(untrained_run)
+        configs[name].update_from_flattened_dict(changes)
+        sizes = SIZES[name] if name == 'whole' else ()
+        export.export_workdir(configs[name], untrained_run, 'best', root / f'{name}.ggcf', sizes)
+    rng = np.random.default_rng(1)
+    keys = {name: [f'{h}x{w}' for h, w in sizes] for name, sizes in SIZES.items()}
+    images = {
+        key: rng.integers(0, 256, (2, *size, 3), dtype=np.uint8)
+        for key, size in zip(keys['windows'], SIZES['windows'])
+    }
+    np.savez(root / 'images.npz', **images)
+    loader = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'export.md').read_text(), re.S)[1]
+    paths = [str(pathlib.Path(m.__file__).parent.parent) for m in (np, jax, flatbuffers)]
+    reader = _READER.format(paths=paths, loader=loader, keys=keys)
+    jax_settings = {name: value for name, value in os.environ.items() if name.startswith('JAX')}
+    subprocess.run(
+        [sys.executable, '-I', '-S', '-c', reader], cwd=root, check=True, env=jax_settings
+    )
+    with np.load(root / 'results.npz') as results:
+        return root, configs, images, dict(results)
+
+
+def _scores(untrained_run, config, images):
+    """What evaluation computes, of the images one by one."""
+    graphdef, params, stats = models.abstract(config, 11)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored = checkpoint.restore(untrained_run, params, stats, device)
+    plan = inference.build(config)
+
+    @jax.jit
+    def run(params, stats, image):
+        return inference.scores(merge(graphdef, params, stats), image[None], plan)[0]
+
+    found = jnp.stack([run(restored.params, restored.stats, image) for image in images])
+    return np.asarray(found.argmax(-1)), np.asarray(inference.probabilities(found, plan))
+
+
+@pytest.mark.parametrize('name', ['whole', 'windows'])
+def test_a_process_without_this_package_computes_what_evaluation_does(setting, untrained_run, name):
+    _, configs, images, results = setting
+    for size in SIZES[name]:
+        key = f'{size[0]}x{size[1]}'
+        labels, probabilities = _scores(untrained_run, configs[name], images[key])
+        found = results[f'{name} {key} labels']
+        assert found.dtype == np.uint8 and len(np.unique(labels)) > 1
+        np.testing.assert_array_equal(found, labels)
+        found = results[f'{name} {key} probabilities']
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, probabilities, atol=1e-5)
+
+
+def test_metadata_says_what_is_inside(setting):
+    root, configs, *_ = setting
+    with zipfile.ZipFile(root / 'windows.ggcf') as file:
+        about = json.loads(file.read('metadata.json'))
+    assert about['classes'][:2] == ['sky', 'building'] and len(about['colors']) == 11
+    assert about['programs'] == {'any': {'least': [16, 24]}}
+    assert about['platforms'] == ['cpu', 'cuda', 'tpu'] and about['checkpoint'] == 0
+    assert about['plan'] == str(inference.build(configs['windows']))
+    with zipfile.ZipFile(root / 'whole.ggcf') as file:
+        about = json.loads(file.read('metadata.json'))
+    assert about['programs'] == {'17x33': {'size': [17, 33]}}
+
+
+def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
+    _, configs, *_ = setting
+    graphdef, params, stats = models.abstract(configs['whole'], 11)
+    used = []
+    monkeypatch.setattr(
+        'ggcf_jax.models.ggcf.attend',
+        lambda *arguments, **options: (
+            used.append(tiles.current(1)) or attend(*arguments, **options)
+        ),
+    )
+    run = export.program(graphdef, params, stats, inference.Plan())
+    weights = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in export.flatten(params, stats).items()
+    }
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.uint8)
+    exported = jax.export.export(jax.jit(run), platforms=export.PLATFORMS)(weights, images)
+    assert set(used) == {tiles.CPU, tiles.ACCELERATOR}
+    # For one platform the other one's network is dropped.
+    here = jax.jit(run).lower(weights, images).as_text()
+    assert here.count('stablehlo.convolution') == 18
+    assert exported.mlir_module().count('stablehlo.convolution') >= 36
+
+
+@pytest.mark.parametrize('text', ['local:3', 'grid:3', 'full', 'learned'])
+def test_tiles_of_accelerators_compute_the_same(rng, text):
+    (graph,) = parse(text)
+    graph = graph.bind(graph.init(jax.random.key(0))) if text == 'learned' else graph
+    q, k, v = (jnp.float32(rng.normal(size=(1, 19, 23, 1, 4))) for _ in range(3))
+    with platform_lib.tracing_for('tpu'):
+        assert tiles.current(1) == tiles.ACCELERATOR
+        found = jax.jit(lambda *x: attend(*x, graph))(q, k, v)
+    expected = jax.jit(lambda *x: attend(*x, graph, implementation='reference'))(q, k, v)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert tiles.current(1) == tiles.CPU
+
+
+def test_a_file_that_is_there_stays(setting, untrained_run):
+    root, configs, *_ = setting
+    before = (root / 'whole.ggcf').read_bytes()
+    with pytest.raises(InputError, match='is there already; --overwrite replaces it'):
+        export.export_workdir(configs['whole'], untrained_run, 'best', root / 'whole.ggcf', SIZES)
+    assert (root / 'whole.ggcf').read_bytes() == before
+    with pytest.raises(InputError, match='is a folder'):
+        export.export_workdir(configs['whole'], untrained_run, 'best', root, ((17, 33),))
+
+
+def test_sizes_are_asked_for_and_refused(setting, untrained_run):
+    root, configs, *_ = setting
+    with pytest.raises(InputError, match='--sizes is missing'):
+        export.export_workdir(configs['whole'], untrained_run, 'best', root / 'new.ggcf', ())
+    with pytest.raises(InputError, match='--sizes is not needed'):
+        export.export_workdir(configs['windows'], untrained_run, 'best', root / 'new.ggcf', SIZES)
+    assert not (root / 'new.ggcf').exists()
+    assert export.parse_sizes('360x480, 1x2') == ((360, 480), (1, 2)) and not export.parse_sizes('')
+    for text in ('360', '360x', '0x4', '3x4x5', '-3x4'):
+        with pytest.raises(InputError, match='is not HEIGHTxWIDTH'):
+            export.parse_sizes(text)
+    with pytest.raises(InputError, match='twice'):
+        export.parse_sizes('3x4,3x4')

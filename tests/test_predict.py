@@ -1,0 +1,371 @@
+"""Predictions as files: equal to the scores, any size, bad images, interruptions, the server."""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import zipfile
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from conftest import make_tiny_config, save_untrained, write_camvid
+from PIL import Image
+
+from ggcf_jax import (
+    checkpoint,
+    classes,
+    data,
+    evaluate,
+    inference,
+    models,
+    predict,
+    prediction_files,
+    prediction_inputs,
+    prediction_parts,
+)
+from ggcf_jax.data import camvid, cityscapes
+from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.errors import InputError
+from ggcf_jax.state import merge
+
+ROOT = pathlib.Path(__file__).parent.parent
+SIDE = 64  # of the parts of large images
+
+
+@pytest.fixture(scope='module')
+def setting(tmp_path_factory):
+    """Configuration and workdir of a run with a checkpoint; its data set is gone."""
+    root = tmp_path_factory.mktemp('predict')
+    config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
+    config.update_from_flattened_dict(
+        {
+            'eval.flip': True,
+            'eval.max_sizes': 2,
+            'predict.max_side': SIDE,
+            'predict.probabilities': True,
+        }
+    )
+    save_untrained(config, 11, root / 'run')
+    classes.save(data.build(config.data), root / 'run')
+    config.data.manual_dir = config.data.data_dir = None
+    return config, root / 'run'
+
+
+@pytest.fixture(scope='module')
+def scores(setting):
+    """The scores of one image [h, w, 3], as evaluation finds them."""
+    config, workdir = setting
+    graphdef, params, stats = models.abstract(config, 11)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    restored = checkpoint.restore(workdir, params, stats, device, 'latest')
+    plan = inference.build(config)
+    run = jax.jit(
+        lambda x: inference.scores(merge(graphdef, restored.params, restored.stats), x, plan)
+    )
+    return lambda image: np.asarray(run(image[None]))[0]
+
+
+def _picture(rng, size):
+    coarse = rng.integers(0, 255, (size[0] // 6 + 1, size[1] // 6 + 1, 3), dtype=np.uint8)
+    return cv2.resize(coarse, size[::-1])
+
+
+def _write(path, rgb):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+def _labels(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.fixture(scope='module')
+def album(setting, tmp_path_factory):
+    """A folder with all that users bring, and what was predicted of it."""
+    config, workdir = setting
+    root = tmp_path_factory.mktemp('album')
+    rng = np.random.default_rng(5)
+    images = {
+        'one': _picture(rng, (40, 56)),
+        'deep/er/two': _picture(rng, (40, 56)),
+        'three': _picture(rng, (31, 50)),
+        'pixel': _picture(rng, (1, 1)),
+        'large': _picture(rng, (150, 100)),
+        'wide': _picture(rng, (20, 200)),
+    }
+    for name, image in images.items():
+        _write(root / 'in' / f'{name}.png', image)
+    grey = _picture(rng, (40, 56))[..., 0]
+    cv2.imwrite(str(root / 'in' / 'grey.png'), grey)
+    cv2.imwrite(str(root / 'in' / 'deep16.png'), images['one'][..., ::-1].astype(np.uint16) * 257)
+    alpha = np.dstack([images['one'], grey])
+    Image.fromarray(alpha).save(root / 'in' / 'alpha.png')
+    Image.fromarray(images['one']).convert('CMYK').save(root / 'in' / 'cmyk.jpg')
+    (root / 'in' / 'text.png').write_text('not an image')
+    (root / 'in' / 'empty.jpg').write_bytes(b'')
+    whole = (root / 'in' / 'one.png').read_bytes()
+    (root / 'in' / 'cut.png').write_bytes(whole[: len(whole) // 2])
+    (root / 'in' / 'notes.txt').write_text('ignored')
+    complete = predict.predict(config, workdir, 'latest', str(root / 'in'), str(root / 'out'))
+    images |= {'grey': np.repeat(grey[..., None], 3, -1), 'deep16': images['one']}
+    images |= {'alpha': images['one'], 'cmyk': None}
+    return root, images, complete
+
+
+def test_results_of_an_image(album, scores):
+    root, images, _ = album
+    expected = scores(images['one'])
+    for name in ('one', 'deep16', 'alpha'):
+        found = np.load(root / 'out' / 'probabilities' / f'{name}.npy')
+        assert found.dtype == np.float16
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        labels = _labels(root / 'out' / 'labels' / f'{name}.png')
+        assert labels.dtype == np.uint8 and labels.shape == (40, 56)
+        assert (labels == expected.argmax(-1)).mean() > 0.995
+    assert len(np.unique(labels)) > 2
+    overlay = cv2.imread(str(root / 'out' / 'overlays' / 'one.png'))[..., ::-1]
+    colors = np.asarray(camvid.COLORS, float)[_labels(root / 'out' / 'labels' / 'one.png')]
+    np.testing.assert_allclose(overlay, (images['one'] + colors) / 2, atol=1.01)
+
+
+def test_all_usable_images_have_results(album):
+    root, images, complete = album
+    assert not complete
+    for name, image in images.items():
+        labels = _labels(root / 'out' / 'labels' / f'{name}.png')
+        assert labels.shape == ((40, 56) if image is None else image.shape[:2]), name
+        assert labels.max() < 11
+    found = {p.relative_to(root / 'out') for p in (root / 'out').rglob('*') if p.is_file()}
+    assert len(found) == 3 * len(images) + 1  # and predict.json; nothing of the bad ones
+
+
+def test_what_failed_is_said_and_the_rest_is_not_done_again(album, setting, capsys):
+    root, images, _ = album
+    config, workdir = setting
+    before = {p: p.stat().st_mtime_ns for p in (root / 'out').rglob('*')}
+    assert not predict.predict(config, workdir, 'latest', str(root / 'in'), str(root / 'out'))
+    assert {p: p.stat().st_mtime_ns for p in (root / 'out').rglob('*')} == before
+    out, err = capsys.readouterr()
+    assert f'{len(images)} of {len(images) + 3} images were there already, 3 failed' in out
+    for name in ('text', 'empty', 'cut'):
+        assert f'failed: {name}: the image cannot be decoded; is the file damaged?' in err
+
+
+def test_a_large_image_is_that_of_its_parts(album, scores):
+    root, images, _ = album
+    image = images['large']
+    expected = np.zeros(image.shape[:2], np.uint8)
+    for top, rows in prediction_parts.cores(150, SIDE):
+        for left, columns in prediction_parts.cores(100, SIDE):
+            part = scores(image[top : top + SIDE, left : left + SIDE]).argmax(-1)
+            expected[rows, columns] = part[
+                rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
+            ]
+    found = _labels(root / 'out' / 'labels' / 'large.png')
+    assert (found == expected).mean() > 0.995
+    probabilities = np.load(root / 'out' / 'probabilities' / 'large.npy', mmap_mode='r')
+    assert probabilities.shape == (150, 100, 11)
+    chosen = np.take_along_axis(probabilities, found[..., None], -1)[..., 0]
+    np.testing.assert_allclose(chosen, probabilities.max(-1), atol=1e-3)  # float16 has ties
+    np.testing.assert_allclose(probabilities.astype(np.float32).sum(-1), 1, atol=5e-3)
+
+
+@pytest.mark.parametrize('length', [1, 63, 64, 65, 100, 112, 113, 1000])
+def test_cores_cover_an_axis_once(length):
+    found = prediction_parts.cores(length, 64)
+    assert [i for _, core in found for i in range(core.start, core.stop)] == list(range(length))
+    for start, core in found:
+        assert 0 <= start <= max(length - 64, 0)
+        assert core.start == 0 or core.start - start >= 8
+        assert core.stop == length or start + 64 - core.stop >= 8
+
+
+def test_another_plan_or_model_is_refused(album, setting, tmp_path):
+    root, _, _ = album
+    config, workdir = setting
+    other = config.copy_and_resolve_references()
+    other.eval.flip = False
+    before = sorted((root / 'out').rglob('*'))
+    with pytest.raises(InputError, match=r"inference: 'whole image, flip.*' there, 'whole image'"):
+        predict.predict(other, workdir, 'latest', str(root / 'in'), str(root / 'out'))
+    assert sorted((root / 'out').rglob('*')) == before
+    other.model.heads = 'local:1,grid:3'  # every array has the shape of local:1,grid:2
+    for run in (
+        lambda: predict.predict(other, workdir, 'latest', str(root / 'in'), str(tmp_path / 'new')),
+        lambda: evaluate.evaluate_workdir(other, workdir, 'validation', 'latest'),
+    ):
+        with pytest.raises(
+            InputError, match=r"model\.heads: 'local:1,grid:2' there, 'local:1,grid:3' now"
+        ):
+            run()
+    assert not (tmp_path / 'new').exists()
+
+
+def test_output_folders(tmp_path):
+    key = {'checkpoint': 'step 1'}
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='file is a file; give a folder'):
+        prediction_files.claim(tmp_path / 'file', key)
+    with pytest.raises(InputError, match='holds files that are not results'):
+        prediction_files.claim(tmp_path, key)
+    (tmp_path / 'empty').mkdir()
+    prediction_files.claim(tmp_path / 'empty', key)
+    prediction_files.claim(tmp_path / 'empty', key)
+    with pytest.raises(InputError, match="checkpoint: 'step 1' there, 'step 2' now"):
+        prediction_files.claim(tmp_path / 'empty', {'checkpoint': 'step 2'})
+    (tmp_path / 'empty' / 'predict.json').write_text('{')
+    with pytest.raises(InputError, match='is damaged'):
+        prediction_files.claim(tmp_path / 'empty', key)
+
+
+def test_inputs(tmp_path, rng):
+    with pytest.raises(InputError, match='there are no images; known are'):
+        prediction_inputs.of_path(tmp_path, tmp_path / 'out')
+    for name in ('a.png', 'b/a.png', 'b/out/labels/a.png'):
+        _write(tmp_path / name, _picture(rng, (5, 7)))
+    found = prediction_inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
+    assert [each.name for each in found] == ['a', 'b/a']
+    assert [each.size() for each in found] == [(5, 7)] * 2
+    cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 2), np.uint8))
+    with pytest.raises(InputError, match='have one name'):
+        prediction_inputs.of_path(tmp_path, tmp_path / 'out')
+    (tmp_path / 'c.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+    assert prediction_inputs.of_path(tmp_path / 'c.png', tmp_path)[0].size() is None
+
+
+def test_neither_path_nor_split(setting, tmp_path):
+    config, workdir = setting
+    config = config.copy_and_resolve_references()
+    config.data.manual_dir = str(write_camvid(tmp_path / 'c', np.random.default_rng(0)))
+    config.data.data_dir = str(tmp_path / 'prepared')
+    with pytest.raises(InputError, match='--input=tset is neither a file, nor a folder, nor a'):
+        predict.predict(config, workdir, 'latest', 'tset', str(tmp_path / 'out'))
+    config.predict.label_ids = 'server'
+    with pytest.raises(InputError, match="'camvid' has no evaluation server"):
+        predict.predict(config, workdir, 'latest', 'validation', str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture
+def city(rng):
+    """A Cityscapes with a test split of small images."""
+    names = [f'berlin_{i:06d}_000019' for i in range(3)]
+    records = [
+        {'name': name, 'image': cv2.imencode('.png', _picture(rng, (40, 56)))[1].tobytes()}
+        for name in names
+    ]
+    return names, Dataset(
+        'cityscapes', cityscapes.CLASSES, cityscapes.COLORS, {'test': records},
+        cityscapes.LABEL_MAP, 'x', ('test',), cityscapes.CATEGORIES, cityscapes.SERVER_IDS,
+    )  # fmt: skip
+
+
+def test_files_for_the_server(setting, city, tmp_path, monkeypatch):
+    config, workdir = setting
+    names, dataset = city
+    monkeypatch.setattr(data, 'build', lambda config: dataset)
+    config = config.copy_and_resolve_references()
+    config.predict.update(label_ids='server', probabilities=False)
+    out = tmp_path / 'out'
+    assert predict.predict(config, workdir, 'latest', 'test', str(out))
+    with zipfile.ZipFile(out / 'submission.zip') as file:
+        assert sorted(file.namelist()) == [f'{name}_labelIds.png' for name in names]
+        content = file.read(f'{names[0]}_labelIds.png')
+    ids = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(ids)) <= set(cityscapes.SERVER_IDS)
+    # As train ids the same pixels are the same classes.
+    config.predict.label_ids = 'train'
+    assert predict.predict(config, workdir, 'latest', 'test', str(tmp_path / 'train'))
+    train_ids = _labels(tmp_path / 'train' / 'labels' / f'{names[0]}.png')
+    np.testing.assert_array_equal(cityscapes.LABEL_MAP[ids], train_ids)
+
+
+def test_what_the_server_would_refuse(city, tmp_path):
+    names, _ = city
+    ids = np.array(cityscapes.SERVER_IDS, np.uint8)
+    results = prediction_files.Results(tmp_path, cityscapes.COLORS, ids, '_x', False, False)
+    sizes = {name: (4, 6) for name in names}
+    for name, labels in zip(names, (np.full((4, 6), 7), np.full((6, 4), 7), np.full((4, 6), 255))):
+        _write(results.label_path(name), np.zeros((1, 1, 3)))
+        cv2.imwrite(str(results.label_path(name)), labels.astype(np.uint8))
+    cv2.imwrite(str(tmp_path / 'labels' / 'other.png'), ids)
+    sizes['bonn'] = (4, 6)
+    with pytest.raises(InputError) as error:
+        prediction_files.submit(results, sizes)
+    text = str(error.value)
+    assert '4 problems' in text and 'bonn_x.png is missing' in text
+    assert 'other.png is not expected' in text and 'holds the values [255]' in text
+    assert f'{names[1]}_x.png is 6 x 4, its image 4 x 6' in text
+    assert not (tmp_path / 'submission.zip').exists()
+
+
+def test_a_stop_leaves_whole_files(setting, tmp_path, monkeypatch, capsys):
+    config, workdir = setting
+    rng = np.random.default_rng(4)
+    for i in range(10):
+        _write(tmp_path / 'in' / f'{i}.png', _picture(rng, (40, 56)))
+    _write(tmp_path / 'in' / 'large.png', _picture(rng, (300, 200)))
+    arguments = (config, workdir, 'latest', str(tmp_path / 'in'), str(tmp_path / 'out'))
+
+    @contextlib.contextmanager
+    def stop_after(runs):
+        asked = itertools.count(1)
+        yield lambda: 'SIGTERM' if next(asked) > runs else None
+
+    for runs, labels in (
+        (1, 8),
+        (2, 10),
+    ):  # a batch of 8; the other two, and parts of the large one
+        monkeypatch.setattr(predict, 'stop_requests', lambda runs=runs: stop_after(runs))
+        assert not predict.predict(*arguments)
+        assert 'stopped by SIGTERM; the same command goes on' in capsys.readouterr().out
+        assert len(list((tmp_path / 'out' / 'labels').iterdir())) == labels
+        assert not list((tmp_path / 'out').rglob('*.part'))
+    monkeypatch.undo()
+    assert predict.predict(*arguments)
+    assert _labels(tmp_path / 'out' / 'labels' / 'large.png').shape == (300, 200)
+
+
+@pytest.mark.slow
+def test_a_killed_prediction_is_resumed(setting, tmp_path):
+    _, workdir = setting
+    rng = np.random.default_rng(2)
+    for i in range(60):
+        _write(tmp_path / 'in' / f'{i:02d}.png', _picture(rng, (40, 56)))
+    command = [
+        sys.executable, str(ROOT / 'main.py'), '--mode=predict', f'--workdir={workdir}',
+        '--checkpoint=latest', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}',
+        '--config.eval.batch_size=1',
+    ]  # fmt: skip
+    environment = dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT))
+    with subprocess.Popen(command, env=environment) as process:
+        while process.poll() is None and not list((tmp_path / 'out').rglob('03.npy')):
+            pass
+        process.send_signal(signal.SIGKILL)
+    done = {p: p.read_bytes() for p in (tmp_path / 'out' / 'labels').glob('*.png')}
+    assert 3 <= len(done) < 60
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert 'of 60 images were there already, 0 failed' in again.stdout
+    labels = {p: p.read_bytes() for p in (tmp_path / 'out' / 'labels').glob('*.png')}
+    assert len(labels) == 60 and done.items() <= labels.items()
+    (tmp_path / 'in' / 'bad.png').write_bytes(b'')
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert failed.returncode == 1 and 'failed: bad: ' in failed.stderr
+
+
+def test_classes_are_kept(setting, tmp_path):
+    config, workdir = setting
+    assert classes.of_run(config, workdir) == classes.Classes(camvid.CLASSES, camvid.COLORS)
+    (tmp_path / 'classes.json').write_text(json.dumps({'names': ['a']}))
+    with pytest.raises(InputError, match='is damaged'):
+        classes.of_run(config, tmp_path)
+    # A run that did not keep them has those of its data set.
+    with pytest.raises(InputError, match='manual_dir is not set'):
+        classes.of_run(config, tmp_path / 'old')

@@ -1,0 +1,404 @@
+"""The server over real HTTP, with a model that needs no time; then the page in a real browser."""
+
+import base64
+import contextlib
+import dataclasses
+import http.client
+import io
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import zlib
+
+import browser
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ggcf_jax import serve
+from ggcf_jax.serve_answers import Answers
+from ggcf_jax.viewer import Viewer
+
+ROOT = pathlib.Path(__file__).parent.parent
+COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
+
+
+def _segment(image):
+    """Class 1 where there is more green than red, class 2 where it is black."""
+    labels = (image[..., 1] > image[..., 0]).astype(np.uint8)
+    labels[~image.any(-1)] = 2
+    return labels
+
+
+def _attend(image, pixel):
+    """Two heads: everything on the query's own position; the same on all."""
+    weights = np.zeros((2, -(-image.shape[0] // 4), -(-image.shape[1] // 4)), np.float32)
+    weights[0, pixel[0] // 4, pixel[1] // 4] = 1
+    weights[1] = 1 / weights[1].size
+    return weights
+
+
+VIEWER = Viewer(
+    name='colours',
+    classes=('red', 'green', 'black'),
+    colors=COLORS,
+    heads=('local:1', 'full'),
+    stride=4,
+    step=7,
+    plan='whole image',
+    segment=_segment,
+    attend=_attend,
+)
+
+
+@contextlib.contextmanager
+def serving(viewer=VIEWER, **limits):
+    """A server in a thread, on a free port; yields its port, ends when all is answered."""
+    server = serve.Server(Answers(viewer, **limits), '127.0.0.1', 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+        server.finish(30)
+        server.server_close()
+
+
+def ask(port, method, path, body=None, **headers):
+    """(status, headers, body) of one request."""
+    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
+def post(port, path, body, **headers):
+    """(status, content) of a POST."""
+    status, _, content = ask(port, 'POST', path, body, **headers)
+    return status, json.loads(content)
+
+
+def encode(image, kind='PNG', mode='RGB', **options):
+    """The bytes of an image file."""
+    content = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(content, kind, **options)
+    return content.getvalue()
+
+
+def decode(url):
+    """The picture in a PNG data URL, RGB or RGBA."""
+    prefix, _, data = url.partition(',')
+    assert prefix == 'data:image/png;base64'
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+@pytest.fixture(scope='module')
+def port():
+    with serving(max_bytes=20_000, max_pixels=5000) as number:
+        yield number
+
+
+@pytest.fixture
+def picture(rng):
+    image = rng.integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    image[:2] = 0
+    return image
+
+
+def test_page_and_model(port):
+    status, headers, page = ask(port, 'GET', '/')
+    assert status == 200 and headers['Content-Type'].startswith('text/html')
+    assert b'://' not in page  # nothing from elsewhere
+    assert "default-src 'none'" in headers['Content-Security-Policy']
+    status, _, content = ask(port, 'GET', '/model')
+    about = json.loads(content)
+    assert status == 200 and about['classes'] == ['red', 'green', 'black']
+    assert about['heads'] == ['local:1', 'full'] and about['max_pixels'] == 5000
+    assert ask(port, 'GET', '/other')[0] == ask(port, 'POST', '/', b'')[0] == 404
+
+
+def test_classes_of_an_image(port, picture):
+    status, found = post(port, '/segment', encode(picture))
+    labels = _segment(picture)
+    assert status == 200 and (found['height'], found['width']) == (9, 14)
+    np.testing.assert_array_equal(decode(found['image']), picture)
+    np.testing.assert_array_equal(decode(found['overlay']), np.asarray(COLORS, np.uint8)[labels])
+    np.testing.assert_allclose(found['shares'], [(labels == i).mean() for i in range(3)])
+
+
+def test_attention_of_a_pixel(port, picture):
+    _, image = post(port, '/segment', encode(picture))
+    query = {'id': image['id'], 'y': 6, 'x': 13}
+    status, found = post(port, '/attention', json.dumps(query))
+    assert status == 200 and found['label'] == _segment(picture)[6, 13]
+    # Position i is the middle of the square around pixel 4 i: 3 x 4 squares.
+    assert found['box'] == [-2, -2, 16, 12]
+    assert [head['graph'] for head in found['heads']] == ['local:1', 'full']
+    own, all_equal = (decode(head['heat']) for head in found['heads'])
+    assert own.shape == (3, 4, 4) and np.argwhere(own[..., 3]).tolist() == [[1, 3]]
+    assert (all_equal[..., 3] == 255).all()
+    assert found['heads'][1]['largest'] == pytest.approx(1 / 12)
+
+
+@pytest.mark.parametrize(
+    ('change', 'status', 'words'),
+    [
+        ({'y': 9}, 400, 'lies outside of the image of 9 x 14'),
+        ({'x': -1}, 400, 'lies outside'),
+        ({'y': 'a'}, 400, 'A query is'),
+        ({'y': 1.5}, 400, 'A query is'),
+        ({'y': True}, 400, 'A query is'),
+        ({'id': 'other'}, 410, 'send it again'),
+    ],
+)
+def test_bad_queries(port, picture, change, status, words):
+    _, image = post(port, '/segment', encode(picture))
+    query = {'id': image['id'], 'y': 0, 'x': 0} | change
+    found = post(port, '/attention', json.dumps(query))
+    assert found[0] == status and words in found[1]['error']
+
+
+def test_only_the_latest_images_are_kept(port, picture):
+    names = [post(port, '/segment', encode(picture))[1]['id'] for _ in range(9)]
+    found = [post(port, '/attention', json.dumps({'id': n, 'y': 0, 'x': 0}))[0] for n in names]
+    assert found == [410] + [200] * 8
+
+
+def test_queries_that_are_no_json(port):
+    for body in (b'{', b'[]', b'3', b'\xff', b' ' * 2000):
+        status, found = post(port, '/attention', body)
+        assert status in (400, 413) and found['error']
+
+
+def _bomb():
+    """A PNG of 100,000 x 100,000 pixels in its header."""
+    content = bytearray(encode(np.zeros((1, 1, 3), np.uint8)))
+    content[16:24] = (100_000).to_bytes(4, 'big') * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    ('content', 'status', 'words'),
+    [
+        (b'', 400, 'The file is empty.'),
+        (b'Not an image at all.', 415, 'This is not an image that can be read'),
+        (encode(np.full((40, 40, 3), 9, np.uint8))[:-20], 415, 'is the file damaged?'),
+        (encode(np.full((40, 40, 3), 9, np.uint8))[:30], 415, 'This is not an image'),
+        (_bomb(), 413, 'The image is too large'),
+        (encode(np.zeros((100, 51, 3), np.uint8)), 413, '51 x 100, more than 5,000 pixels'),
+        (bytes(20_001), 413, 'The file is too large: 20,001 bytes, more than 20,000.'),
+        (bytes(60_000), 413, 'The file is too large'),
+    ],
+    ids=['empty', 'text', 'cut off', 'header', 'bomb', 'pixels', 'bytes', 'many bytes'],
+)
+def test_bad_uploads(port, content, status, words):
+    found = post(port, '/segment', content)
+    assert found[0] == status and words in found[1]['error']
+
+
+def test_unusual_images_are_taken(port, picture):
+    grey = Image.fromarray(picture).convert('L')
+    deep = cv2.imencode('.png', picture.astype(np.uint16) * 257)[1].tobytes()
+    files = {
+        'one pixel': encode(picture[:1, :1]),
+        'cmyk': encode(picture, 'JPEG', 'CMYK'),
+        'palette': encode(picture, 'PNG', 'P'),
+        'alpha': encode(picture, 'PNG', 'RGBA'),
+        'webp': encode(picture, 'WEBP'),
+        '16 bits': deep,
+        'grey': encode(np.asarray(grey), mode='L'),
+    }
+    for name, content in files.items():
+        status, found = post(port, '/segment', content)
+        assert status == 200, (name, found)
+        assert decode(found['overlay']).shape == ((1, 1, 3) if name == 'one pixel' else (9, 14, 3))
+
+
+def test_photographs_are_turned_upright(port):
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, :8], image[:, 8:] = (255, 0, 0), (0, 255, 0)
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    _, found = post(port, '/segment', encode(image, 'JPEG', exif=exif))
+    assert (found['height'], found['width']) == (16, 8)
+    overlay = decode(found['overlay'])
+    assert (overlay[:6] == COLORS[0]).all() and (overlay[10:] == COLORS[1]).all()
+
+
+def test_foreign_hosts_and_pages_are_refused(port):
+    for host in ('evil.example', f'evil.example:{port}', '127.0.0.1.evil.example', '', '['):
+        assert ask(port, 'GET', '/model', Host=host)[0] == 403
+    for host in ('localhost', f'localhost:{port}', f'127.0.0.1:{port}', f'[::1]:{port}'):
+        assert ask(port, 'GET', '/model', Host=host)[0] == 200
+    own = f'127.0.0.1:{port}'
+    for origin, status in ((f'http://{own}', 400), ('http://evil.example', 403), ('null', 403)):
+        assert ask(port, 'POST', '/segment', b'', Host=own, Origin=origin)[0] == status
+
+
+def test_uploads_without_length_or_that_break_off(port):
+    start = f'POST /segment HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n'
+    for rest, status in (('\r\n', b'411'), ('Content-Length: 50\r\n\r\nabc', b'400')):
+        with socket.create_connection(('127.0.0.1', port), timeout=30) as connection:
+            connection.sendall((start + rest).encode())
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.makefile('rb').readline().split()[1] == status
+
+
+def test_one_at_a_time(picture):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(image):
+        started.set()
+        assert go_on.wait(30)
+        return _segment(image)
+
+    with serving(dataclasses.replace(VIEWER, segment=slow)) as port:
+        found = []
+        first = threading.Thread(target=lambda: found.append(post(port, '/segment', body)))
+        body = encode(picture)
+        first.start()
+        assert started.wait(30)
+        status, headers, content = ask(port, 'POST', '/segment', body)
+        assert status == 503 and headers['Retry-After'] == '2'
+        assert 'busy' in json.loads(content)['error']
+        assert ask(port, 'GET', '/model')[0] == 200  # what needs no computation is answered
+        go_on.set()
+        first.join()
+        assert found[0][0] == 200
+        assert post(port, '/segment', body)[0] == 200
+
+
+def test_what_has_begun_is_answered_at_the_end(picture):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(image):
+        started.set()
+        assert go_on.wait(30)
+        return _segment(image)
+
+    found = []
+    with serving(dataclasses.replace(VIEWER, segment=slow)) as port:
+        body = encode(picture)
+        first = threading.Thread(target=lambda: found.append(post(port, '/segment', body)))
+        first.start()
+        assert started.wait(30)
+        threading.Timer(0.2, go_on.set).start()
+    first.join(5)
+    assert found[0][0] == 200
+
+
+def test_a_model_that_fails_ends_no_server(picture, capfd):
+    def fail(image):
+        raise RuntimeError('out of memory')
+
+    with serving(dataclasses.replace(VIEWER, segment=fail)) as port:
+        for _ in range(2):  # the second is not told that the model is busy
+            status, found = post(port, '/segment', encode(picture))
+            assert status == 500 and 'The model failed: RuntimeError' in found['error']
+    assert 'out of memory' in capfd.readouterr().err
+
+
+def test_a_model_without_heads_says_so(picture):
+    with serving(dataclasses.replace(VIEWER, heads=())) as port:
+        _, image = post(port, '/segment', encode(picture))
+        query = json.dumps({'id': image['id'], 'y': 0, 'x': 0})
+        status, found = post(port, '/attention', query)
+        assert status == 409 and 'no attention heads' in found['error']
+
+
+@pytest.fixture(scope='module')
+def page_url(untrained_run):
+    """main.py --mode=serve on an untrained run; told to stop afterwards."""
+    process = subprocess.Popen(
+        [sys.executable, 'main.py', '--mode=serve', f'--workdir={untrained_run}', '--port=0'],
+        cwd=ROOT,
+        env=dict(os.environ, XLA_FLAGS=''),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    line = next(line for line in process.stdout if line.startswith('checkpoint'))
+    assert line.startswith('checkpoint of step 0: http://127.0.0.1:')
+    yield line.split()[-1]
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.read().strip() == 'stopped by SIGINT'
+    assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_served_run_answers_and_stops_in_good_order(page_url, picture):
+    port = int(page_url.rpartition(':')[2])
+    status, image = post(port, '/segment', encode(np.tile(picture, (4, 4, 1))))
+    assert status == 200 and (image['height'], image['width']) == (36, 56)
+    assert sum(image['shares']) == pytest.approx(1) and len(image['shares']) == 11
+    query = {'id': image['id'], 'y': 20, 'x': 33}
+    status, found = post(port, '/attention', json.dumps(query))
+    local, grid, learned = (decode(head['heat'])[..., 3] > 0 for head in found['heads'])
+    # Pixel (20, 33) is nearest to position (3, 4) of 5 x 7.
+    assert np.argwhere(local).tolist() == [[y, x] for y in (2, 3, 4) for x in (3, 4, 5)]
+    assert np.argwhere(grid).tolist() == [[y, x] for y in (1, 3) for x in (0, 2, 4, 6)]
+    assert learned.all()
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(page_url, picture, tmp_path):
+    path = browser.find()
+    if path is None:
+        pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+    (tmp_path / 'image.png').write_bytes(encode(np.tile(picture, (4, 4, 1))))
+    (tmp_path / 'text.png').write_text('Not an image.')
+    with browser.open_page(path) as page:
+        page.call('Page.navigate', url=page_url)
+        page.wait("document.title == 'GGCF on camvid'")
+        page.choose_file('#file', tmp_path / 'text.png')
+        page.wait("document.querySelector('#message.bad')")
+        assert 'not an image' in page.run("document.querySelector('#message').innerText")
+        page.choose_file('#file', tmp_path / 'image.png')
+        page.wait("!document.querySelector('#stage').hidden && !busy")
+        assert page.run("document.querySelector('#message').innerText").startswith('56 x 36 pixels')
+        assert page.run("document.querySelector('#overlay').naturalWidth") == 56
+        assert page.run("document.querySelectorAll('#classes tr').length") == 11
+
+        # Just past half way down and across: pixel (18, 28) of 36 x 56.
+        page.click('#stage', 0.51, 0.51)
+        page.wait('attention && !busy')
+        assert page.run('[attention.y, attention.x]') == [18, 28]
+        heads = (
+            "[...document.querySelectorAll('#heads label')].map(e => e.innerText.split('\\n')[0])"
+        )
+        assert page.run(heads) == ['1 local:1', '2 grid:2', '3 learned', 'none']
+        first = page.run("document.querySelector('#heat').src")
+        page.click('#heads label:nth-child(2) input')
+        assert page.run("document.querySelector('#heat').src") not in ('', first)
+        assert page.run("document.querySelector('#overlay').hidden")
+        # The map of 5 x 7 positions, 8 pixels each, begins half a position outside.
+        left = page.run("parseFloat(document.querySelector('#heat').style.left)")
+        assert left == pytest.approx(-100 * 4 / 56, rel=1e-3)
+        page.click('#heads label:nth-child(4) input')
+        assert page.run("document.querySelector('#heat').hidden")
+        assert not page.run("document.querySelector('#overlay').hidden")
+
+        # By keyboard: the cross moves by a position, Enter asks.
+        page.run("document.querySelector('#stage').focus()")
+        page.press('ArrowDown', 40)
+        page.press('ArrowRight', 39)
+        page.press('Enter', 13)
+        page.wait('attention.y == 26 && !busy')
+        assert page.run('attention.x') == 36
+        page.run("document.querySelector('#opacity').focus()")
+        page.press('Home', 36)
+        assert page.run("document.querySelector('#overlay').style.opacity") == '0'
+        if 'SCREENSHOTS' in os.environ:
+            page.screenshot(pathlib.Path(os.environ['SCREENSHOTS']) / 'serve_test.png')
+        # The text that was sent as an image is the one error that the browser saw.
+        errors = [m['entry']['text'] for m in page.messages if m.get('entry')]
+        assert len(errors) == len(page.messages) == 1 and '415' in errors[0]
