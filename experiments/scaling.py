@@ -57,13 +57,16 @@ class Machine:
     Attributes:
         chip, network: see there.
         devices: number of them.
-        target: whose compiled program stands for it, of `accelerators.TARGETS`.
+        target: whose compiled program a device runs, of `accelerators.TARGETS`.
+        collectives: the target whose program tells them. XLA divides a data-parallel step before it
+            compiles for a chip, so a program for other chips stands for one that takes long.
     """
 
     chip: Chip
     network: Network
     devices: int
     target: str
+    collectives: str
 
 
 H100 = Chip(989.4e12, 3.35e12, 84978434048, 0, 3e-6, 'NVIDIA H100 SXM data sheet')
@@ -78,17 +81,17 @@ MESH = Network(100e9, 12e-6, 'half of a pod, without rings; 12 hops of 1 us assu
 TORUS = Network(200e9, 32e-6, '51.2 TB/s of all-reduce a pod; 32 hops of 1 us assumed')
 
 MACHINES = {
-    '1 x H100': Machine(H100, NVLINK, 1, 'h100'),
-    '8 x H100': Machine(H100, NVLINK, 8, 'h100x8'),
-    'v5e-1': Machine(V5E, MESH, 1, 'v5e'),
-    'v5e-16': Machine(V5E, MESH, 16, 'v5e:4x4'),
-    'v5e-256': Machine(V5E, TORUS, 256, 'v5e:4x4'),
+    '1 x H100': Machine(H100, NVLINK, 1, 'h100', 'h100'),
+    '8 x H100': Machine(H100, NVLINK, 8, 'h100x8', 'h100x8'),
+    'v5e-1': Machine(V5E, MESH, 1, 'v5e', 'v5e'),
+    'v5e-16': Machine(V5E, MESH, 16, 'v5e', 'h100x8'),
+    'v5e-256': Machine(V5E, TORUS, 256, 'v5e', 'h100x8'),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A training step, as its row of the CSV file tells; bytes and FLOPs are those of a device."""
+    """A training step, as rows of the CSV file tell; bytes and FLOPs are those of a device."""
 
     batch: int
     memory: int
@@ -100,8 +103,9 @@ class Compiled:
     reduced: int
 
     @staticmethod
-    def of(row: dict[str, str]) -> 'Compiled':
-        kinds = [kind.split() for kind in row['collectives'].split('; ') if kind]
+    def of(row: dict[str, str], collectives: str) -> 'Compiled':
+        """From a row, and the collectives of that or another one."""
+        kinds = [kind.split() for kind in collectives.split('; ') if kind]
         others = [kind for kind, _, _ in kinds if kind != 'all-reduce']
         if others:
             raise ValueError(f'the model knows all-reduce only, and the program has {others}')
@@ -154,14 +158,16 @@ def table(rows: list[dict[str, str]]) -> list[str]:
     """Markdown lines: one a machine and batch of which the rows have the program."""
     lines = [
         '| machine | images a device | memory a device | computation ms | all-reduces, MiB '
-        '| communication ms | efficiency | images/s | 400,000 images, hours |',
+        '| communication ms | efficiency | images/s | 400,000 images, minutes |',
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
+    compiled = {(row['target'], row['batch']): row for row in rows if row['flops']}
     for name, machine in MACHINES.items():
-        for row in rows:
-            if row['target'] != machine.target or not row['flops']:
+        for (target, batch), row in compiled.items():
+            many = compiled.get((machine.collectives, batch))
+            if target != machine.target or many is None:
                 continue
-            program = Compiled.of(row)
+            program = Compiled.of(row, many['collectives'])
             p = predict(machine, program)
             steps = [t + p.communication for t in (p.slowest, p.fastest)]
             rates = [program.batch * machine.devices / t for t in steps]
@@ -173,7 +179,7 @@ def table(rows: list[dict[str, str]]) -> list[str]:
                 f'| {program.collectives}, {program.reduced / 2**20:.0f} '
                 f'| {p.communication * 1e3:.1f} | {low:.0%} - {high:.0%} '
                 f'| {rates[0]:.0f} - {rates[1]:.0f} '
-                f'| {IMAGES / rates[1] / 3600:.2f} - {IMAGES / rates[0] / 3600:.2f} |'
+                f'| {IMAGES / rates[1] / 60:.0f} - {IMAGES / rates[0] / 60:.0f} |'
             )
     return lines
 

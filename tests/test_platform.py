@@ -54,7 +54,6 @@ def test_devices_of_the_mesh():
     'heads, drop_rate',
     [
         *((h, None) for h in ('local:4', 'grid:2', 'full', 'learned')),
-        ('grid:2', 0.5),
         ('full', 0.5),
     ],
 )
