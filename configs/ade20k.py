@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'leaky_relu'  # InPlace-ABN
     model.norm = 'batch_norm'
@@ -113,3 +114,10 @@ def get_config() -> ConfigDict:
     config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
     config.predict.max_side = 2048  # larger images go through the network in parts of this size
     return config
+
+
+def sweep():
+    """The rows of Table 2 under the paper's names."""
+    yield 'Baseline', {'model.context': 'none'}
+    yield 'FULL', {'model.heads': 'full'}
+    yield '{LOCAL, GRID}_{8,16,24}', {'model.heads': 'local:8,16,24,grid:8,16,24'}

@@ -115,6 +115,7 @@ def get_config(variant: str = 'r101') -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'leaky_relu'  # InPlace-ABN
     model.norm = 'batch_norm'
@@ -181,3 +182,26 @@ def get_config(variant: str = 'r101') -> ConfigDict:
     config.predict.max_side = 2048  # larger images go through the network in parts of this size
     VARIANTS[variant](config)
     return config
+
+
+def sweep():
+    """The rows of Table 1 under the paper's names."""
+    yield 'Baseline', {'model.context': 'none'}
+    yield 'ASPP', {'model.context': 'aspp'}
+    for name, heads in (
+        ('FULL', 'full'),
+        ('{LOCAL, GRID}_{8,16,24}', 'local:8,16,24,grid:8,16,24'),
+        ('GRID_{8,16,24}', 'grid:8,16,24'),
+        ('LOCAL_{8,16,24}', 'local:8,16,24'),
+        ('FULL, {LOCAL, GRID}_{8,16,24}', 'full,local:8,16,24,grid:8,16,24'),
+        ('FULL, LOCAL_{8,16,24}', 'full,local:8,16,24'),
+        ('FULL, GRID_{8,16,24}', 'full,grid:8,16,24'),
+        ('GRID_{10,10,10}', 'grid:10,10,10'),
+        ('GRID_10', 'grid:10'),
+        ('LOCAL_10', 'local:10'),
+        ('FULL, FULL', 'full,full'),
+        ('FULL, LOCAL_10', 'full,local:10'),
+        ('FULL, GRID_10', 'full,grid:10'),
+        ('Trainable E', 'learned'),
+    ):
+        yield name, {'model.heads': heads}

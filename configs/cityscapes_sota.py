@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = (1, 2)  # of mod6 and mod7; the paper gives no numbers
     model.backbone.multi_grid_kind = 'multiplier'  # of the dilation; or 'absolute'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'vistas'  # as its published weights
     model.activation = 'leaky_relu'  # InPlace-ABN
     model.norm = 'abs_gamma'  # as its published weights

@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'
     model.backbone.weights = config_dict.placeholder(str)  # docs/pretrained.md
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'
     model.activation = 'relu'
     model.norm = 'batch_norm'

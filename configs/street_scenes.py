@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     model.backbone.multi_grid = ()
     model.backbone.multi_grid_kind = 'multiplier'
     model.backbone.weights = config_dict.placeholder(str)
+    model.backbone.statistics = 'batch'  # or running: normalise with those of the weights
     model.input = 'imagenet'  # normalisation that the weights were trained with
     model.activation = 'relu'
     model.norm = 'batch_norm'
@@ -109,3 +110,26 @@ def get_config() -> ConfigDict:
     config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
     config.predict.max_side = 2048  # larger images go through the network in parts of this size
     return config
+
+
+def sweep():
+    """The rows of Table 1 under the paper's names, sizes scaled as the heads above (10 to 3)."""
+    yield 'Baseline', {'model.context': 'none'}
+    yield 'ASPP', {'model.context': 'aspp'}
+    for name, heads in (
+        ('FULL', 'full'),
+        ('{LOCAL, GRID}_{8,16,24}', 'local:2,4,6,grid:2,4,6'),
+        ('GRID_{8,16,24}', 'grid:2,4,6'),
+        ('LOCAL_{8,16,24}', 'local:2,4,6'),
+        ('FULL, {LOCAL, GRID}_{8,16,24}', 'full,local:2,4,6,grid:2,4,6'),
+        ('FULL, LOCAL_{8,16,24}', 'full,local:2,4,6'),
+        ('FULL, GRID_{8,16,24}', 'full,grid:2,4,6'),
+        ('GRID_{10,10,10}', 'grid:3,3,3'),
+        ('GRID_10', 'grid:3'),
+        ('LOCAL_10', 'local:3'),
+        ('FULL, FULL', 'full,full'),
+        ('FULL, LOCAL_10', 'full,local:3'),
+        ('FULL, GRID_10', 'full,grid:3'),
+        ('Trainable E', 'learned'),
+    ):
+        yield name, {'model.heads': heads}

@@ -17,21 +17,21 @@ _TYPES = {'str': str, 'int': int, 'float': float}
 
 # Fields that may differ when a run is resumed: they say where things lie, not what is computed.
 _OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels')
-# So may those that training does not read.
-_NOT_OF_TRAINING = (
-    'eval.window',
-    'eval.stride',
-    'eval.windows_at_once',
-    'eval.scales',
-    'eval.flip',
-    'eval.average',
-    'eval.pruning',
-    'eval.worst',
-    'predict.overlays',
-    'predict.probabilities',
-    'predict.label_ids',
-    'predict.max_side',
-)
+# So may those that training does not read; runs that were started before there were any have these.
+_NOT_OF_TRAINING = {
+    'eval.window': (),
+    'eval.stride': (),
+    'eval.windows_at_once': 4,
+    'eval.scales': (1.0,),
+    'eval.flip': False,
+    'eval.average': 'probabilities',
+    'eval.pruning': '',
+    'eval.worst': 4,
+    'predict.overlays': True,
+    'predict.probabilities': False,
+    'predict.label_ids': 'train',
+    'predict.max_side': 2048,
+}
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -58,6 +58,12 @@ def load(workdir: pathlib.Path) -> ConfigDict:
     except (ValueError, KeyError) as error:
         raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
     config = ConfigDict(_tuples(saved))
+    for name, value in _NOT_OF_TRAINING.items():
+        section, field = name.split('.')
+        if section not in config:
+            config[section] = ConfigDict()
+        if field not in config[section]:
+            config[section][field] = value
     for name, kind in placeholders.items():
         *parents, last = name.split('.')
         node = config
@@ -180,6 +186,12 @@ def check(config: ConfigDict, devices: int) -> None:
     ):
         if not 0 <= value < 1:
             raise InputError(f'config.{name}={value} must be in [0, 1)')
+    backbone = config.model.backbone
+    if backbone.statistics == 'running' and backbone.weights is None:
+        raise InputError(
+            "config.model.backbone.statistics='running' keeps the statistics of published weights; "
+            'give config.model.backbone.weights as well'
+        )
     if train.warmup_steps >= train.steps:
         raise InputError(
             f'config.train.warmup_steps={train.warmup_steps} must be less than '

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data, losses, models, optim, start, train_step, visualize
+from ggcf_jax import data, inference, losses, models, optim, start, train_step, visualize
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress
@@ -93,6 +93,7 @@ def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) 
         config_lib.check(config, len(devices))
     with _reported(found):
         models.abstract(config, num_classes=1)
+        inference.build(config)
         optim.optimizer(config.train)
         losses.build(config.train, ())
         start.check(config)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ggcf_jax import losses, optim
+from ggcf_jax import losses, optim, platform
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax.models.upsample import upsample
 from ggcf_jax.state import TrainState, merge, split
@@ -95,7 +95,7 @@ def make_train_step(
         else:
             dealt = deal(batch, accumulate)
             inputs = (dealt, keys, _shares(dealt['label'], class_weights))
-            (_, (grads, terms, stats)), _ = jax.lax.scan(
+            (_, (grads, terms, stats)), _ = platform.scan(
                 add_microbatch, (state.params, zeros), inputs
             )
         grad_norm = optax.global_norm(grads)

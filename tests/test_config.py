@@ -27,6 +27,35 @@ def test_saved_and_loaded_config_is_the_same(tmp_path, name):
         loaded.model.backbone.weights = 3
 
 
+def test_config_of_an_older_run_is_completed(tiny_config, tmp_path):
+    config_lib.save(tiny_config, tmp_path)
+    path = tmp_path / 'config.json'
+    saved = json.loads(path.read_text())
+    del saved['predict'], saved['eval']['window'], saved['eval']['scales']
+    path.write_text(json.dumps(saved))
+    assert config_lib.load(tmp_path).to_dict() == tiny_config.to_dict()
+
+
+def test_inference_may_change_when_a_run_is_resumed(tiny_config, tmp_path):
+    config_lib.claim_workdir(tiny_config, tmp_path)
+    tiny_config.eval.scales = (0.5, 1.0)
+    tiny_config.predict.max_side = 512
+    config_lib.claim_workdir(tiny_config, tmp_path)
+    tiny_config.eval.size_multiple = 16
+    with pytest.raises(InputError, match=r'eval.size_multiple: 8 there, 16 now'):
+        config_lib.claim_workdir(tiny_config, tmp_path)
+
+
+def test_another_network_is_refused(tiny_config, tmp_path):
+    config_lib.claim_workdir(tiny_config, tmp_path)
+    tiny_config.train.steps = 5
+    tiny_config.model.backbone.weights = 'file'
+    config_lib.check_model(tiny_config, tmp_path)
+    tiny_config.model.backbone.multi_grid = (1, 2, 4)
+    with pytest.raises(InputError, match=r'backbone.multi_grid: \[\] there, \[1, 2, 4\] now'):
+        config_lib.check_model(tiny_config, tmp_path)
+
+
 def test_saved_config_is_a_config_itself(tiny_config, tmp_path):
     config_lib.save(tiny_config, tmp_path)
     assert load_config('saved', str(tmp_path)).to_dict() == tiny_config.to_dict()
@@ -87,6 +116,14 @@ def test_damaged_config(tmp_path, content):
         ({'train.warmup_steps': 2400}, 'warmup_steps=2400 must be less than config.train.steps'),
         ({'data.class_uniform': 1.5}, r'data.class_uniform=1.5 must be in \[0, 1\]'),
         ({'eval.max_sizes': 0}, 'eval.max_sizes=0 must be at least 1'),
+        (
+            {'model.backbone.statistics': 'running'},
+            "='running' keeps .*give config.model.backbone.weights",
+        ),
+        ({'eval.windows_at_once': 0}, 'eval.windows_at_once=0 must be at least 1'),
+        ({'eval.worst': -1}, 'eval.worst=-1 must not be negative'),
+        ({'predict.max_side': 32}, 'predict.max_side=32 must be at least 64'),
+        ({'predict.label_ids': 'ids'}, "label_ids='ids' is not one of train, server"),
         ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
     ],
 )

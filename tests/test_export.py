@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax import checkpoint, export, inference, models
+from ggcf_jax import checkpoint, export, inference, models, platform
 from ggcf_jax import config as config_lib
 from ggcf_jax.attention import attend, tiles
 from ggcf_jax.errors import InputError
@@ -124,7 +124,9 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
     used = []
     monkeypatch.setattr(
         'ggcf_jax.models.ggcf.attend',
-        lambda *arguments, **options: used.append(tiles.current()) or attend(*arguments, **options),
+        lambda *arguments, **options: (
+            used.append(tiles.current(1)) or attend(*arguments, **options)
+        ),
     )
     run = export.program(graphdef, params, stats, inference.Plan())
     weights = {
@@ -145,12 +147,12 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
     (graph,) = parse(text)
     graph = graph.bind(graph.init(jax.random.key(0))) if text == 'learned' else graph
     q, k, v = (jnp.float32(rng.normal(size=(1, 19, 23, 1, 4))) for _ in range(3))
-    with tiles.tracing_for('tpu'):
-        assert tiles.current() == tiles.ACCELERATOR
+    with platform.tracing_for('tpu'):
+        assert tiles.current(1) == tiles.ACCELERATOR
         found = jax.jit(lambda *x: attend(*x, graph))(q, k, v)
     expected = jax.jit(lambda *x: attend(*x, graph, implementation='reference'))(q, k, v)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert tiles.current() == tiles.CPU
+    assert tiles.current(1) == tiles.CPU
 
 
 def test_a_file_that_is_there_stays(setting, untrained_run):

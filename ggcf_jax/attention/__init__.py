@@ -110,7 +110,7 @@ def chosen(graph, *, implementation='auto'):
 
 
 def _engine(q, k, v, graph, scale, prune):
-    sizes = tiles.current()
+    sizes = tiles.current(q.shape[0])
     settings, table, module = (), (), full
     if isinstance(graph, graphs.Local):
         settings, module = (graph.size,), local

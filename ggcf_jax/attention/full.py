@@ -26,7 +26,8 @@ class Chunks:
 
 def chunks(n, batch, tiles):
     """Chunk lengths for sequences of n and `batch` = batch elements times heads."""
-    queries = max(min(tiles.queries, 64), min(tiles.queries, 4 * tiles.queries // batch))
+    together = 4 * tiles.queries // tiles.share(batch)
+    queries = max(min(tiles.queries, 64), min(tiles.queries, together))
     return Chunks(even(n, queries, 8), even(n, tiles.keys, 8))
 
 

@@ -62,9 +62,10 @@ def _plan(q, tiles):
     """Chunks of the groups q [groups, b, heads, n, dk], and groups at a time."""
     _, b, heads, n, _ = q.shape
     size = full.chunks(n, b * heads, tiles)
-    if b * heads * n * n <= tiles.scores:
+    own = tiles.share(b * heads)
+    if own * n * n <= tiles.scores:
         size = full.Chunks(n, n)
-    return size, max(1, tiles.scores // (b * heads * size.queries * size.keys))
+    return size, max(1, tiles.scores // (own * size.queries * size.keys))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -130,7 +131,7 @@ def attend_pruned(q, k, v, stride, scale, tiles, prune):
         )
         position = y[:, None, :, None] * w + x[None, :, None, :]
         n = q.shape[3]
-        most = max(1, tiles.pruned // (b * heads * n * min(n, 64)))
+        most = max(1, tiles.pruned // (tiles.share(b * heads) * n * min(n, 64)))
         return map_groups(
             lambda q, k, v, i: pruning.attend_rows(q, k, v, i, prune, scale, tiles),
             (q, k, v, position.reshape(-1, n)),

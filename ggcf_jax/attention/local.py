@@ -123,7 +123,7 @@ def _padded(shape, tile):
 
 def _stacked(tiles, batch):
     """Tiles a step: fewer where batch and heads fill the machine already."""
-    return max(1, tiles.stack // batch)
+    return max(1, tiles.stack // tiles.share(batch))
 
 
 def _forward(q, k, v, size, scale, tiles):

@@ -127,7 +127,8 @@ def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):
     """
     n = q.shape[-2]
     # Thin chunks make slow products: at least 64 queries.
-    size = even(n, max(64, tiles.pruned // (n * math.prod(q.shape[:-2]))))
+    rows = tiles.share(math.prod(q.shape[:-2]))
+    size = even(n, max(64, tiles.pruned // (n * rows)))
     last = -(-n // size) - 1
 
     def chunk(out, t):

@@ -1,16 +1,14 @@
 """How large the pieces are that the engine works on, one entry a platform."""
 
-import contextlib
-import contextvars
 import dataclasses
 import math
 
-import jax
+from ggcf_jax import platform
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Sizes in positions (queries, keys) or elements of a float32 score matrix.
+    """Sizes in positions (queries, keys) or elements of a float32 score matrix, on one device.
 
     Attributes:
       local: height and width to aim at for a tile of queries of a local graph.
@@ -22,6 +20,7 @@ class Tiles:
       pruned: score elements alive at once when whole rows are needed, for pruning.
       transpose_result: compute P^T X as (X^T P)^T. XLA:CPU is 2-4 times slower with the
         probabilities as the transposed operand, worst at power-of-two widths.
+      devices: that the batch is dealt to.
     """
 
     local: tuple[int, int]
@@ -32,6 +31,11 @@ class Tiles:
     scores: int
     pruned: int
     transpose_result: bool
+    devices: int = 1
+
+    def share(self, batch):
+        """What one device has of a batch (or of anything that is a multiple of it)."""
+        return batch // self.devices
 
 
 CPU = Tiles(
@@ -45,22 +49,15 @@ ACCELERATOR = Tiles(
 )  # fmt: skip
 
 
-_platform = contextvars.ContextVar('platform', default=None)
+def current(batch):
+    """The sizes for the platform that the program is compiled for.
 
-
-def current():
-    """The sizes for the platform that is traced for: the default one, or that of `tracing_for`."""
-    return CPU if (_platform.get() or jax.default_backend()) == 'cpu' else ACCELERATOR
-
-
-@contextlib.contextmanager
-def tracing_for(platform):
-    """Inside, functions are traced with the sizes for this platform, 'cpu', 'cuda' or 'tpu'."""
-    token = _platform.set(platform)
-    try:
-        yield
-    finally:
-        _platform.reset(token)
+    Args:
+      batch: of the arrays, over all devices. Inside `jax.jit` nobody tells how it is dealt to the
+        devices of the mesh in effect: it is taken as evenly as it divides.
+    """
+    sizes = CPU if platform.current() == 'cpu' else ACCELERATOR
+    return dataclasses.replace(sizes, devices=math.gcd(batch, platform.devices()))
 
 
 def even(n, most, multiple=1):

@@ -1,9 +1,11 @@
 """Encoded images and labels: decoding them, and refusing what would be silently wrong."""
 
+import contextlib
 import io
 import struct
 
 import cv2
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -14,8 +16,18 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
-_TIFF = (b'II*\x00', b'MM\x00*')
-_GREY, _PALETTE = 0, 3  # colour types of PNG
+_ZSTD = b'\x28\xb5\x2f\xfd'
+_ORIENTATION = 274  # tag of EXIF
+_UPRIGHT = {
+    2: np.fliplr,
+    3: lambda image: np.rot90(image, 2),
+    4: np.flipud,
+    5: lambda image: np.swapaxes(image, 0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
+    8: np.rot90,
+}
+_GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -27,33 +39,55 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         InputError: not an image, or one that breaks off; `name` is in the message.
     """
-    return _decode_rgb(data, name, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    # Decoders fill what is missing of a cut-off file with grey and say nothing.
+    if is_complete(data):
+        with contextlib.suppress(imagecodecs.PngError, imagecodecs.Jpeg8Error):
+            image = _decode_usual(data)
+            if image is None:
+                flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+                image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+            if image is not None:
+                return image
+    raise InputError(f'{name}: the image cannot be decoded; is the file damaged?')
 
 
 def decode_upright(data: bytes, name: str) -> np.ndarray:
     """As `decode_image`, turned as EXIF says: for images without labels, such as photographs."""
-    return _decode_rgb(data, name, cv2.IMREAD_COLOR_RGB)
+    image = decode_image(data, name)
+    try:
+        orientation = Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION)
+    except OSError:  # a format that Pillow does not know
+        return image
+    turn = _UPRIGHT.get(orientation)
+    return image if turn is None else np.ascontiguousarray(turn(image))
 
 
-def _decode_rgb(data: bytes, name: str, flags: int) -> np.ndarray:
-    # Decoders fill what is missing of a cut-off file with grey and say nothing.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if is_complete(data) else None
-    if image is None:
-        raise InputError(f'{name}: the image cannot be decoded; is the file damaged?')
-    return image
+def _decode_usual(data: bytes) -> np.ndarray | None:
+    """An 8-bit RGB PNG or a colour JPEG, faster than OpenCV does it; None if it is something else.
+
+    The pixels are the same. imagecodecs comes with newer libraries.
+    """
+    if data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB):
+        # A colour that is marked as transparent makes a fourth channel.
+        return np.ascontiguousarray(imagecodecs.png_decode(data)[..., :3])
+    if data.startswith(_JPEG):
+        image = imagecodecs.jpeg8_decode(data)
+        return image if image.shape[2:] == (3,) else None
+    return None
 
 
 def decode_label(data: bytes, name: str) -> np.ndarray:
     """Decodes a label to its raw values, uint8 [h, w]; of a palette PNG these are the indices.
 
     Raises:
-        InputError: not a PNG or TIFF, one that breaks off, or not of 8-bit class ids.
+        InputError: neither a PNG nor of `encode_compact`, one that breaks off, or not of 8-bit
+            class ids.
     """
-    if data.startswith(_TIFF):
-        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if label is None or label.dtype != np.uint8 or label.ndim != 2:
-            raise InputError(f'{name}: the label is not an 8-bit single-channel TIFF of class ids')
-        return label
+    if data.startswith(_ZSTD):
+        try:
+            return np.load(io.BytesIO(imagecodecs.zstd_decode(data)))
+        except (imagecodecs.ZstdError, ValueError) as error:
+            raise InputError(f'{name}: the label cannot be decoded: {error}') from error
     bits, colors = _png_format(data, name)
     if colors == _PALETTE:  # OpenCV would give the colours
         label = np.asarray(Image.open(io.BytesIO(data)))
@@ -70,6 +104,13 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     return label
 
 
+def encode_compact(label: np.ndarray) -> bytes:
+    """A label [h, w] as a NumPy file under Zstandard, ten times faster to decode than a PNG."""
+    file = io.BytesIO()
+    np.save(file, label)
+    return imagecodecs.zstd_encode(file.getvalue())
+
+
 def label_size(data: bytes, name: str) -> tuple[int, int]:
     """(h, w) of a label PNG, from its header alone."""
     _png_format(data, name)
@@ -80,9 +121,7 @@ def label_size(data: bytes, name: str) -> tuple[int, int]:
 def _png_format(data: bytes, name: str) -> tuple[int, int]:
     """(bits, colour type) of a complete PNG."""
     if not data.startswith(_PNG):
-        raise InputError(
-            f'{name}: the label is neither PNG nor TIFF; other formats change class ids'
-        )
+        raise InputError(f'{name}: the label is not a PNG; other formats change class ids')
     if not is_complete(data):
         raise InputError(f'{name}: the label cannot be decoded; is the file damaged?')
     return data[24], data[25]

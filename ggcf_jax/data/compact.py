@@ -1,8 +1,8 @@
 """A copy of training records that decodes several times faster, for few cores an accelerator.
 
 Images become JPEG of quality 92 without chroma subsampling, which is visually lossless (the error
-is in docs/data.md); labels become TIFF files of train ids with PackBits compression: exact, and
-three times faster to decode than PNG. Evaluation always reads the originals.
+is in docs/data.md); labels become `codec.encode_compact` of train ids: exact. Evaluation always
+reads the originals.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ggcf_jax.data import prepare
+from ggcf_jax.data import codec, prepare
 from ggcf_jax.data.builder import Record, RecordBuilder
 from ggcf_jax.data.codec import IGNORE
 from ggcf_jax.data.dataset import Dataset, identity_label_map
@@ -27,25 +27,21 @@ JPEG = (
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
     cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
 )
-PACKBITS = (cv2.IMWRITE_TIFF_COMPRESSION, cv2.IMWRITE_TIFF_COMPRESSION_PACKBITS)
 
 _SAMPLES = 8  # records that the size of all is estimated from
 
 
 def encode(image: np.ndarray, label: np.ndarray) -> tuple[bytes, bytes]:
-    """Encodes an image [h, w, 3] RGB as JPEG and a label [h, w] as TIFF."""
+    """Encodes an image [h, w, 3] RGB and a label [h, w]."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    return (
-        cv2.imencode('.jpg', bgr, JPEG)[1].tobytes(),
-        cv2.imencode('.tiff', label, PACKBITS)[1].tobytes(),
-    )
+    return cv2.imencode('.jpg', bgr, JPEG)[1].tobytes(), codec.encode_compact(label)
 
 
 class Builder(RecordBuilder, skip_registration=True):
     """TFDS builder of the copy of one split; its config is named after what it was made from."""
 
     name = 'ggcf_jax_compact'
-    VERSION = tfds.core.Version('1.0.0')
+    VERSION = tfds.core.Version('1.1.0')
 
     def __init__(self, dataset: Dataset, split: str, data_dir: str, threads: int):
         self._dataset, self._split, self.threads = dataset, split, threads
@@ -62,7 +58,7 @@ class Builder(RecordBuilder, skip_registration=True):
                 {
                     'name': tfds.features.Text(),
                     'image': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
-                    'label': tfds.features.Scalar(np.object_),  # TIFF
+                    'label': tfds.features.Scalar(np.object_),  # codec.encode_compact
                 }
             ),
         )

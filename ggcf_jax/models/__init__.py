@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ggcf_jax import named
-from ggcf_jax.models.norm import ACTIVATIONS, NORMS
+from ggcf_jax.models.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
 from ggcf_jax.models.remat import REMATS
 from ggcf_jax.models.segmenter import INPUTS, Segmenter
 
@@ -33,6 +33,8 @@ def build(config, num_classes: int) -> Segmenter:
     context = named.find(this, 'CONTEXTS', model.context, 'config.model.context')
     named.check(model.activation, ACTIVATIONS, 'config.model.activation')
     named.check(model.norm, NORMS, 'config.model.norm')
+    statistics = model.backbone.statistics
+    named.check(statistics, STATISTICS, 'config.model.backbone.statistics')
     named.check(model.input, INPUTS, 'config.model.input')
     named.check(config.train.dtype, DTYPES, 'config.train.dtype')
     named.check(config.train.remat, REMATS, 'config.train.remat')
@@ -41,6 +43,8 @@ def build(config, num_classes: int) -> Segmenter:
         dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
     )
     trunk = backbone(model, remat=config.train.remat, **shared)
+    if statistics == 'running':
+        freeze(trunk)
     return Segmenter(
         trunk,
         context(model, trunk.features[-1], **shared),

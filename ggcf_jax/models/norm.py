@@ -16,6 +16,7 @@ ACTIVATIONS = {
     'identity': lambda x: x,
 }
 NORMS = ('batch_norm', 'abs_gamma')
+STATISTICS = ('batch', 'running')
 EPSILON = 1e-5
 
 
@@ -26,6 +27,9 @@ class ActivatedNorm(nnx.Module):
     the norm is synchronised over all devices by construction. Statistics, scale and bias are
     float32 whatever the dtype of x; the running statistics decay by 0.9 (momentum 0.1 in PyTorch's
     words), epsilon is 1e-5.
+
+    Attributes:
+        statistics: that training normalises with: 'batch', or 'running' ones, see `freeze`.
     """
 
     def __init__(
@@ -53,10 +57,23 @@ class ActivatedNorm(nnx.Module):
             rngs=rngs,
         )
         self.activation = activation
+        self.statistics = 'batch'
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises x [b, h, w, features]; `train` uses and updates the batch statistics."""
-        return ACTIVATIONS[self.activation](self.norm(x, use_running_average=not train))
+        running = not train or self.statistics == 'running'
+        return ACTIVATIONS[self.activation](self.norm(x, use_running_average=running))
+
+
+def freeze(module: nnx.Module) -> None:
+    """Lets every norm in a module keep its running statistics and use them in training, too.
+
+    For fine-tuning published weights with batches too small for statistics of their own. Scales and
+    biases go on learning.
+    """
+    for _, node in nnx.iter_graph(module):
+        if isinstance(node, ActivatedNorm):
+            node.statistics = 'running'
 
 
 def _promote(arrays: tuple, *, dtype) -> tuple:

@@ -1,15 +1,16 @@
-"""Equal blocks one after the other, compiled once."""
+"""Equal blocks one after the other, where possible compiled once."""
 
 from collections.abc import Callable
 
 import jax
 from flax import nnx
 
+from ggcf_jax import platform
 from ggcf_jax.models.remat import Remat, run
 
 
 class Repeated(nnx.Module):
-    """`count` blocks of equal shape in sequence, as one `jax.lax.scan`.
+    """`count` blocks of equal shape in sequence, as one `platform.scan`.
 
     The 23 blocks of ResNet-101's third stage take minutes to compile one by one. Parameters and
     batch statistics of the blocks are stacked on a leading axis.
@@ -42,7 +43,7 @@ class Repeated(nnx.Module):
             x = run(self.remat, block, x, train)
             return x, nnx.state(block, nnx.BatchStat)
 
-        x, stats = jax.lax.scan(apply, x, (params, stats))
+        x, stats = platform.scan(apply, x, (params, stats))
         if train:
             nnx.update(self.blocks, stats)
         return x

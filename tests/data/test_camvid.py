@@ -58,7 +58,7 @@ def test_changed_files_are_prepared_anew(camvid_folder, tmp_path):
         (lambda f: _label(f).unlink(), r'1 images in .*train have no label .*train_1.png'),
         (
             lambda f: _label(f).write_bytes(b'no PNG'),
-            'train_1.png: the label is neither PNG nor TIFF',
+            'train_1.png: the label is not a PNG',
         ),
         (
             lambda f: (f / 'train' / 'train_1.png').write_bytes(b''),

@@ -49,6 +49,38 @@ def test_transparency_is_dropped(picture):
     np.testing.assert_array_equal(codec.decode_image(data, 'a'), picture)
 
 
+def test_a_transparent_colour_is_dropped_too(picture):
+    data = _save(Image.fromarray(picture), format='png', transparency=(1, 2, 3))
+    np.testing.assert_array_equal(codec.decode_image(data, 'a'), picture)
+
+
+def test_a_damaged_image_is_refused(picture):
+    data = bytearray(_encode(picture, '.png'))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(InputError, match='pair/a: the image cannot be decoded'):
+        codec.decode_image(bytes(data), 'pair/a')
+
+
+def test_compact_labels_are_exact_and_damage_is_noticed(ids):
+    data = codec.encode_compact(ids)
+    np.testing.assert_array_equal(codec.decode_label(data, 'a'), ids)
+    for damaged in (data[:-9], data[:40] + bytes(20) + data[60:]):
+        with pytest.raises(InputError, match='pair/a: the label cannot be decoded'):
+            codec.decode_label(damaged, 'pair/a')
+
+
+def test_jpeg_is_decoded_as_opencv_does(picture):
+    smooth = cv2.GaussianBlur(picture, (0, 0), 2)
+    for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444):
+        flags = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor)
+        data = cv2.imencode('.jpg', smooth, flags)[1]
+        expected = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(codec.decode_image(data.tobytes(), 'a'), expected)
+    grey = cv2.imencode('.jpg', smooth[..., 0])[1]
+    expected = cv2.imdecode(grey, cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(codec.decode_image(grey.tobytes(), 'a'), expected)
+
+
 def test_a_cmyk_image_becomes_rgb():
     red = Image.fromarray(np.full((16, 16, 3), (250, 10, 10), np.uint8))
     image = codec.decode_image(_save(red.convert('CMYK'), format='jpeg'), 'a')
@@ -106,11 +138,21 @@ def test_a_palette_label_gives_the_indices(ids):
         (lambda ids: _encode(ids.astype(np.uint16), '.png'), 'label is a 16-bit grey PNG'),
         (lambda ids: _encode(np.dstack([ids] * 3), '.png'), 'label is a 8-bit colour PNG'),
         (lambda ids: _save(Image.fromarray(ids > 9), format='png'), 'label is a 1-bit grey PNG'),
-        (lambda ids: _encode(ids, '.jpg'), 'label is neither PNG nor TIFF'),
+        (lambda ids: _encode(ids, '.jpg'), 'label is not a PNG'),
         (lambda ids: _encode(ids, '.png')[:-30], 'label cannot be decoded'),
-        (lambda ids: b'', 'label is neither PNG nor TIFF'),
+        (lambda ids: b'', 'label is not a PNG'),
     ],
 )
 def test_labels_that_would_change_are_refused(ids, make, message):
     with pytest.raises(InputError, match=f'street: the {message}'):
         codec.decode_label(make(ids), 'street')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_upright_is_what_opencv_turns(rng, orientation):
+    image = Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8))
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    image.save(data, 'JPEG', exif=exif)
+    turned = cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(codec.decode_upright(data.getvalue(), 'photo'), turned)

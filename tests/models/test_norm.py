@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ggcf_jax.models.norm import ActivatedNorm
+from ggcf_jax.models.conv import ConvNorm
+from ggcf_jax.models.norm import ActivatedNorm, freeze
+from ggcf_jax.models.repeat import Repeated
 
 
 def _norm(norm, dtype):
@@ -53,3 +55,19 @@ def test_scale_at_zero_learns():
         return made(jnp.ones((1, 2, 2, 3)), False)[..., 1].sum()
 
     assert float(jnp.abs(jax.grad(first)(jnp.zeros(3))[1])) > 1
+
+
+def test_frozen_statistics_are_used_in_training_and_stay(rng):
+    def make(rngs):
+        return ConvNorm(3, 3, 1, 'relu', dtype=jnp.float32, rngs=rngs)
+
+    module = Repeated(make, 2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.normal(size=(2, 4, 5, 3)), jnp.float32)
+    module(x, True)  # gives the norms statistics of their own
+    evaluated, before = module(x, False), nnx.as_pure(nnx.state(module, nnx.BatchStat))
+    assert float(jnp.abs(module(x, True) - evaluated).max()) > 0.1
+    nnx.update(module, before)
+    freeze(module)
+    np.testing.assert_array_equal(module(x, True), evaluated)
+    after = nnx.as_pure(nnx.state(module, nnx.BatchStat))
+    jax.tree.map(np.testing.assert_array_equal, after, before)

@@ -1,0 +1,107 @@
+"""Accelerators that programs are compiled for on a machine that has none.
+
+The compilers of XLA come with the extra `aot`: libtpu for TPUs, jax-cuda13-plugin for GPUs. They
+need a description of the chip and of how many there are, not the chip itself.
+"""
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+
+import jax
+from jax.experimental import topologies
+
+from ggcf_jax.errors import InputError
+
+# What XLA:GPU wants to know of an H100 SXM (80 GB), as its own device query prints it.
+_H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: 233472
+  threads_per_core_limit: 2048
+  core_count: 132
+  fpus_per_core: 128
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  clock_rate_ghz: 1.98
+  device_memory_size: 84978434048
+  shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 patch: 0 }
+runtime_version { major: 13 minor: 0 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to compile for.
+
+    Attributes:
+        platform: 'tpu' or 'cuda'.
+        topology: the name of a TPU slice, or hosts x GPUs a host x 1.
+        devices: how many of its chips are used, from the first.
+    """
+
+    platform: str
+    topology: str
+    devices: int
+
+
+TARGETS = {
+    'h100': Target('cuda', '1x1x1', 1),
+    'h100x8': Target('cuda', '1x8x1', 8),
+    'v5e': Target('tpu', 'v5e:2x2', 1),
+    'v5e:4x4': Target('tpu', 'v5e:4x4', 16),
+}
+# Without a GPU to try them on, XLA's default tiles of Triton products are taken, and some shapes
+# (f32[7,156,156] of GRID_8 at 97 x 97) have none: cuBLAS, which needs no choice, instead.
+COMPILER_OPTIONS = {'cuda': {'xla_gpu_enable_triton_gemm': False}, 'tpu': {}}
+_PACKAGES = {'tpu': ('libtpu', 'libtpu'), 'cuda': ('jax_plugins.xla_cuda13', 'jax-cuda13-plugin')}
+
+
+def missing(target: Target) -> str | None:
+    """Why this machine cannot compile for the target; None if it can."""
+    module, package = _PACKAGES[target.platform]
+    try:
+        found = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent of the module
+        found = False
+    return None if found else f'{package} is not installed; install the extra aot'
+
+
+def compiler(target: Target) -> str:
+    """Name and version of the compiler of a target, such as 'libtpu 0.0.42'."""
+    package = _PACKAGES[target.platform][1]
+    return f'{package} {importlib.metadata.version(package)}'
+
+
+def devices(target: Target) -> list[jax.Device]:
+    """The devices of a target, to compile for; nothing can run on them.
+
+    Raises:
+        InputError: its compiler is not installed.
+    """
+    reason = missing(target)
+    if reason is not None:
+        raise InputError(f'cannot compile for {target.topology} of {target.platform}: {reason}')
+    if target.platform == 'tpu':
+        os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # do not look for a cloud machine's metadata
+        os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # nothing is run: processes do not clash
+        topology = topologies.get_topology_desc(target.topology, 'tpu')
+    else:
+        jax.devices()  # looks for plugins, the GPU's among them
+        topology = topologies.get_topology_desc(
+            '', 'cuda', target_config=_H100, topology=target.topology
+        )
+    return topology.devices[: target.devices]

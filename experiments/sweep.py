@@ -1,0 +1,116 @@
+"""Runs the sweep of a configuration and makes its table.
+
+    python -m experiments.sweep list  --config=configs/street_scenes.py --out=runs/table1 --seeds=3
+    python -m experiments.sweep run   --config=... --out=... --seeds=3 --jobs=2
+    python -m experiments.sweep run   --config=... --out=... --seeds=3 --index=$SLURM_ARRAY_TASK_ID
+    python -m experiments.sweep table --config=... --out=... --seeds=3
+
+Arguments of the form --config.field=value go to every run. `run` starts main.py for what is not
+finished, so that the same command goes on after an interruption; Ctrl-C and SIGTERM let the runs
+save first. `table` reads the last evaluations and writes <out>/table.csv and <out>/table.md beside
+the paper's values; it can be called at any time. Run it from the root of the repository.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from experiments import runs, table
+from ggcf_jax.errors import InputError
+from ggcf_jax.interrupt import stop_requests
+
+_MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
+
+
+def run(path: str, todo: Sequence[runs.Run], jobs: int) -> list[str]:
+    """Trains `todo`, at most `jobs` at a time, each with a log beside its workdir.
+
+    Returns:
+        A line for each run that did not finish.
+    """
+    waiting, active, failed, told = list(todo), {}, [], False
+    with stop_requests() as stop_requested:
+        while active or (waiting and not stop_requested()):
+            while waiting and len(active) < jobs and not stop_requested():
+                each = waiting.pop(0)
+                active[each] = _start(path, each), time.perf_counter()
+                print(f'{each.index:3d} {each.row}, seed {each.seed}: started', flush=True)
+            if stop_requested() and not told:
+                for process, _ in active.values():
+                    process.terminate()  # main.py saves and ends; a second signal would kill it
+                told = True
+            for each, (process, began) in list(active.items()):
+                if process.poll() is None:
+                    continue
+                del active[each]
+                seconds = time.perf_counter() - began
+                state = 'finished' if each.finished else f'ended with code {process.returncode}'
+                print(
+                    f'{each.index:3d} {each.row}, seed {each.seed}: {state} after {seconds:.0f} s',
+                    flush=True,
+                )
+                if not each.finished:
+                    failed.append(f'{each.row}, seed {each.seed}: {state}; see {_log(each)}')
+            time.sleep(0.2)
+    return failed + [f'{each.row}, seed {each.seed}: not started' for each in waiting]
+
+
+def _log(each: runs.Run) -> pathlib.Path:
+    return each.workdir.with_suffix('.log')
+
+
+def _start(path: str, each: runs.Run) -> subprocess.Popen:
+    _log(each).parent.mkdir(parents=True, exist_ok=True)
+    with _log(each).open('ab') as log:
+        # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
+        return subprocess.Popen(
+            [sys.executable, str(_MAIN), *each.flags(path)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument('action', choices=('list', 'run', 'table'))
+    parser.add_argument('--config', required=True, help='with a sweep(): configs/x.py[:variant]')
+    parser.add_argument('--out', required=True, type=pathlib.Path, help='directory of the sweep')
+    parser.add_argument('--seeds', default=3, type=int, help='runs a row [3]')
+    parser.add_argument('--jobs', default=1, type=int, help='runs at a time [1]')
+    parser.add_argument('--index', type=int, help='run only this one')
+    options, rest = parser.parse_known_args()
+    strange = [each for each in rest if not each.startswith('--config.')]
+    if strange:
+        parser.error(f'unexpected {strange}; overrides are written --config.field=value')
+    if options.jobs < 1 or options.seeds < 1:
+        parser.error('--jobs and --seeds must be at least 1')
+    try:
+        common = [each.removeprefix('--config.') for each in rest]
+        todo = runs.runs(options.config, options.out, options.seeds, common)
+        if options.action == 'table':
+            print(table.write(todo, options.out))
+            return 0
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    if options.index is not None:
+        if not 0 <= options.index < len(todo):
+            parser.error(f'--index={options.index} is not in 0..{len(todo) - 1}')
+        todo = [todo[options.index]]
+    if options.action == 'list':
+        for each in todo:
+            state = 'finished' if each.finished else 'to do'
+            print(f'{each.index:3d} {state:8} {each.row}, seed {each.seed}: {each.workdir}')
+        return 0
+    failed = run(options.config, [each for each in todo if not each.finished], options.jobs)
+    for line in failed:
+        print(f'not finished: {line}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""What differs between the platforms that a program is compiled for."""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
+import jax
+
+_traced_for = contextvars.ContextVar('platform', default=None)
+
+
+@contextlib.contextmanager
+def tracing_for(platform: str) -> Iterator[None]:
+    """Inside, this is the platform: for a branch of `jax.lax.platform_dependent`."""
+    token = _traced_for.set(platform)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
+def current() -> str:
+    """The platform that is compiled for: 'cpu', 'gpu' or 'tpu'.
+
+    That of `tracing_for`; else of the mesh in effect (`jax.set_mesh`), whose devices this machine
+    need not have; else of JAX's default devices.
+    """
+    if _traced_for.get() is not None:
+        return _traced_for.get()
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def devices() -> int:
+    """How many devices the mesh in effect deals global arrays to; 1 without one.
+
+    Axes that `jax.shard_map` has taken do not count: arrays are those of one device there.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
+
+
+def scan(body, carry, xs):
+    """`jax.lax.scan`, except that XLA:CPU gets the steps one after the other instead of a loop.
+
+    XLA:CPU brings convolutions into the form of its fast kernels only outside of loops: in one, the
+    gradient of a ResNet-50 (97 x 97, batch 2, two cores) took 10.6 s instead of 0.62 s. Elsewhere a
+    loop saves minutes of compilation and costs nothing.
+    """
+    return jax.lax.scan(body, carry, xs, unroll=True if current() == 'cpu' else 1)

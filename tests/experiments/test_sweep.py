@@ -1,0 +1,147 @@
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments import paper, runs, sweep, table
+from ggcf_jax.errors import InputError
+
+_ROOT = pathlib.Path(__file__).parent.parent.parent
+_CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'ade20k')
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(_ROOT)
+
+
+@pytest.mark.parametrize('name', _CONFIGS)
+def test_rows_are_the_papers_that_need_training(name, tmp_path):
+    found = runs.runs(f'configs/{name}.py', tmp_path, 1)
+    published = paper.TABLE2 if name == 'ade20k' else paper.TABLE1
+    trained = {row for row in published if not row.endswith('+ ContextPruning')}
+    assert {run.row for run in found} == trained
+
+
+def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
+    found = runs.runs('configs/cityscapes.py:r50', tmp_path, 2, ['train.steps=9'])
+    assert [run.index for run in found] == list(range(len(found)))
+    assert [run.seed for run in found] == sorted(run.seed for run in found)
+    assert len({run.workdir for run in found}) == len(found)
+    full = next(run for run in found if run.row == 'FULL')
+    assert full.flags('configs/cityscapes.py:r50') == [
+        '--config=configs/cityscapes.py:r50',
+        '--config.train.steps=9',
+        '--config.model.heads=full',
+        '--config.seed=0',
+        f'--workdir={tmp_path}/full/seed_0',
+    ]
+    assert full.steps == 9
+
+
+@pytest.mark.parametrize(
+    ('path', 'common', 'message'),
+    [
+        ('configs/none.py', (), 'there is no such file'),
+        ('configs/folder.py', (), r'has no sweep\(\)'),
+        ('configs/camvid.py', ('train.stps=3',), 'Did you mean "steps"'),
+        ('configs/camvid.py', ('train.steps=many',), 'many'),
+        ('configs/camvid.py', ('seed',), 'field=value'),
+    ],
+)
+def test_bad_sweeps_are_refused_before_anything_runs(path, common, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        runs.runs(path, tmp_path, 1, common)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A program in place of main.py: GRID rows fail, FULL waits for SIGTERM, others are done."""
+    program = tmp_path / 'main.py'
+    program.write_text(
+        'import pathlib, signal, sys, time\n'
+        'flags = dict(each.split("=", 1) for each in sys.argv[1:])\n'
+        'heads = flags.get("--config.model.heads", "")\n'
+        'if heads.startswith("grid"): sys.exit(3)\n'
+        'workdir = pathlib.Path(flags["--workdir"])\n'
+        'workdir.mkdir(parents=True)\n'
+        'if heads == "full":\n'
+        '    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n'
+        '    (workdir / "waiting").touch()\n'
+        '    time.sleep(60)\n'
+        '(workdir / "evaluations").mkdir()\n'
+        '(workdir / "evaluations" / "validation_00000360.json").write_text("{}")\n'
+    )
+    monkeypatch.setattr(sweep, '_MAIN', program)
+
+
+def test_failures_do_not_stop_the_others(stand_in, tmp_path):
+    todo = [
+        run
+        for run in runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
+        if run.row in ('Baseline', 'GRID_10', 'ASPP')
+    ]
+    failed = sweep.run('configs/street_scenes.py', todo, 2)
+    assert len(failed) == 1 and 'GRID_10, seed 0: ended with code 3' in failed[0]
+    assert [run.finished for run in todo] == [True, True, False]
+
+
+def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_path):
+    found = {run.row: run for run in runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)}
+    todo = [found['FULL'], found['Baseline']]
+    # Sends SIGTERM to this process once the first run waits.
+    helper = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'import os, pathlib, signal, sys, time\n'
+            'path = pathlib.Path(sys.argv[1])\n'
+            'while not path.exists(): time.sleep(0.05)\n'
+            f'os.kill({os.getpid()}, signal.SIGTERM)\n',
+            str(todo[0].workdir / 'waiting'),
+        ]
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    failed = sweep.run('configs/street_scenes.py', todo, 1)
+    helper.wait()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 'FULL, seed 0: ended with code 0' in failed[0]
+    assert failed[1] == 'Baseline, seed 0: not started'
+
+
+def _finish(run: runs.Run, miou: float) -> None:
+    run.result.parent.mkdir(parents=True)
+    iou = {'road': miou, 'train': None}
+    content = {
+        'dataset': 'street_scenes', 'classes': list(iou), 'miou': miou, 'pixel_accuracy': 0.5,
+        'iou': iou,
+    }  # fmt: skip
+    run.result.write_text(json.dumps(content))
+    rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]
+    (run.workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+
+
+def test_table_of_what_is_finished(tmp_path):
+    found = runs.runs('configs/street_scenes.py', tmp_path, 2)
+    with pytest.raises(InputError, match='none of the 32 runs'):
+        table.write(found, tmp_path)
+    for run in found:
+        if run.row == 'FULL':
+            _finish(run, 0.25 + 0.02 * run.seed)
+        elif run.row == 'ASPP' and run.seed == 0:
+            _finish(run, 0.3)
+    text = table.write(found, tmp_path)
+    assert '3 of 32 runs are finished' in text
+    assert '| FULL | `full` | 2 | 26.00 +- 1.41 | +0.00 | 78.8 | +0.0 |' in text
+    assert '| ASPP | `aspp` | 1 | 30.00 | +4.00 | 77.8 | -1.0 |' in text
+    assert '| FULL | 26.0 |  |' in text
+    lines = list(csv.DictReader((tmp_path / 'table.csv').open()))
+    assert [(line['row'], line['seed'], line['miou']) for line in lines] == [
+        ('ASPP', '0', '0.3'), ('FULL', '0', '0.25'), ('FULL', '1', '0.27'),
+    ]  # fmt: skip
+    assert {line['train_sec'] for line in lines} == {'3'}
