@@ -2,8 +2,8 @@
 
     python -m experiments.inference_table --workdir=runs/camvid
 
-prints a Markdown table of one view, flip, several scales, windows of the training crop, and Context
-Pruning of all heads, by affinity and at random. Run it from the root of the repository.
+prints a Markdown table of one view, several scales with flip, windows of the training crop, and
+Context Pruning of all heads, by affinity and at random. Run it from the root of the repository.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich.console import Console
 
 from ggcf_jax import checkpoint, data, evaluate, graphs, inference, models
 from ggcf_jax import config as config_lib
@@ -31,11 +32,10 @@ def plans(config) -> dict[str, dict[str, Any]]:
     many = {'scales': SCALES, 'flip': True}
     return {
         'whole image': {},
-        '+ flip': {'flip': True},
-        f'+ scales {", ".join(map(str, SCALES))}': many,
-        '+ pruning, half of each context': many | {'pruning': half},
-        'whole image, pruning half': {'pruning': half},
-        'whole image, half at random': {'pruning': half.replace('0.5', '0.5:random')},
+        'half of each context pruned': {'pruning': half},
+        f'scales {", ".join(map(str, SCALES))}, flip': many,
+        'both': many | {'pruning': half},
+        'half of each context at random': {'pruning': half.replace('0.5', '0.5:random')},
         'windows of the training crop': {'window': tuple(config.data.crop_size)},
     }
 
@@ -56,7 +56,7 @@ def rows(config, workdir: pathlib.Path, split: str) -> Iterator[tuple[str, Evalu
         step = evaluate.make_eval_step(
             graphdef, dataset.num_classes, mesh, inference.build(changed)
         )
-        with jax.set_mesh(mesh), Progress(0) as progress:
+        with jax.set_mesh(mesh), Progress(0, console=Console(stderr=True)) as progress:
             _compile(step, restored, dataset.num_classes, batches, mesh)
             began = time.perf_counter()
             evaluation = evaluate.evaluate(
@@ -92,11 +92,8 @@ if __name__ == '__main__':
     parser.add_argument('--split', default='validation')
     given = parser.parse_args()
     print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, {given.split}\n', flush=True)
-    table = [('plan', 'mIoU', 'pixel accuracy', 'seconds an image'), ('---',) * 4]
+    print('| plan | mIoU | pixel accuracy | seconds an image |\n|---|---|---|---|', flush=True)
     saved = config_lib.load(given.workdir)
     for name, evaluation, seconds in rows(saved, given.workdir, given.split):
-        accuracy = f'{evaluation.pixel_accuracy:.4f}'
-        table.append((name, f'{evaluation.miou:.4f}', accuracy, f'{seconds:.2f}'))
-    print()
-    for cells in table:
-        print('| ' + ' | '.join(cells) + ' |')
+        numbers = (f'{evaluation.miou:.4f}', f'{evaluation.pixel_accuracy:.4f}', f'{seconds:.2f}')
+        print('| ' + ' | '.join((name, *numbers)) + ' |', flush=True)
