@@ -18,9 +18,8 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from ggcf_jax import checkpoint, classes, inference, models, whole_file
+from ggcf_jax import checkpoint, classes, inference, models, platform, whole_file
 from ggcf_jax import config as config_lib
-from ggcf_jax import platform as platform_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import merge
 
@@ -71,10 +70,10 @@ def program(
     structure = jax.tree.structure({'params': params, 'stats': stats})
     names = list(flatten(params, stats))
 
-    def one(platform: str):
+    def one(target: str):
         def run(weights, image):
             trees = jax.tree.unflatten(structure, [weights[name] for name in names])
-            with platform_lib.tracing_for(platform):
+            with platform.tracing_for(target):
                 model = merge(graphdef, **trees)
                 scores = inference.scores(model, image[None], plan)[0]
             labels = scores.argmax(-1).astype(jnp.uint8)

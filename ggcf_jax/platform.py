@@ -7,29 +7,29 @@ from collections.abc import Iterator
 
 import jax
 
-_traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
-
-
-def current() -> str:
-    """The platform that is compiled for: 'cpu', 'gpu' or 'tpu'.
-
-    That of `tracing_for`; otherwise that of the mesh in effect (`jax.set_mesh`), whose devices this
-    machine need not have; without one that of JAX's default devices.
-    """
-    if _traced_for.get() is not None:
-        return _traced_for.get()
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+_traced_for = contextvars.ContextVar('platform', default=None)
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Inside, functions are traced for this platform, such as one that a file is exported for."""
+    """Inside, this is the platform: for a branch of `jax.lax.platform_dependent`."""
     token = _traced_for.set(platform)
     try:
         yield
     finally:
         _traced_for.reset(token)
+
+
+def current() -> str:
+    """The platform that is compiled for: 'cpu', 'gpu' or 'tpu'.
+
+    That of `tracing_for`; else of the mesh in effect (`jax.set_mesh`), whose devices this machine
+    need not have; else of JAX's default devices.
+    """
+    if _traced_for.get() is not None:
+        return _traced_for.get()
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def devices() -> int:

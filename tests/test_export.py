@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax import checkpoint, export, inference, models
+from ggcf_jax import checkpoint, export, inference, models, platform
 from ggcf_jax import config as config_lib
-from ggcf_jax import platform as platform_lib
 from ggcf_jax.attention import attend, tiles
 from ggcf_jax.errors import InputError
 from ggcf_jax.graphs import parse
@@ -148,7 +147,7 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
     (graph,) = parse(text)
     graph = graph.bind(graph.init(jax.random.key(0))) if text == 'learned' else graph
     q, k, v = (jnp.float32(rng.normal(size=(1, 19, 23, 1, 4))) for _ in range(3))
-    with platform_lib.tracing_for('tpu'):
+    with platform.tracing_for('tpu'):
         assert tiles.current(1) == tiles.ACCELERATOR
         found = jax.jit(lambda *x: attend(*x, graph))(q, k, v)
     expected = jax.jit(lambda *x: attend(*x, graph, implementation='reference'))(q, k, v)

@@ -146,3 +146,13 @@ def test_a_palette_label_gives_the_indices(ids):
 def test_labels_that_would_change_are_refused(ids, make, message):
     with pytest.raises(InputError, match=f'street: the {message}'):
         codec.decode_label(make(ids), 'street')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_upright_is_what_opencv_turns(rng, orientation):
+    image = Image.fromarray(rng.integers(0, 256, (8, 16, 3), dtype=np.uint8))
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    image.save(data, 'JPEG', exif=exif)
+    turned = cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
+    np.testing.assert_array_equal(codec.decode_upright(data.getvalue(), 'photo'), turned)
