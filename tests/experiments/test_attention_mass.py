@@ -67,7 +67,16 @@ def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
     np.testing.assert_allclose(found['attention'][0, :, 0].sum(-1), count, atol=1e-6)
 
 
+def _random_masses(trained):
+    def of_image(image, label, queries):
+        rng = np.random.default_rng(len(queries))
+        return tuple(rng.random((2, len(queries), len(trained.model.heads), 12)))
+
+    return of_image
+
+
 def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attention_mass, 'make_masses', _random_masses)
     options = SimpleNamespace(
         workdir=[str(workdirs / name) for name in ('none', 'full', 'grid')], checkpoint='latest',
         split='train', family=['building,pavement', 'sky,car'], queries=2, images=6, out=tmp_path,

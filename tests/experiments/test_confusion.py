@@ -14,7 +14,7 @@ _CLASSES = ('road', 'wall', 'fence', 'building')
 
 @pytest.fixture
 def runs(workdirs, tmp_path):
-    """Folders none/ and mixed/ with configurations and evaluations, without anything else."""
+    """Folders none/ and grid/ with configurations and evaluations, without anything else."""
     for name in ('none', 'grid/seed_0', 'grid/seed_1'):
         (tmp_path / name / 'evaluations').mkdir(parents=True)
         shutil.copy(workdirs / name / 'config.json', tmp_path / name)

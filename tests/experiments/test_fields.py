@@ -57,7 +57,7 @@ def test_fields_of_a_known_size(models, rng):
     assert (~seen).sum() > 10 and (changes['FULL'][~seen] > 0).any()
     power = fields.make_gradient(models['Baseline'])(image, [query])[0].sum(0)
     np.testing.assert_array_equal(power[np.abs(x - 200) > reach], 0)
-    assert (power[np.abs(x - 200) < 0.6 * reach].reshape(-1, 2).sum(1) > 0).mean() > 0.5
+    assert (power[np.abs(x - 200) < 0.6 * reach] > 0).mean() > 0.25
 
 
 def test_gradient_against_the_jacobian(rng):

@@ -26,7 +26,10 @@ def _options(workdirs, out, **more):
     )
 
 
-def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch):
+def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch, rng):
+    changes, power = rng.random((15, 2)), rng.random((2, 40, 56))  # 3 x 5 places, 2 marks
+    monkeypatch.setattr(fields, 'make_occlusion', lambda *unused: lambda *unused: changes)
+    monkeypatch.setattr(fields, 'make_gradient', lambda *unused: lambda *unused: power)
     receptive_field.main(_options(workdirs, tmp_path))
     for name in ('30_30', '8_50'):
         picture = tmp_path / f'receptive_field_val_0_{name}.png'
@@ -38,6 +41,10 @@ def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch
     text = (tmp_path / 'receptive_field.md').read_text()
     shares = [100 * float(row['half_area']) for row in rows if row['form'] == 'occlusion']
     mean, deviation = np.mean(shares), np.std(shares, ddof=1)
+    corners = fields.Sliding(16, 12, 4).corners((40, 56))
+    first = fields.spread_out(changes[:, 0], corners, 16, (40, 56))
+    expected = 100 * fields.measure(first, (30, 30))['half_area']
+    assert shares[0] == pytest.approx(expected, rel=1e-4)
     assert f'| occlusion | FULL | 2 | {mean:.1f} +- {deviation:.1f} |' in text
 
     def fail(*unused):
