@@ -17,16 +17,6 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
 _ZSTD = b'\x28\xb5\x2f\xfd'
-_ORIENTATION = 274  # tag of EXIF
-_UPRIGHT = {
-    2: np.fliplr,
-    3: lambda image: np.rot90(image, 2),
-    4: np.flipud,
-    5: lambda image: np.swapaxes(image, 0, 1),
-    6: lambda image: np.rot90(image, -1),
-    7: lambda image: np.rot90(np.swapaxes(image, 0, 1), 2),
-    8: np.rot90,
-}
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
@@ -64,17 +54,6 @@ def _undecodable(name: str) -> InputError:
 
 def _decode_any(data: bytes, flags: int) -> np.ndarray | None:
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-
-
-def decode_upright(data: bytes, name: str) -> np.ndarray:
-    """As `decode_image`, turned as EXIF says: for images without labels, such as photographs."""
-    image = decode_image(data, name)
-    try:
-        orientation = Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION)
-    except OSError:  # a format that Pillow does not know
-        return image
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else np.ascontiguousarray(turn(image))
 
 
 def _decode_usual(data: bytes) -> np.ndarray | None:
