@@ -214,9 +214,9 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(line)
     return (
         'Attention of queries of a family on positions of their class, of the other classes of '
-        'the family, and\non all others, in percent (the rest falls on pixels without a label); '
-        'chance is what equal attention\nto all neighbours has. The paper argues (section 1) that FULL mixes classes that look '
-        'alike, and gives no numbers.\n\n'
+        'the family, and\non all others, in percent (the rest has no label); chance is what equal '
+        'attention to all neighbours has.\nThe paper argues (section 1) that FULL mixes classes '
+        'that look alike, and gives no numbers.\n\n'
         + results.markdown(
             ('model', 'family', 'head', 'same', 'chance', 'in family', 'chance', 'other', 'chance'),
             lines,

@@ -22,7 +22,7 @@ def _options(workdirs, out, names=('none', 'grid/seed_0'), **more):
             'split': 'train',
             'family': list(_FAMILIES),
             'pruning': 'grid:drop=0.5',
-            'count': 2,
+            'count': 1,
             'out': out,
             **more,
         }
