@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ggcf_jax import checkpoint, data, metrics, models, report, visualize
+from ggcf_jax import checkpoint, data, metrics, models, processes, report, visualize
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax.console import Progress, iou_table
@@ -115,11 +115,11 @@ def evaluate(
         eval_step: of `make_eval_step`.
         params: of the model. stats: its batch statistics.
         plan: which images go together, padded to what.
-        num_samples: return those of the first so many images that this process sees.
+        num_samples: return those of the first so many images.
         mesh: of the devices. reading: how images are decoded.
         progress: shows how far it is.
     """
-    shard = pipeline.Shard(jax.process_index(), jax.process_count())
+    shard = mesh_lib.shard(mesh)
     batches = pipeline.evaluation_batches(dataset, split, plan, shard=shard, reading=reading)
     zeros = np.zeros((dataset.num_classes, dataset.num_classes), np.int32)
     on_device = jax.device_put(zeros, mesh_lib.replicated(mesh))
@@ -127,11 +127,11 @@ def evaluate(
     samples: dict[int, Sample] = {}
     before = None
     with progress.evaluating(len(dataset.source(split)), split) as advance:
-        for batch in batches:
-            arrays = {name: batch[name] for name in ('image', 'label')}
-            on_device, predictions = eval_step(
-                params, stats, on_device, mesh_lib.global_batch(mesh, arrays)
-            )
+        for indices, batch in zip(plan.indices, batches, strict=True):
+            processes.progress(f'evaluating images of {split}')
+            arrays = mesh_lib.global_batch(mesh, batch)
+            images = {name: arrays[name] for name in ('image', 'label')}
+            on_device, predictions = eval_step(params, stats, on_device, images)
             # At most two batches wait on the device, however many images the split has.
             jax.block_until_ready(before)
             before = predictions
@@ -139,23 +139,16 @@ def evaluate(
             if pixels > 2**30:  # before an int32 count can overflow
                 total += np.asarray(on_device)
                 on_device, pixels = jax.device_put(zeros, mesh_lib.replicated(mesh)), 0
-            wanted = np.flatnonzero((batch['index'] >= 0) & (batch['index'] < num_samples))
-            if len(wanted):
-                local = _local(predictions)
-                for i in wanted:
-                    index = int(batch['index'][i])
-                    shown = tuple(slice(length) for length in batch['size'][i])
-                    images = (x[i][shown] for x in (batch['image'], batch['label'], local))
+            if ((indices >= 0) & (indices < num_samples)).any():
+                whole = mesh_lib.fetch(mesh, arrays | {'prediction': predictions})
+                for i in np.flatnonzero((whole['index'] >= 0) & (whole['index'] < num_samples)):
+                    index = int(whole['index'][i])
+                    shown = tuple(slice(length) for length in whole['size'][i])
+                    images = (whole[name][i][shown] for name in ('image', 'label', 'prediction'))
                     samples[index] = Sample(dataset.source(split)[index]['name'], *images)
-            advance(int((batch['index'] >= 0).sum()) * shard.count)
+            advance(int((indices >= 0).sum()))
         total += np.asarray(on_device)
     return Evaluation(split, dataset.classes, total, tuple(samples[i] for i in sorted(samples)))
-
-
-def _local(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array dealt by batch."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def save(evaluation: Evaluation, dataset: Dataset, step: int, workdir: pathlib.Path) -> list:
@@ -215,13 +208,17 @@ def evaluate_workdir(
     """
     workdir = pathlib.Path(workdir)
     config_lib.check(config, jax.device_count())
-    dataset = data.build(config.data)
+    with processes.first_one_first():
+        dataset = data.build(config.data)
     dataset.source(split)
     dataset.check_labeled(split, 'evaluated')
-    mesh = mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
-    with jax.set_mesh(mesh), Progress(config.train.steps) as progress:
+    with (
+        jax.set_mesh(mesh),
+        Progress(config.train.steps, console=processes.console()) as progress,
+    ):
         evaluation = evaluate(
             make_eval_step(graphdef, dataset.num_classes, mesh),
             restored.params,
@@ -236,6 +233,7 @@ def evaluate_workdir(
         )
         progress.print(f'checkpoint of step {restored.step}, {split}:')
         progress.print(iou_table(dataset.classes, list(evaluation.iou.values()), evaluation.miou))
-    save(evaluation, dataset, restored.step, workdir)
-    print(f'report: {report.write(workdir)}')
+    if processes.is_first():
+        save(evaluation, dataset, restored.step, workdir)
+        print(f'report: {report.write(workdir)}')
     return evaluation

@@ -64,9 +64,7 @@ def test_nothing_to_restore(state, tmp_path):
 
 def test_latest_two_and_best_are_kept(state, tmp_path):
     _save(tmp_path, state, {1: 0.3, 2: 0.5, 3: None, 4: float('nan'), 5: 0.4, 6: None})
-    saver = checkpoint.Checkpointer(tmp_path)
-    assert saver.steps() == {2: 0.5, 5: 0.4, 6: None}
-    saver.close()
+    assert checkpoint.steps(tmp_path) == {2: 0.5, 5: 0.4, 6: None}
 
 
 def test_nan_never_evicts_the_best(state, tmp_path):
