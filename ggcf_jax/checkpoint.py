@@ -4,8 +4,8 @@ Orbax writes a checkpoint under a temporary name, in the background, and renames
 complete. It does not notice damaged array bytes, so checksums are stored and compared on load; they
 lie with the mIoU in the metadata of the checkpoint, the file that is its mark of completeness.
 
-The state is the same on every device, so process 0 alone writes and reads: no process waits for
-another in the middle of a save, and none acts on a directory that another one sees differently.
+The state is the same on every device, so process 0 alone writes arrays, reads them and decides what
+is restored: no process acts on a directory that another one sees differently.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Restored:
 class Checkpointer:
     """Saves and restores the training state of one workdir; keeps the latest two and the best.
 
-    Every process calls the same methods; process 0 works on the files.
+    Every process calls the same methods, since Orbax makes them wait for each other in a save.
     """
 
     def __init__(self, workdir: pathlib.Path, report: Callable[[str], None] = print):
@@ -78,13 +78,10 @@ class Checkpointer:
         """
         self.wait()
         step = int(state.step)
-        path = self.directory / str(step)
-        if not processes.is_first() or path.exists():
-            return
-        trees = jax.tree.map(lambda x: x.addressable_data(0), _trees(state))
-        with self._failures(step), _alone():
+        trees = _trees(state)
+        with self._failures(step):
             response = ocp.save_checkpointables_async(
-                path, trees, custom_metadata=_seal(trees, miou)
+                self.directory / str(step), trees, custom_metadata=_seal(trees, miou)
             )
         self._pending = (step, response)
 
@@ -118,7 +115,8 @@ class Checkpointer:
         (step, response), self._pending = self._pending, None
         with self._failures(step):
             response.result()
-        self._remove_superseded()
+        if processes.is_first():
+            self._remove_superseded()
 
     def close(self) -> None:
         """Waits for the last save; raises as `wait`."""
@@ -305,7 +303,7 @@ def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:
     content = {
         'evaluated': miou is not None,
         'miou': None if miou is None or miou != miou else float(miou),
-        'checksums': {name: np.asarray(checksums(tree)).tolist() for name, tree in trees.items()},
+        'checksums': {name: checksums(tree) for name, tree in trees.items()},
     }
     return content | {'crc': _crc(content)}
 
@@ -360,10 +358,11 @@ def _load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
     )
     with _unreadable(path), _alone():
         loaded = ocp.load_checkpointables(path, abstract)
+    loaded = jax.device_get(loaded)
     for name in trees:
-        if np.asarray(checksums(loaded[name])).tolist() != sealed.checksums[name]:
+        if checksums(loaded[name]) != sealed.checksums[name]:
             raise Damaged(f'checkpoint {path} is damaged: the checksums of {name!r} differ')
-    return {name: jax.device_get(loaded[name]) for name in trees}
+    return loaded
 
 
 @contextlib.contextmanager
