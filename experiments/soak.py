@@ -12,6 +12,7 @@ imported, since importing takes longer than they last.
 """
 
 import collections
+import ctypes
 import importlib.util
 import json
 import os
@@ -44,6 +45,7 @@ KINDS = {'SIGKILL while starting': 0.15, 'SIGKILL during a save': 0.4, 'SIGTERM'
 STEPPING = 'SIGKILL between steps'
 DAMAGED = 0.12  # share of the lives before which the newest checkpoint is damaged
 SECONDS = 600  # that a life may take
+_PR_SET_PDEATHSIG = 1
 
 
 def tiny_config(data_dir: pathlib.Path, steps: int):
@@ -164,7 +166,8 @@ class Life:
 
 
 def _live(config, workdir: pathlib.Path, log: pathlib.Path) -> None:
-    """The forked process: never returns."""
+    """The forked process: never returns, and does not outlive the soak."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     code = 1
     try:
         with log.open('ab') as file:
