@@ -59,6 +59,18 @@ def tiny_config(camvid_folder, tmp_path):
     return make_tiny_config(camvid_folder, tmp_path)
 
 
+@pytest.fixture(scope='session')
+def setting(tmp_path_factory):
+    """Configuration, workdir and result of one uninterrupted run of 12 steps."""
+    from ggcf_jax import train
+
+    root = tmp_path_factory.mktemp('run')
+    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
+    config = make_tiny_config(folder, root)
+    evaluation = train.train_and_evaluate(config, root / 'whole')
+    return config, root / 'whole', evaluation
+
+
 def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
     config = load_config('camvid')
     config.update_from_flattened_dict(

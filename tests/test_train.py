@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import load_config, make_tiny_config, write_camvid
+from conftest import load_config
 
 from ggcf_jax import checkpoint, evaluate, metrics, models, train, train_step
 from ggcf_jax import config as config_lib
@@ -41,16 +41,6 @@ def _final(workdir, config):
 def _assert_same_bits(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
-
-
-@pytest.fixture(scope='module')
-def setting(tmp_path_factory):
-    """Configuration, workdir and result of one uninterrupted run of 12 steps."""
-    root = tmp_path_factory.mktemp('run')
-    folder = write_camvid(root / 'camvid', np.random.default_rng(0))
-    config = make_tiny_config(folder, root)
-    evaluation = train.train_and_evaluate(config, root / 'whole')
-    return config, root / 'whole', evaluation
 
 
 def test_run_leaves_what_it_promises(setting):
