@@ -28,10 +28,27 @@ PEER_TIMEOUT = 5
 pytestmark = pytest.mark.slow
 
 
-class Processes:
-    """main.py as a launcher starts it on two hosts."""
+def by_flags(i: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """What a person gives process i: flags and environment."""
+    flags = [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}']
+    return flags, {}
 
-    def __init__(self, config_dir, workdir, logs, *flags):
+
+def by_slurm(i: int, port: int) -> tuple[list[str], dict[str, str]]:
+    """What srun gives it; JAX makes the port from the job's number."""
+    return [], {
+        'SLURM_JOB_ID': str(port),
+        'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': '2',
+        'SLURM_PROCID': str(i),
+        'SLURM_LOCALID': str(i),
+    }
+
+
+class Processes:
+    """main.py as it is started on two hosts."""
+
+    def __init__(self, launcher, config_dir, workdir, logs, *flags):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
@@ -45,21 +62,23 @@ class Processes:
         self.all = []
         logs.mkdir()
         for i, log in enumerate(self.logs):
+            own_flags, own_environment = launcher(i, port)
             command = [
                 sys.executable,
                 str(ROOT / 'main.py'),
                 f'--config={ROOT / "configs" / "saved.py"}:{config_dir}',
                 f'--workdir={workdir}',
-                f'--coordinator=127.0.0.1:{port}',
-                '--num_processes=2',
-                f'--process_id={i}',
+                *own_flags,
                 f'--peer_timeout={PEER_TIMEOUT}',
                 *flags,
             ]
             with log.open('w') as file:
                 self.all.append(
                     subprocess.Popen(
-                        command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                        command,
+                        env=environment | own_environment,
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
                     )
                 )
 
@@ -112,12 +131,12 @@ def stages(config, tmp_path_factory):
     root = tmp_path_factory.mktemp('pods')
     workdir = root / 'run'
     config_lib.save(config, root)
-    with Processes(root, workdir, root / 'terminated') as terminated:
+    with Processes(by_flags, root, workdir, root / 'terminated') as terminated:
         terminated.wait_for(r'\nstep +5/')
         terminated.all[1].send_signal(signal.SIGTERM)
         terminated_codes, saved = terminated.codes(), max(_steps(workdir))
     flags = ('--config.mesh.space=2',)
-    with Processes(root, workdir, root / 'killed', *flags) as killed:
+    with Processes(by_slurm, root, workdir, root / 'killed', *flags) as killed:
         killed.wait_for(r'\nstep +\d+/')
         killed.all[1].kill()
         began = time.monotonic()

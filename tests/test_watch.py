@@ -1,6 +1,7 @@
 """Dead and stuck processes, with a dictionary for the store that processes share."""
 
 import json
+import threading
 
 import pytest
 
@@ -101,8 +102,6 @@ def test_first_word_stands():
 
 @pytest.mark.parametrize('stopped', [False, True])
 def test_thread_ends_the_process_unless_stopped(stopped):
-    import threading
-
     board, _ = _watches(2)
     ended = threading.Event()
     watch = Watch(board, 0, 2, peer_timeout=0.05, stall_timeout=9, end=lambda verdict: ended.set())
