@@ -158,6 +158,7 @@ class Checkpointer:
         aside = self.directory / f'damaged-{path.name}'
         if aside.is_dir():
             shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
         path.rename(aside)
         self._report(f'{error}; it was renamed to {aside.name}, trying the one before')
 
@@ -220,7 +221,7 @@ def restore(
         with _readable('choose another with --checkpoint'):
             step, path = _choose(workdir, which)
             found = _load(path, tree)
-    step = processes.from_first(np.int64(step))
+    step = processes.from_first(np.int32(step))
     return Restored(int(step), **_spread(found, tree)['model'])
 
 

@@ -116,7 +116,8 @@ def from_first(tree: Any) -> Any:
     """Process 0's arrays on every process, bit by bit.
 
     Args:
-        tree: of NumPy arrays or scalars, of the same shapes and dtypes on every process.
+        tree: of NumPy arrays or scalars of up to 32 bits, of the same shapes and dtypes on every
+            process.
     """
     if jax.process_count() == 1:
         return tree

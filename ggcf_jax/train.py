@@ -58,6 +58,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
 
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
+    shard = mesh_lib.shard(mesh)
     models.abstract(config, num_classes=1)
     first = processes.is_first()
     if first and not checkpoint.exists(workdir):  # a run that resumes needs no weights any more
@@ -73,8 +75,6 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
         config_lib.claim_workdir(config, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
-    mesh = mesh_lib.make_mesh(space=config.mesh.space)
-    shard = mesh_lib.shard(mesh)
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoint.Checkpointer(workdir)
@@ -109,9 +109,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> evaluate.Evaluati
         stop_requests() as stop_requested,
     ):
         for step in range(start + 1, train.steps + 1):
-            batch = next(batches)
-            state = step_fn(state, mesh_lib.global_batch(mesh, batch))
+            batch = mesh_lib.global_batch(mesh, next(batches))
             processes.progress(f'step {step}')
+            state = step_fn(state, batch)
 
             if step % train.log_every == 0:
                 row = _train_row(state, train, float(learning_rate(step - 1)))
