@@ -1,8 +1,8 @@
 """One run on several processes: what is lost on the way, and that the numbers stay the same.
 
 The stages share one run, since starting processes takes most of the time: two processes of four
-devices until one of them gets a SIGTERM; the same with the rows of images over two devices until
-one of them is killed; then one process of eight devices to the end.
+devices until one of them gets a SIGTERM; the same until one of them is killed; then one process of
+eight devices to the end.
 """
 
 import os
@@ -48,7 +48,7 @@ def by_slurm(i: int, port: int) -> tuple[list[str], dict[str, str]]:
 class Processes:
     """main.py as it is started on two hosts."""
 
-    def __init__(self, launcher, config_dir, workdir, logs, *flags):
+    def __init__(self, launcher, config_dir, workdir, logs):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
@@ -70,7 +70,6 @@ class Processes:
                 f'--workdir={workdir}',
                 *own_flags,
                 f'--peer_timeout={PEER_TIMEOUT}',
-                *flags,
             ]
             with log.open('w') as file:
                 self.all.append(
@@ -108,7 +107,7 @@ class Processes:
 
 @pytest.fixture(scope='module')
 def config(setting):
-    config = setting[0].copy_and_resolve_references()
+    config = config_lib.load(setting[1])
     config.update_from_flattened_dict(
         {
             'data.crop_size': (32, 24),
@@ -135,8 +134,7 @@ def stages(config, tmp_path_factory):
         terminated.wait_for(r'\nstep +5/')
         terminated.all[1].send_signal(signal.SIGTERM)
         terminated_codes, saved = terminated.codes(), max(_steps(workdir))
-    flags = ('--config.mesh.space=2',)
-    with Processes(by_slurm, root, workdir, root / 'killed', *flags) as killed:
+    with Processes(by_slurm, root, workdir, root / 'killed') as killed:
         killed.wait_for(r'\nstep +\d+/')
         killed.all[1].kill()
         began = time.monotonic()
