@@ -6,7 +6,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import config, doctor, evaluate, export, predict, serve, train
+from ggcf_jax import config, doctor, evaluate, export, predict, processes, serve, train
 from ggcf_jax.errors import InputError
 
 _SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
@@ -19,6 +19,18 @@ _MODE = flags.DEFINE_enum(
     'mode', 'train', ['train', 'evaluate', 'predict', 'export', 'serve', 'doctor'], 'What to do.'
 )
 _CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To use: best, latest or a step.')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, 'Several processes: host:port of process 0; asked of the launcher if none.'
+)
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Several processes: how many.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
+_START_TIMEOUT = flags.DEFINE_integer('start_timeout', 300, 'Seconds for all processes to appear.')
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    'peer_timeout', 60, 'Seconds without a sign of life until a process counts as dead.'
+)
+_STALL_TIMEOUT = flags.DEFINE_integer(
+    'stall_timeout', 1800, 'Seconds without progress until a process counts as stuck.'
+)
 _SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
 _INPUT = flags.DEFINE_string('input', None, 'To predict: an image, a folder of images or a split.')
 _OUTPUT = flags.DEFINE_string(
@@ -42,16 +54,14 @@ def main(argv: list[str]) -> int:
     which = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
     logging.set_verbosity(logging.ERROR)  # what libraries tell would drown our own lines
     try:
-        if _MODE.value == 'train':
-            train.train_and_evaluate(_CONFIG.value, workdir)
-        elif _MODE.value == 'doctor':
+        if _MODE.value == 'doctor':  # of this machine alone
             return 0 if doctor.examine(_CONFIG.value, workdir) else 1
-        elif _MODE.value == 'predict':
+        if _MODE.value == 'predict':
             if not (_INPUT.value and _OUTPUT.value):
                 return _error('--input=PATH or --output=DIR is missing')
             paths = (_INPUT.value, _OUTPUT.value)
             return 0 if predict.predict(_CONFIG.value, workdir, which, *paths) else 1
-        elif _MODE.value == 'export':
+        if _MODE.value == 'export':
             if not _OUTPUT.value:
                 return _error('--output=FILE is missing')
             sizes = export.parse_sizes(_SIZES.value)
@@ -61,10 +71,25 @@ def main(argv: list[str]) -> int:
         elif _MODE.value == 'serve':
             serve.serve_workdir(_CONFIG.value, workdir, which, _HOST.value, _PORT.value)
         else:
-            evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
-    except (InputError, train.NotFinite) as error:
+            with processes.joined(_launch()):
+                if _MODE.value == 'train':
+                    train.train_and_evaluate(_CONFIG.value, workdir)
+                else:
+                    evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
+    except InputError as error:
         return _error(str(error))
     return 0
+
+
+def _launch() -> processes.Launch:
+    return processes.Launch(
+        _COORDINATOR.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+        start_timeout=_START_TIMEOUT.value,
+        peer_timeout=_PEER_TIMEOUT.value,
+        stall_timeout=_STALL_TIMEOUT.value,
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -93,6 +93,9 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 5_000
     train.max_skipped = 50
 
+    config.mesh = ConfigDict()
+    config.mesh.space = 1  # devices that share the rows of an image (docs/pods.md)
+
     config.eval = ConfigDict()
     config.eval.batch_size = 8
     config.eval.size_multiple = 64  # images are padded to multiples of this

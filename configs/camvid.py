@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 250
     train.max_skipped = 20
 
+    config.mesh = ConfigDict()
+    config.mesh.space = 1  # devices that share the rows of an image (docs/pods.md)
+
     config.eval = ConfigDict()
     config.eval.batch_size = 4
     config.eval.size_multiple = 8  # images are padded to multiples of this

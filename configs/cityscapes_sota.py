@@ -89,6 +89,9 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 1_000
     train.max_skipped = 50
 
+    config.mesh = ConfigDict()
+    config.mesh.space = 1  # devices that share the rows of an image (docs/pods.md)
+
     config.eval = ConfigDict()
     config.eval.batch_size = 8
     config.eval.size_multiple = 8  # images are padded to multiples of this

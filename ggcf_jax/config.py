@@ -16,7 +16,9 @@ _PLACEHOLDERS = 'placeholders'  # key of the saved file: types of the fields tha
 _TYPES = {'str': str, 'int': int, 'float': float}
 
 # Fields that may differ when a run is resumed: they say where things lie, not what is computed.
-_OPERATIONAL = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels')
+_OPERATIONAL = (
+    'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels', 'mesh.space',
+)  # fmt: skip
 # So may those that training does not read; runs that were started before there were any have these.
 _NOT_OF_TRAINING = {
     'eval.window': (),
@@ -158,6 +160,7 @@ def check(config: ConfigDict, devices: int) -> None:
         ('eval.max_sizes', evaluation.max_sizes),
         ('eval.windows_at_once', evaluation.windows_at_once),
         ('data.threads', config.data.threads),
+        ('mesh.space', config.mesh.space),
     ):
         if value < 1:
             raise InputError(f'config.{name}={value} must be at least 1')
@@ -202,20 +205,10 @@ def check(config: ConfigDict, devices: int) -> None:
             f'config.train.ohem.threshold={train.ohem.threshold} must be in (0, 1] and '
             f'config.train.ohem.min_kept={train.ohem.min_kept} at least 1'
         )
-    parts = train.accumulate * devices
-    if train.batch_size % parts:
-        raise InputError(
-            f'config.train.batch_size={train.batch_size} is not divisible by {devices} devices'
-            f' x config.train.accumulate={train.accumulate}; choose a multiple of {parts}'
-        )
-    if evaluation.batch_size % devices:
-        raise InputError(
-            f'config.eval.batch_size={evaluation.batch_size} is not divisible by {devices} devices;'
-            f' choose a multiple of {devices}'
-        )
     size = tuple(config.data.crop_size)
     if len(size) != 2 or min(size) < 1:
         raise InputError(f'config.data.crop_size={size} must be (height, width)')
+    _check_mesh(config, devices)
     for name, value in (
         ('data.max_class_share', config.data.max_class_share),
         ('data.class_uniform', config.data.class_uniform),
@@ -229,6 +222,41 @@ def check(config: ConfigDict, devices: int) -> None:
     low, high = config.data.scale_range
     if not 0 < low <= high:
         raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')
+
+
+def _check_mesh(config: ConfigDict, devices: int) -> None:
+    """Images of a batch are dealt over `data` devices, rows of each image over `space` ones."""
+    train, evaluation, space = config.train, config.eval, config.mesh.space
+    if devices % space:
+        raise InputError(
+            f'config.mesh.space={space} does not divide the {devices} devices; choose a divisor'
+        )
+    data = devices // space
+    over = f'{data} devices' if space == 1 else f'{devices} devices / config.mesh.space={space}'
+    parts = train.accumulate * data
+    if train.batch_size % parts:
+        raise InputError(
+            f'config.train.batch_size={train.batch_size} is not divisible by {over}'
+            f' x config.train.accumulate={train.accumulate}; choose a multiple of {parts}'
+        )
+    if evaluation.batch_size % data:
+        raise InputError(
+            f'config.eval.batch_size={evaluation.batch_size} is not divisible by {over};'
+            f' choose a multiple of {data}'
+        )
+    if space == 1:
+        return
+    rows = config.model.backbone.stride * space
+    for name, height in (
+        ('data.crop_size', config.data.crop_size[0]),
+        ('eval.size_multiple', evaluation.size_multiple),
+    ):
+        if height % rows:
+            raise InputError(
+                f'config.{name}: the height {height} must be a multiple of {rows}, '
+                f'config.model.backbone.stride={config.model.backbone.stride} x '
+                f'config.mesh.space={space}, so that every device has equally many rows of features'
+            )
 
 
 def _plain(config: ConfigDict) -> dict:

@@ -211,7 +211,7 @@ def _try_step(
     config, dataset, weights, batch, rate: float, folder: pathlib.Path, found: Findings
 ) -> None:
     """Compiles the training step, and runs it if it fits."""
-    mesh = mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     with jax.set_mesh(mesh):
         create = state_lib.creator(config, dataset.num_classes, mesh)

@@ -16,6 +16,7 @@ from ggcf_jax import (
     inference,
     metrics,
     models,
+    processes,
     report,
 )
 from ggcf_jax import config as config_lib
@@ -77,7 +78,7 @@ def evaluate(
         mesh: of the devices. reading: how images are decoded.
         progress: shows how far it is.
     """
-    shard = pipeline.Shard(jax.process_index(), jax.process_count())
+    shard = mesh_lib.shard(mesh)
     batches = pipeline.evaluation_batches(dataset, split, plan, shard=shard, reading=reading)
     source = dataset.source(split)
     zeros = np.zeros((dataset.num_classes, dataset.num_classes), np.int32)
@@ -86,35 +87,36 @@ def evaluate(
     samples: dict[int, Sample] = {}
     worst = Worst(num_worst)
 
-    def collect(indices, batch, ious, predictions):
+    def collect(arrays, ious, predictions):
         """Keeps the pictures that are wanted of a batch, once it is computed."""
-        ious, local = np.asarray(ious), None
-        own = {int(index): row for row, index in enumerate(batch['index'])}
-        for index, miou in zip(indices.tolist(), ious.tolist()):
-            if index < 0 or not (worst.wants(miou, index) or index < num_samples):
-                continue
-            name, sample = source[index]['name'], None
-            if index in own:
-                row = own[index]
-                local = _local(predictions) if local is None else local
-                shown = tuple(slice(length) for length in batch['size'][row])
-                images = (x[row][shown].copy() for x in (batch['image'], batch['label'], local))
-                sample = Sample(name, *images)
-                if index < num_samples:
-                    samples[index] = sample
-            worst.add(index, Ranked(name, miou, sample))
+        indices, ious = (mesh_lib.fetch(mesh, {'x': x})['x'] for x in (arrays['index'], ious))
+        wanted = [
+            row
+            for row, (index, miou) in enumerate(zip(indices.tolist(), ious.tolist()))
+            if index >= 0 and (worst.wants(miou, index) or index < num_samples)
+        ]
+        if not wanted:
+            return
+        whole = mesh_lib.fetch(mesh, arrays | {'prediction': predictions})
+        for row in wanted:
+            index, shown = int(indices[row]), tuple(map(slice, whole['size'][row]))
+            images = (whole[name][row][shown].copy() for name in ('image', 'label', 'prediction'))
+            sample = Sample(source[index]['name'], *images)
+            if index < num_samples:
+                samples[index] = sample
+            worst.add(index, Ranked(sample.name, float(ious[row]), sample))
 
     before = None
     with progress.evaluating(len(source), split) as advance:
-        for indices, batch in zip(plan.rows(shard.count), batches, strict=True):
-            arrays = {name: batch[name] for name in ('image', 'label')}
-            on_device, *results = eval_step(
-                params, stats, on_device, mesh_lib.global_batch(mesh, arrays)
-            )
+        for indices, batch in zip(plan.indices, batches, strict=True):
+            processes.progress(f'evaluating images of {split}')
+            arrays = mesh_lib.global_batch(mesh, batch)
+            images = {name: arrays[name] for name in ('image', 'label')}
+            on_device, *results = eval_step(params, stats, on_device, images)
             # At most two batches wait on the device, however many images the split has.
             if before is not None:
                 collect(*before)
-            before = (indices, batch, *results)
+            before = (arrays, *results)
             pixels += batch['label'].size * shard.count
             if pixels > 2**30:  # before an int32 count can overflow
                 total += np.asarray(on_device)
@@ -131,12 +133,6 @@ def evaluate(
         tuple(samples[i] for i in sorted(samples)),
         worst.images(),
     )
-
-
-def _local(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array dealt by batch."""
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def evaluate_workdir(
@@ -158,13 +154,17 @@ def evaluate_workdir(
     config_lib.check(config, jax.device_count())
     config_lib.check_model(config, workdir)
     plan = inference.build(config)
-    dataset = data.build(config.data)
+    with processes.first_one_first():
+        dataset = data.build(config.data)
     dataset.source(split)
     dataset.check_labeled(split, 'evaluated')
-    mesh = mesh_lib.make_mesh()
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
-    with jax.set_mesh(mesh), Progress(config.train.steps) as progress:
+    with (
+        jax.set_mesh(mesh),
+        Progress(config.train.steps, console=processes.console()) as progress,
+    ):
         evaluation = evaluate(
             make_eval_step(graphdef, dataset.num_classes, mesh, plan),
             restored.params,
@@ -186,7 +186,8 @@ def evaluate_workdir(
                 iou_table(ious, ious.values(), evaluation.category_miou, entry='category')
             )
         progress.print(f'pixel accuracy {evaluation.pixel_accuracy:.4f}')
-    evaluation_files.save(evaluation, dataset, restored.step, workdir, plan)
-    evaluation_files.save_confusion(evaluation, restored.step, workdir, plan)
-    print(f'report: {report.write(workdir)}')
+    if processes.is_first():
+        evaluation_files.save(evaluation, dataset, restored.step, workdir, plan)
+        evaluation_files.save_confusion(evaluation, restored.step, workdir, plan)
+        print(f'report: {report.write(workdir)}')
     return evaluation

@@ -26,12 +26,12 @@ class Ranked:
     Attributes:
         name: of the record.
         miou: mean IoU over the classes of this image.
-        sample: its pictures, None where another process has them.
+        sample: its pictures.
     """
 
     name: str
     miou: float
-    sample: Sample | None
+    sample: Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluation:
         classes: names in train-id order.
         categories: category of each class, () if the data set has none.
         matrix: int64 [C, C], pixels by (ground truth, prediction).
-        samples: those of the first images that this process has read.
+        samples: those of the first images.
         worst: images of lowest mIoU of all processes, the lowest first.
     """
 

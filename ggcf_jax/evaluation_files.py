@@ -32,8 +32,7 @@ def save(
     worst = []
     for rank, image in enumerate(evaluation.worst):
         path = _panel_path(folders / f'worst_{stem}', rank, image.name)
-        if image.sample is not None:
-            visualize.write_png(path, _panel(image.sample, dataset))
+        visualize.write_png(path, _panel(image.sample, dataset))
         panel = path.relative_to(workdir).as_posix()
         worst.append({'name': image.name, 'miou': image.miou, 'panel': panel})
     content = {

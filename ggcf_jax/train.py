@@ -16,6 +16,7 @@ from ggcf_jax import (
     losses,
     models,
     optim,
+    processes,
     provenance,
     report,
     train_step,
@@ -25,13 +26,13 @@ from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import start as start_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
-from ggcf_jax.data import pipeline
+from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import Evaluation
 from ggcf_jax.interrupt import stop_requests
-from ggcf_jax.writer import Writer
+from ggcf_jax.writer import NoWriter, Writer
 
 
-class NotFinite(RuntimeError):
+class NotFinite(InputError):
     """Loss or gradients were not finite for too many steps in a row."""
 
 
@@ -41,6 +42,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     Resumes from the newest checkpoint of `workdir`; on one machine an interrupted and resumed run
     ends in the same bits as an uninterrupted one. SIGTERM or Ctrl-C save and return. A run that
     is finished already is only evaluated.
+
+    With several processes (`processes.joined`) all call this; process 0 alone writes the workdir
+    and prints.
 
     Args:
         config: a configuration, see `configs/`.
@@ -58,53 +62,64 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
 
     # What can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
+    shard = mesh_lib.shard(mesh)
     models.abstract(config, num_classes=1)
     inference.build(config)
-    if not checkpoint.exists(workdir):  # a run that resumes does not need the weights any more
+    first = processes.is_first()
+    if first and not checkpoint.exists(workdir):  # a run that resumes needs no weights any more
         start_lib.check(config)
-    dataset = data.build(config.data)
+    with processes.first_one_first():
+        dataset = data.build(config.data)
     optim.optimizer(train)
     losses.build(train, ())
     learning_rate = optim.schedule(train)
-    class_weights = data.class_weights_of(config, dataset)
-    config_lib.claim_workdir(config, workdir)
-    classes.save(dataset, workdir)
+    with processes.first_one_first():
+        class_weights = data.class_weights_of(config, dataset)
+    if first:
+        config_lib.claim_workdir(config, workdir)
+        classes.save(dataset, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.
-    mesh = mesh_lib.make_mesh()
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoint.Checkpointer(workdir)
-    state = checkpointer.restore_latest(state) or start_lib.with_weights(config, state)
+    state = checkpointer.restore_latest(state) or start_lib.with_weights(
+        config, state, processes.say
+    )
     start = int(state.step)
     if start >= train.steps:
-        print(f'{workdir}: finished at step {start}; only evaluating')
+        processes.say(f'{workdir}: finished at step {start}; only evaluating')
         checkpointer.close()
         return evaluate.evaluate_workdir(config, workdir, 'validation', 'best')
     if start:
-        print(f'{workdir}: resuming at step {start} of {train.steps}')
-    provenance.save(workdir)
+        processes.say(f'{workdir}: resuming at step {start} of {train.steps}')
+    if first:
+        provenance.save(workdir)
 
     # The two compiled functions and the data.
     step_fn = train_step.build(train, class_weights, graphdef, mesh)
     # Evaluations on the way are of one view of the whole image, whatever `eval` asks for later.
     single = inference.SINGLE
     eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh, single)
-    shard = pipeline.Shard(jax.process_index(), jax.process_count())
-    batches = data.training_batches(config, dataset, start, shard)
+    with processes.first_one_first():
+        batches = data.training_batches(config, dataset, start, shard)
     plan = data.evaluation_plan(config, dataset, 'validation')
 
     evaluation = previous = None
     began = window = time.perf_counter()
     with (
         jax.set_mesh(mesh),
+        contextlib.closing(checkpointer),
         contextlib.closing(batches),
-        Writer(workdir, start) as writer,
-        Progress(train.steps, start) as progress,
+        Writer(workdir, start) if first else NoWriter() as writer,
+        Progress(train.steps, start, processes.console()) as progress,
         stop_requests() as stop_requested,
     ):
         for step in range(start + 1, train.steps + 1):
-            state = step_fn(state, mesh_lib.global_batch(mesh, next(batches)))
+            batch = mesh_lib.global_batch(mesh, next(batches))
+            processes.progress(f'step {step}')
+            state = step_fn(state, batch)
 
             if step % train.log_every == 0:
                 row = _train_row(state, train, float(learning_rate(step - 1)))
@@ -135,23 +150,26 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
                 )
                 seconds = time.perf_counter() - paused
                 writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
-                panels = evaluation_files.save(evaluation, dataset, step, workdir, single)
-                for name, panel in panels:
-                    writer.image(step, f'validation/{name}', panel)
+                if first:
+                    panels = evaluation_files.save(evaluation, dataset, step, workdir, single)
+                    for name, panel in panels:
+                        writer.image(step, f'validation/{name}', panel)
                 iou = list(evaluation.iou.values())
                 progress.print(iou_table(dataset.classes, iou, evaluation.miou, previous))
                 previous = iou
                 window += time.perf_counter() - paused
 
-            stop = stop_requested()
+            stop = stop_requested(step)
             if evaluation or stop or step % train.checkpoint_every == 0:
                 checkpointer.save(state, evaluation.miou if evaluation else None)
             if stop:
                 break
-    checkpointer.close()
-    print(f'report: {report.write(workdir)}')
+    if first:
+        print(f'report: {report.write(workdir)}')
     if stop and step < train.steps:
-        print(f'stopped by {stop} after step {step}, which is saved; the same command resumes')
+        processes.say(
+            f'stopped by {stop} after step {step}, which is saved; the same command resumes'
+        )
     return evaluation
 
 

@@ -4,6 +4,7 @@
 through to the file line by line. The event files repeat it, with image panels, for TensorBoard.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -90,6 +91,19 @@ class Writer:
 
     def __exit__(self, *unused) -> None:
         self.close()
+
+
+class NoWriter(contextlib.AbstractContextManager):
+    """Takes the place of `Writer` in processes that write nothing."""
+
+    def scalars(self, step: int, row: Mapping[str, Any]) -> None:
+        pass
+
+    def image(self, step: int, tag: str, array: np.ndarray) -> None:
+        pass
+
+    def __exit__(self, *unused) -> None:
+        pass
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:

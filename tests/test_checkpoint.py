@@ -1,4 +1,6 @@
+import os
 import pathlib
+import resource
 import shutil
 
 import jax
@@ -64,9 +66,7 @@ def test_nothing_to_restore(state, tmp_path):
 
 def test_latest_two_and_best_are_kept(state, tmp_path):
     _save(tmp_path, state, {1: 0.3, 2: 0.5, 3: None, 4: float('nan'), 5: 0.4, 6: None})
-    saver = checkpoint.Checkpointer(tmp_path)
-    assert saver.steps() == {2: 0.5, 5: 0.4, 6: None}
-    saver.close()
+    assert checkpoint.steps(tmp_path) == {2: 0.5, 5: 0.4, 6: None}
 
 
 def test_nan_never_evicts_the_best(state, tmp_path):
@@ -105,33 +105,73 @@ def test_missing_checkpoints(state, tmp_path):
         checkpoint.restore(tmp_path, params, stats, sharding, 7)
 
 
-def _data_files(directory: pathlib.Path):
+def _largest_file(directory: pathlib.Path):
     files = [p for p in directory.rglob('*') if p.is_file() and '/d/' in p.as_posix()]
-    return sorted(files, key=lambda p: -p.stat().st_size)
+    return max(files, key=lambda p: p.stat().st_size)
 
 
 def _flip_byte(directory):
-    path = _data_files(directory)[0]
+    path = _largest_file(directory)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
     path.write_bytes(bytes(content))
 
 
 def _truncate(directory):
-    path = _data_files(directory)[0]
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    os.truncate(_largest_file(directory), _largest_file(directory).stat().st_size // 2)
 
 
 def _delete_file(directory):
-    _data_files(directory)[0].unlink()
+    _largest_file(directory).unlink()
 
 
-def _empty(directory):
+def _empty_part(directory):
     shutil.rmtree(directory / 'model')
     (directory / 'model').mkdir()
 
 
-@pytest.mark.parametrize('damage', [_flip_byte, _truncate, _delete_file, _empty])
+def _empty(directory):
+    shutil.rmtree(directory)
+    directory.mkdir()
+
+
+def _delete_commit_marker(directory):
+    (directory / 'commit_success.txt').unlink()
+
+
+def _delete_metadata(directory):
+    (directory / '_CHECKPOINT_METADATA').unlink()
+
+
+def _break_metadata(directory):
+    os.truncate(directory / '_CHECKPOINT_METADATA', 40)
+
+
+def _change_miou(directory):
+    """A network file system's stale block need not be invalid JSON."""
+    path = directory / '_CHECKPOINT_METADATA'
+    path.write_text(path.read_text().replace('"miou": 0.3', '"miou": 0.9'))
+
+
+def _zero_files(directory):
+    """Names that appeared before their contents, as after a crash of a file server."""
+    for path in directory.rglob('*'):
+        if path.is_file():
+            os.truncate(path, 0)
+
+
+def _file_instead(directory):
+    shutil.rmtree(directory)
+    directory.write_text('')
+
+
+DAMAGES = [
+    _flip_byte, _truncate, _delete_file, _empty_part, _empty, _delete_commit_marker,
+    _delete_metadata, _break_metadata, _change_miou, _zero_files, _file_instead,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
 def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(state, tmp_path, damage):
     _save(tmp_path, state, {3: 0.2, 6: 0.3})
     damage(tmp_path / 'checkpoints' / '6')
@@ -139,9 +179,52 @@ def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(state, tm
     _assert_equal(restored, _at(state, 3))
     (message,) = messages
     assert 'checkpoints/6' in message and 'renamed to damaged-6' in message
-    assert (tmp_path / 'checkpoints' / 'damaged-6').is_dir()
+    assert (tmp_path / 'checkpoints' / 'damaged-6').exists()
     # Training goes on and saves that step again.
     _save(tmp_path, state, {6: 0.3})
+    assert int(_restore_latest(tmp_path, state)[0].step) == 6
+
+
+def test_only_damaged_checkpoints_do_not_start_from_scratch(state, tmp_path):
+    _save(tmp_path, state, {3: 0.2})
+    _flip_byte(tmp_path / 'checkpoints' / '3')
+    for _ in range(2):  # also when it has been set aside by an attempt before
+        with pytest.raises(InputError, match=r'only damaged checkpoints \(damaged-3\).*remove'):
+            _restore_latest(tmp_path, state)
+
+
+def test_what_a_kill_leaves_is_removed_by_training_and_left_alone_by_readers(state, tmp_path):
+    _save(tmp_path, state, {3: 0.2, 6: None})
+    directory = tmp_path / 'checkpoints'
+    for name in ('9.orbax-checkpoint-tmp', 'removing-2'):
+        shutil.copytree(directory / '3', directory / name)
+        shutil.rmtree(directory / name / 'model')
+    _, params, stats = _abstract(state)
+    sharding = mesh_lib.replicated(mesh_lib.make_mesh())
+    # A reader must not take away what a running training is just writing.
+    assert checkpoint.restore(tmp_path, params, stats, sharding, 'latest').step == 6
+    assert len(list(directory.iterdir())) == 4
+    assert int(_restore_latest(tmp_path, state)[0].step) == 6
+    assert sorted(path.name for path in directory.iterdir()) == ['3', '6']
+
+
+def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
+    """A limit on the size of files, which fails writes in the middle as a full disk does."""
+    _save(tmp_path, state, {3: 0.2})
+    saver = checkpoint.Checkpointer(tmp_path)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(InputError, match=r'checkpoint 6 could not be written.*MiB are free'):
+            saver.save(_at(state, 6), 0.4)
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    saver.close()
+    restored, messages = _restore_latest(tmp_path, state)
+    _assert_equal(restored, _at(state, 3))
+    assert messages == []
+    _save(tmp_path, state, {6: 0.4})
     assert int(_restore_latest(tmp_path, state)[0].step) == 6
 
 
@@ -156,12 +239,12 @@ def test_checkpoint_of_another_model_is_refused_by_name(state, tiny_config, tmp_
 
 def test_one_changed_bit_changes_the_checksum(rng):
     x = rng.normal(size=100).astype(np.float32)
-    before = checksums([x, np.int32(5)])
+    before = checksums([x, np.int32(5), jnp.ones(3, jnp.bfloat16)])
     changed = x.copy().view(np.uint32)
     changed[17] ^= 1
-    after = checksums([changed.view(np.float32), np.int32(5)])
-    assert before[0] != after[0] and before[1] == after[1]
-    assert (checksums([x[::-1].copy()])[0] != before[0]).all()
+    after = checksums([changed.view(np.float32), np.int32(5), jnp.ones(3, jnp.bfloat16)])
+    assert before[0] != after[0] and before[1:] == after[1:]
+    assert checksums([x[::-1]])[0] != before[0]
 
 
 def test_averaged_parameters_are_what_analyses_get(tiny_config, tmp_path):

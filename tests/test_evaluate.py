@@ -187,13 +187,3 @@ def test_worst_keeps_the_lowest(rng):
     nothing = Worst(0)
     nothing.add(0, Ranked('0', 0.0, None))
     assert nothing.images() == ()
-
-
-def test_rows_of_the_device_array():
-    """Process p reads the places p, p + count, ... and gives its rows together."""
-    plan = pipeline.EvaluationPlan(((8, 8),), np.arange(12, dtype=np.int32).reshape(1, 12))
-    for count in (1, 3):
-        local = [plan.indices[0][p::count] for p in range(count)]
-        (rows,) = plan.rows(count)
-        assert rows.tolist() == [i for part in local for i in part.tolist()]
-    assert next(plan.rows(3)).tolist() == [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]

@@ -21,12 +21,13 @@ def config(tiny_config):
     return tiny_config
 
 
-def _batch(seed=0, size=8):
+def _batch(seed=0, size=8, height=24):
     rng = np.random.default_rng(seed)
-    label = rng.integers(0, CLASSES, (size, 24, 24)).astype(np.uint8)
+    label = rng.integers(0, CLASSES, (size, height, 24)).astype(np.uint8)
     for i in range(size):
         label[i, : 2 * i] = 255  # devices and microbatches see different numbers of pixels
-    return {'image': rng.integers(0, 255, (size, 24, 24, 3)).astype(np.uint8), 'label': label}
+    image = rng.integers(0, 255, (size, height, 24, 3)).astype(np.uint8)
+    return {'image': image, 'label': label}
 
 
 def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
@@ -74,26 +75,36 @@ def test_first_update_is_the_definition(config):
     np.testing.assert_allclose(new.running['loss'], jax.jit(loss)(state.params), rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ('accumulate', 'loss'),
-    [(2, cross_entropy), (1, partial(ohem, threshold=0.2, min_kept=700))],
-)
-def test_one_device_equals_eight(config, accumulate, loss):
-    """Loss, gradients and batch statistics are global: the same steps on 1 and on 8 devices.
+OHEM = partial(ohem, threshold=0.2, min_kept=700)
 
-    With two microbatches of 8 of 16 images, each device holds one image of each.
+
+@pytest.mark.parametrize(
+    ('accumulate', 'loss', 'meshes'),
+    [
+        (2, cross_entropy, [(1, 1), (8, 1)]),
+        (1, OHEM, [(1, 1), (8, 1), (4, 2)]),
+    ],
+)
+def test_any_mesh_takes_the_same_steps(config, accumulate, loss, meshes):
+    """Loss, gradients and batch statistics are global, whatever lies where.
+
+    A mesh is a number of devices and how many of them share the rows of an image: with 4 and 2 it
+    is 2 x 2. With two microbatches of 8 of 16 images, each device holds one image of each.
     """
+    config.model.heads = 'local:1,grid:2,full'
     step, state, _ = _make(config, accumulate, loss=loss)
     results = []
-    for devices in (1, 8):
-        mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    for devices, space in meshes:
+        mesh = mesh_lib.make_mesh(jax.devices()[:devices], space)
         placed = jax.device_put(state, mesh_lib.replicated(mesh))
         compiled = jax.jit(step, out_shardings=mesh_lib.replicated(mesh))
-        for seed in range(3):
-            batch = jax.device_put(_batch(seed, 8 * accumulate), mesh_lib.by_batch(mesh))
-            placed = compiled(placed, batch)
+        with jax.set_mesh(mesh):
+            for seed in range(3):
+                batch = _batch(seed, 8 * accumulate, height=32)
+                placed = compiled(placed, jax.device_put(batch, mesh_lib.by_batch(mesh)))
         results.append(jax.device_get(placed))
-    _assert_close(results[0], results[1], rtol=1e-3, atol=1e-5)
+    for result in results[1:]:
+        _assert_close(results[0], result, rtol=1e-3, atol=1e-5)
 
 
 def test_accumulation_sums_over_microbatches(config):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ggcf_jax import graphs
-from ggcf_jax.attention import full, grid, learned, local, reference, rows, tiles
+from ggcf_jax.attention import full, grid, learned, local, reference, rows, spatial, tiles
 from ggcf_jax.attention import pruning as pruning_lib
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
@@ -32,6 +32,9 @@ def attend(
       scale: factor of the affinities; 1 is the paper's form.
       implementation: 'auto', 'reference' (dense mask, any graph) or 'xla' (the engine); see
         `chosen`.
+
+    Under a mesh with an axis `space` (jax.set_mesh) the rows of the map lie on its devices, see
+    `spatial`; b and h must be divisible.
 
     Returns:
       [b, h, w, heads, dv] in the dtype of v; scores, softmax and sums are float32. Differentiable
@@ -119,6 +122,8 @@ def _engine(q, k, v, graph, scale, prune):
     elif isinstance(graph, graphs.Learned):
         table, module = (graph.log_table(*q.shape[1:3]),), learned
     if prune is None or prune.keeps_all(graph.neighbours(*q.shape[1:3])):
+        if spatial.devices() > 1:
+            return spatial.attend(q, k, v, *table, *settings, scale, sizes, module)
         return module.attend(q, k, v, *table, *settings, scale, sizes)
 
     def forward(q, k, v, table, prune):

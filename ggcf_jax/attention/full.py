@@ -7,6 +7,7 @@ table and is made one chunk pair at a time.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +25,11 @@ class Chunks:
     keys: int
 
 
-def chunks(n, batch, tiles):
-    """Chunk lengths for sequences of n and `batch` = batch elements times heads."""
+def chunks(n, batch, tiles, keys=None):
+    """Chunk lengths for n queries, `keys` (n) keys and `batch` = batch elements times heads."""
     together = 4 * tiles.queries // tiles.share(batch)
     queries = max(min(tiles.queries, 64), min(tiles.queries, together))
-    return Chunks(even(n, queries, 8), even(n, tiles.keys, 8))
+    return Chunks(even(n, queries, 8), even(n if keys is None else keys, tiles.keys, 8))
 
 
 def _pad(x, multiple):
@@ -59,21 +60,21 @@ def forward(q, k, v, table, scale, size, bias):
     """Chunked attention.
 
     Args:
-      q, k: [..., heads, n, dk]; v: [..., heads or 1, n, dv].
+      q: [..., heads, n, dk]; k: [..., heads, m, dk]; v: [..., heads or 1, m, dv].
       table, bias: None, or an array and a `learned.OffsetBias` that makes the bias from it.
       scale: factor of the affinities; size: `Chunks`.
 
     Returns:
       Output [..., heads, n, dv] in the dtype of v, log-sum-exp [..., heads, n, 1] float32.
     """
-    n = q.shape[-2]
+    n, m = q.shape[-2], k.shape[-2]
     q, k, v = _pad(q, size.queries), _pad(k, size.keys), _pad(v, size.keys)
     steps = k.shape[-2] // size.keys
 
     def scores(qt, i, t):
         s = softmax.scores(qt, _cut(k, t, size.keys), scale)
         piece = None if bias is None else bias.cut(table, i, t)
-        return _finish_scores(s, t, n, size.keys, piece, bias)
+        return _finish_scores(s, t, m, size.keys, piece, bias)
 
     def chunk(i):
         qt = _cut(q, i, size.queries)
@@ -113,7 +114,8 @@ def backward(q, k, v, table, o, lse, do, scale, size, bias, tiles):
     Returns:
       dq, dk, dv in the dtypes of q, k, v; dtable, or None without a table.
     """
-    n, dtypes = q.shape[-2], (q.dtype, k.dtype, v.dtype)
+    lengths = [x.shape[-2] for x in (q, k, v)]
+    dtypes = (q.dtype, k.dtype, v.dtype)
     delta = softmax.row_delta(do, o)[..., None]
     q, do, lse, delta = (_pad(x, size.queries) for x in (q, do, lse, delta))
     k, v = _pad(k, size.keys), _pad(v, size.keys)
@@ -126,7 +128,7 @@ def backward(q, k, v, table, o, lse, do, scale, size, bias, tiles):
         kt, vt = _cut(k, t, size.keys), _cut(v, t, size.keys)
         s = softmax.scores(qt, kt, scale)
         piece = None if bias is None else bias.cut(table, i, t)
-        s = _finish_scores(s, t, n, size.keys, piece, bias)
+        s = _finish_scores(s, t, lengths[1], size.keys, piece, bias)
         dqt, dkt, dvt, ds = softmax.backward(
             qt, kt, vt, s, dot, lt[..., 0], dt[..., 0], scale, tiles
         )
@@ -147,7 +149,7 @@ def backward(q, k, v, table, o, lse, do, scale, size, bias, tiles):
         carry, _ = step(carry, 0)
     else:
         carry, _ = lax.scan(step, tuple(carry), jnp.arange(pairs))
-    gradients = (x[..., :n, :].astype(dtype) for x, dtype in zip(carry[:3], dtypes))
+    gradients = (x[..., :n, :].astype(t) for x, n, t in zip(carry[:3], lengths, dtypes))
     return (*gradients, carry[3])
 
 
@@ -183,9 +185,9 @@ def as_map(x, h, w):
 
 
 def attend(q, k, v, scale, tiles):
-    """FULL attention, q, k [b, h, w, heads, dk], v [b, h, w, heads or 1, dv]."""
+    """FULL attention, q [b, rows, w, heads, dk], k [b, h, w, heads, dk], v [b, h, w, ., dv]."""
     b, h, w, heads, _ = q.shape
-    size = chunks(h * w, b * heads, tiles)
+    size = chunks(h * w, b * heads, tiles, math.prod(k.shape[1:3]))
     o = attend_rows(as_rows(q), as_rows(k), as_rows(v), None, scale, size, None, tiles)
     return as_map(o, h, w)
 

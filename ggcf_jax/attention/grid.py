@@ -22,10 +22,10 @@ def residues(n, stride):
     return [run for run in runs if run[1] > run[0] and run[2]]
 
 
-def split(x, stride):
+def split(x, strides):
     """[b, h, w, heads, c] with rows and columns apart by residue: [b, ., ty, ., tx, heads, c]."""
     b, h, w, heads, c = x.shape
-    ty, tx = min(stride, h), min(stride, w)
+    ty, tx = min(strides[0], h), min(strides[1], w)
     x = jnp.pad(x, ((0, 0), (0, -h % ty), (0, -w % tx), (0, 0), (0, 0)))
     return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
 
@@ -96,17 +96,20 @@ def _attend_backward(scale, tiles, saved, do):
 attend_groups.defvjp(_attend_forward, _attend_backward)
 
 
-def over_groups(f, q, k, v, stride):
+def over_groups(f, q, k, v, strides):
     """f(groups of q, of k, of v, rows, columns) for each batch of groups, put back into a map.
+
+    Args:
+      strides: of rows and of columns.
 
     Returns:
       [b, h, w, heads, dv] in the dtype of v.
     """
     b, h, w, heads, _ = q.shape
-    maps = [split(x, stride) for x in (q, k, v)]
+    maps = [split(x, strides) for x in (q, k, v)]
     o = jnp.zeros((*maps[0].shape[:-1], v.shape[-1]), v.dtype)
-    for rows in residues(h, stride):
-        for columns in residues(w, stride):
+    for rows in residues(h, strides[0]):
+        for columns in residues(w, strides[1]):
             groups = f(*(gather(x, rows, columns) for x in maps), rows, columns)
             o = scatter(o, groups, rows, columns)
     height, width = math.prod(o.shape[1:3]), math.prod(o.shape[3:5])
@@ -115,8 +118,13 @@ def over_groups(f, q, k, v, stride):
 
 def attend(q, k, v, stride, scale, tiles):
     """GRID_stride attention, q, k [b, h, w, heads, dk], v [b, h, w, heads or 1, dv]."""
+    return attend_strides(q, k, v, (stride, stride), scale, tiles)
+
+
+def attend_strides(q, k, v, strides, scale, tiles):
+    """As `attend` with one stride of rows and another of columns."""
     return over_groups(
-        lambda q, k, v, rows, columns: attend_groups(q, k, v, scale, tiles), q, k, v, stride
+        lambda q, k, v, rows, columns: attend_groups(q, k, v, scale, tiles), q, k, v, strides
     )
 
 
@@ -138,4 +146,4 @@ def attend_pruned(q, k, v, stride, scale, tiles, prune):
             most,
         )
 
-    return over_groups(groups, q, k, v, stride)
+    return over_groups(groups, q, k, v, (stride, stride))

@@ -31,7 +31,7 @@ class OffsetBias:
     """Makes the bias of pairs of chunks from the table that `pad` gives.
 
     Attributes:
-      h, w: size of the map.
+      h, w: size of the map of keys.
       query_rows, key_rows: rows of the map in a chunk of queries and of keys.
     """
 
@@ -72,24 +72,24 @@ class OffsetBias:
         return jnp.swapaxes(jnp.stack(rows), 1, 2).reshape(self.chunks.queries, self.chunks.keys)
 
 
-def offset_bias(h, w, batch, tiles):
-    """Chunks of whole rows of about the size that `full` would choose."""
-    size = full.chunks(h * w, batch, tiles)
-    return OffsetBias(h, w, even(h, max(1, size.queries // w)), even(h, max(1, size.keys // w)))
+def offset_bias(rows, h, w, batch, tiles):
+    """For `rows` rows of queries: chunks of whole rows of about the size that `full` chooses."""
+    size = full.chunks(rows * w, batch, tiles, h * w)
+    return OffsetBias(h, w, even(rows, max(1, size.queries // w)), even(h, max(1, size.keys // w)))
 
 
 def attend(q, k, v, table, scale, tiles):
     """Attention with weights E * exp(scale * q . k).
 
     Args:
-      q, k: [b, h, w, heads, dk]; v: [b, h, w, heads or 1, dv].
-      table: log E, float32 [2h-1, 2w-1], entry (dy + h - 1, dx + w - 1).
+      q: [b, rows, w, heads, dk]; k: [b, h, w, heads, dk]; v: [b, h, w, heads or 1, dv].
+      table: log E, float32 [rows + h - 1, 2w-1], entry (dy + h - 1, dx + w - 1).
     """
-    b, h, w, heads, _ = q.shape
-    bias = offset_bias(h, w, b * heads, tiles)
-    rows = (full.as_rows(x) for x in (q, k, v))
+    b, rows, w, heads, _ = q.shape
+    bias = offset_bias(rows, k.shape[1], w, b * heads, tiles)
+    flat = (full.as_rows(x) for x in (q, k, v))
     return full.as_map(
-        full.attend_rows(*rows, bias.pad(table), scale, bias.chunks, bias, tiles), h, w
+        full.attend_rows(*flat, bias.pad(table), scale, bias.chunks, bias, tiles), rows, w
     )
 
 

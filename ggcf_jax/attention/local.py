@@ -26,11 +26,14 @@ def _tile_length(n, size, most):
     return min(lengths, key=executed)
 
 
-def _axis(n, b, size, windows):
-    """Tiles of an axis: (query start, key start, window length) each, few different lengths."""
-    tiles = []
+def _axis(n, b, size, windows, margin):
+    """Tiles of an axis: (query start, key start, window length) each, few different lengths.
+
+    There are `margin` more positions of keys than of queries at both ends.
+    """
+    keys, tiles = n + 2 * margin, []
     for start in range(0, n, b):
-        low, high = max(0, start - size), min(n, start + b + size)
+        low, high = max(0, start + margin - size), min(keys, start + b + margin + size)
         tiles.append((start, low, high - low))
     lengths = sorted({length for _, _, length in tiles})
     picks = np.linspace(len(lengths) - 1, 0, min(windows, len(lengths))).round().astype(int)
@@ -38,21 +41,21 @@ def _axis(n, b, size, windows):
     rounded = []
     for start, low, length in tiles:
         length = next(x for x in kept if x >= length)
-        rounded.append((start, min(low, n - length), length))
+        rounded.append((start, min(low, keys - length), length))
     return rounded
 
 
 @functools.cache
-def plan(h, w, size, tile, windows):
-    """Tile shape and the tiles by window shape.
+def plan(h, w, size, tile, windows, margin=0):
+    """Tile shape and the tiles by window shape, for h x w queries among h + 2 margin rows of keys.
 
     Returns:
       (bh, bw) and {(window height, window width): int32 [tiles, 4] of query y, x and key y, x}.
     """
     bh, bw = _tile_length(h, size, tile[0]), _tile_length(w, size, tile[1])
     groups = {}
-    for qy, ky, wh in _axis(h, bh, size, windows):
-        for qx, kx, ww in _axis(w, bw, size, windows):
+    for qy, ky, wh in _axis(h, bh, size, windows, margin):
+        for qx, kx, ww in _axis(w, bw, size, windows, 0):
             groups.setdefault((wh, ww), []).append((qy, qx, ky, kx))
     return (bh, bw), {shape: np.array(rows, np.int32) for shape, rows in groups.items()}
 
@@ -98,9 +101,15 @@ def _near(q0, k0, queries, keys, size):
     return jnp.abs(q[:, :, None] - k[:, None]) <= size
 
 
-def _mask(at, size, tile, window):
-    """Bool [tiles, 1, 1, *tile, *window]: which keys are neighbours of which queries."""
-    rows = _near(at[:, 0], at[:, 2], tile[0], window[0], size)
+def _mask(at, size, tile, window, margin=0, rows_of_map=None):
+    """Bool [tiles, 1, 1, *tile, *window]: which keys are neighbours of which queries.
+
+    Of keys with a margin only the rows [first, end) of `rows_of_map` belong to the map.
+    """
+    rows = _near(at[:, 0] + margin, at[:, 2], tile[0], window[0], size)
+    if rows_of_map is not None:
+        k = at[:, 2, None] + jnp.arange(window[0])
+        rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
     columns = _near(at[:, 1], at[:, 3], tile[1], window[1], size)
     return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
@@ -126,9 +135,10 @@ def _stacked(tiles, batch):
     return max(1, tiles.stack // tiles.share(batch))
 
 
-def _forward(q, k, v, size, scale, tiles):
+def _forward(q, k, v, rows_of_map, size, scale, tiles):
     b, h, w, heads, _ = q.shape
-    tile, groups = plan(h, w, size, tiles.local, tiles.windows)
+    margin = (k.shape[1] - h) // 2
+    tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
     hp, wp = _padded((h, w), tile)
     padded = _pad(q, hp, wp)
     carry = (
@@ -140,7 +150,7 @@ def _forward(q, k, v, size, scale, tiles):
         def step(carry, at, window=window):
             query, key = at[:, :2], at[:, 2:]
             kt, vt = _take(k, key, *window), _take(v, key, *window)
-            mask = _mask(at, size, tile, window)
+            mask = _mask(at, size, tile, window, margin, rows_of_map)
             s = _masked_scores(_take(padded, query, *tile), kt, scale, mask)
             o, lse = softmax.normalise(s, vt, (math.prod(tile), math.prod(window)))
             return (
@@ -152,21 +162,33 @@ def _forward(q, k, v, size, scale, tiles):
     return carry[0][:, :h, :w], carry[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def attend(q, k, v, size: int, scale: float, tiles: Tiles):
+def attend(q, k, v, size, scale, tiles):
     """LOCAL_size attention, q, k [b, h, w, heads, dk], v [b, h, w, heads or 1, dv]."""
-    return _forward(q, k, v, size, scale, tiles)[0]
+    return attend_rows(q, k, v, None, size, scale, tiles)
 
 
-def _attend_forward(q, k, v, size, scale, tiles):
-    o, lse = _forward(q, k, v, size, scale, tiles)
-    return o, (q, k, v, o, lse)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def attend_rows(q, k, v, rows_of_map, size: int, scale: float, tiles: Tiles):
+    """LOCAL_size attention of a block of rows q to its surroundings k, v.
+
+    Args:
+      q: [b, h, w, heads, dk].
+      k, v: [b, h + 2 margin, w, ...], equally many rows more above and below.
+      rows_of_map: int32 [2], first and end of the rows of k, v that the map has; None for all.
+    """
+    return _forward(q, k, v, rows_of_map, size, scale, tiles)[0]
+
+
+def _attend_forward(q, k, v, rows_of_map, size, scale, tiles):
+    o, lse = _forward(q, k, v, rows_of_map, size, scale, tiles)
+    return o, (q, k, v, rows_of_map, o, lse)
 
 
 def _attend_backward(size, scale, tiles, saved, do):
-    q, k, v, o, lse = saved
+    q, k, v, rows_of_map, o, lse = saved
     b, h, w, heads, _ = q.shape
-    tile, groups = plan(h, w, size, tiles.local, tiles.windows)
+    margin = (k.shape[1] - h) // 2
+    tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
     hp, wp = _padded((h, w), tile)
     delta = _pad(softmax.row_delta(do, o)[..., None], hp, wp)
     maps = (_pad(q, hp, wp), _pad(do, hp, wp), lse, delta)
@@ -177,7 +199,8 @@ def _attend_backward(size, scale, tiles, saved, do):
             query, key = at[:, :2], at[:, 2:]
             qt, dot, lt, dt = (_take(x, query, *tile) for x in maps)
             kt, vt = _take(k, key, *window), _take(v, key, *window)
-            s = _masked_scores(qt, kt, scale, _mask(at, size, tile, window))
+            mask = _mask(at, size, tile, window, margin, rows_of_map)
+            s = _masked_scores(qt, kt, scale, mask)
             dq, dk, dv, _ = softmax.backward(qt, kt, vt, s, dot, lt, dt, scale, tiles)
             return (
                 _put(carry[0], dq, query, *tile),
@@ -187,10 +210,10 @@ def _attend_backward(size, scale, tiles, saved, do):
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
     dq, dk, dv = carry
-    return dq[:, :h, :w].astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    return dq[:, :h, :w].astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+attend_rows.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_pruned(q, k, v, size, scale, tiles, prune):

@@ -169,14 +169,6 @@ class EvaluationPlan:
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def rows(self, processes: int) -> Iterator[np.ndarray]:
-        """The records of each global batch, int32 [b], in the order of the device array's rows.
-
-        Places are dealt to the processes in turn, and the rows of a process stay together.
-        """
-        for indices in self.indices:
-            yield np.concatenate([indices[i::processes] for i in range(processes)])
-
 
 def plan_evaluation(
     dataset: Dataset, split: str, *, multiple: int, max_sizes: int, batch_size: int
