@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments import accelerators, flops, hlo
 from ggcf_jax import config as config_lib
-from ggcf_jax import evaluate, models, train_step
+from ggcf_jax import evaluate, inference, models, train_step
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
 from ggcf_jax.data import class_weights
@@ -88,6 +88,8 @@ class TooLarge(Exception):
 def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.Lowered, int]:
     """Traces the step that training or evaluation of `config` runs, for the devices of a case.
 
+    Evaluation follows `config.eval`, as that of checkpoints does.
+
     Args:
         config: batch size, crop and remat are those of the case instead.
         num_classes: of the data set.
@@ -117,7 +119,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
             arguments = (_on(mesh, state), batch)
         else:
             matrix = jax.ShapeDtypeStruct((num_classes, num_classes), jnp.int32)
-            step = evaluate.make_eval_step(graphdef, num_classes, mesh)
+            step = evaluate.make_eval_step(graphdef, num_classes, mesh, inference.build(config))
             arguments = (*_on(mesh, (params, stats, matrix)), batch)
         traced = step.trace(*arguments)
         return traced.lower(), flops.count(traced.jaxpr)
