@@ -28,7 +28,7 @@ from ggcf_jax import state as state_lib
 from ggcf_jax.console import Progress, iou_table
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import Evaluation
-from ggcf_jax.interrupt import stop_requests
+from ggcf_jax.interrupt import agreed_stop_requests
 from ggcf_jax.writer import NoWriter, Writer
 
 
@@ -114,7 +114,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
         contextlib.closing(batches),
         Writer(workdir, start) if first else NoWriter() as writer,
         Progress(train.steps, start, processes.console()) as progress,
-        stop_requests() as stop_requested,
+        agreed_stop_requests() as stop_requested,
     ):
         for step in range(start + 1, train.steps + 1):
             batch = mesh_lib.global_batch(mesh, next(batches))

@@ -230,9 +230,9 @@ def test_evaluation_sees_every_image_once_at_its_size(count, batch_size, process
 
 def test_sizes_are_united_where_least_is_added():
     sizes = np.array([(8, 8)] * 5 + [(8, 16)] * 5 + [(100, 100)])
-    assert set(pipeline._unite(sizes, 3)) == {(8, 8), (8, 16), (100, 100)}
-    assert set(pipeline._unite(sizes, 2)) == {(8, 16), (100, 100)}
-    assert pipeline._unite(sizes, 1) == {(100, 100): list(range(11))}
+    assert set(pipeline.unite(sizes, 3)) == {(8, 8), (8, 16), (100, 100)}
+    assert set(pipeline.unite(sizes, 2)) == {(8, 16), (100, 100)}
+    assert pipeline.unite(sizes, 1) == {(100, 100): list(range(11))}
 
 
 def test_workers_give_the_stream_of_threads():
