@@ -1,5 +1,6 @@
 """Exact attention over neighbourhood graphs of 2-D maps, with memory linear in the map."""
 
+import dataclasses
 import functools
 import math
 
@@ -122,7 +123,8 @@ def _engine(q, k, v, graph, scale, prune):
     elif isinstance(graph, graphs.Learned):
         table, module = (graph.log_table(*q.shape[1:3]),), learned
     if prune is None or prune.keeps_all(graph.neighbours(*q.shape[1:3])):
-        if spatial.devices() > 1:
+        if spatial.devices() > 1:  # each device sees its own arrays there
+            sizes = dataclasses.replace(sizes, devices=1)
             return spatial.attend(q, k, v, *table, *settings, scale, sizes, module)
         return module.attend(q, k, v, *table, *settings, scale, sizes)
 
