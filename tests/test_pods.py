@@ -25,7 +25,7 @@ from ggcf_jax import train, watch
 ROOT = pathlib.Path(__file__).parent.parent
 PEER_TIMEOUT = 5
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 
 
 def by_flags(i: int, port: int) -> tuple[list[str], dict[str, str]]:
