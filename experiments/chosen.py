@@ -58,7 +58,7 @@ def choose(texts: Sequence[str]) -> list[Chosen]:
     found = []
     for text in texts:
         name, _, folder = ('', '', text) if pathlib.Path(text).is_dir() else text.rpartition('=')
-        for workdir in _workdirs(pathlib.Path(folder)):
+        for workdir in workdirs(pathlib.Path(folder)):
             config = config_lib.load(workdir)
             found.append((name or name_of(config.model), workdir, config.seed))
     for i, (_, workdir, _) in enumerate(found):
@@ -126,11 +126,11 @@ def name_of(model) -> str:
     return ', '.join(parts)
 
 
-def _workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
+def workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folder if it is a workdir, otherwise the workdirs in it."""
     if (folder / config_lib.FILE_NAME).is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob(f'*/{config_lib.FILE_NAME}'))
     if not found:
-        raise InputError(f'--workdir: {folder} is neither a run nor a folder of runs')
+        raise InputError(f'{folder} is neither the workdir of a run nor a folder of runs')
     return found

@@ -21,11 +21,10 @@ import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments import command, pictures, results, trained
+from experiments import chosen, command, pictures, results, trained
 from experiments.table import spread
 from ggcf_jax import data, evaluate, head_pruning, inference
 from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.config import FILE_NAME
 from ggcf_jax.console import Progress
 from ggcf_jax.errors import InputError
 
@@ -43,16 +42,6 @@ class Point:
     priority: str
     percent: int
     miou: float
-
-
-def workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder if it is a workdir, otherwise the workdirs in it."""
-    if (folder / FILE_NAME).is_file():
-        return [folder]
-    found = sorted(path.parent for path in folder.glob(f'*/{FILE_NAME}'))
-    if not found:
-        raise InputError(f'{folder} is neither the workdir of a run nor a folder of such')
-    return found
 
 
 def rules(heads: Sequence, percent: int, priority: str) -> tuple[head_pruning.Rule, ...]:
@@ -175,7 +164,7 @@ def main(options: argparse.Namespace) -> None:
     path = options.out / 'points.csv'
     points = read(path)
     named = [text.rpartition('=')[::2] for text in options.model]
-    found = [(name, each) for name, text in named for each in workdirs(pathlib.Path(text))]
+    found = [(name, each) for name, text in named for each in chosen.workdirs(pathlib.Path(text))]
     for name, workdir in found:
         model = trained.load(workdir, 'latest')
         model.dataset.check_labeled(options.split, 'evaluated')

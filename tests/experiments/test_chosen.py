@@ -42,7 +42,7 @@ def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
 
 
 def test_bad_choices(workdirs, tmp_path):
-    with pytest.raises(InputError, match='neither a run nor a folder of runs'):
+    with pytest.raises(InputError, match='neither the workdir of a run nor a folder of runs'):
         chosen.choose([str(tmp_path)])
     with pytest.raises(InputError, match='named twice'):
         chosen.choose([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
