@@ -7,11 +7,14 @@
 
 Arguments of the form --config.field=value go to every run. `run` starts main.py for what is not
 finished, so that the same command goes on after an interruption; Ctrl-C and SIGTERM let the runs
-save first. `table` reads the last evaluations and writes <out>/table.csv and <out>/table.md beside
-the paper's values; it can be called at any time. Run it from the root of the repository.
+save first. Compiled programs are kept in <out>/compiled (or where JAX_COMPILATION_CACHE_DIR says):
+only the first seed of a row compiles. `table` reads the last evaluations and writes <out>/table.csv
+and <out>/table.md beside the paper's values; it can be called at any time. Run it from the root of
+the repository.
 """
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
@@ -25,8 +28,14 @@ from ggcf_jax.interrupt import stop_requests
 _MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 
 
-def run(path: str, todo: Sequence[runs.Run], jobs: int) -> list[str]:
+def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) -> list[str]:
     """Trains `todo`, at most `jobs` at a time, each with a log beside its workdir.
+
+    Args:
+        path: of the configuration.
+        todo: what to run.
+        jobs: so many processes.
+        compiled: directory of the programs that the runs share.
 
     Returns:
         A line for each run that did not finish.
@@ -36,7 +45,7 @@ def run(path: str, todo: Sequence[runs.Run], jobs: int) -> list[str]:
         while active or (waiting and not stop_requested()):
             while waiting and len(active) < jobs and not stop_requested():
                 each = waiting.pop(0)
-                active[each] = _start(path, each), time.perf_counter()
+                active[each] = _start(path, each, compiled), time.perf_counter()
                 print(f'{each.index:3d} {each.row}, seed {each.seed}: started', flush=True)
             if stop_requested() and not told:
                 for process, _ in active.values():
@@ -62,7 +71,8 @@ def _log(each: runs.Run) -> pathlib.Path:
     return each.workdir.with_suffix('.log')
 
 
-def _start(path: str, each: runs.Run) -> subprocess.Popen:
+def _start(path: str, each: runs.Run, compiled: pathlib.Path) -> subprocess.Popen:
+    shared = {'JAX_COMPILATION_CACHE_DIR': str(compiled.absolute())}
     _log(each).parent.mkdir(parents=True, exist_ok=True)
     with _log(each).open('ab') as log:
         # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
@@ -71,6 +81,7 @@ def _start(path: str, each: runs.Run) -> subprocess.Popen:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=shared | os.environ,
         )
 
 
@@ -106,7 +117,8 @@ def main() -> int:
             state = 'finished' if each.finished else 'to do'
             print(f'{each.index:3d} {state:8} {each.row}, seed {each.seed}: {each.workdir}')
         return 0
-    failed = run(options.config, [each for each in todo if not each.finished], options.jobs)
+    todo = [each for each in todo if not each.finished]
+    failed = run(options.config, todo, options.jobs, options.out / 'compiled')
     for line in failed:
         print(f'not finished: {line}', file=sys.stderr)
     return 1 if failed else 0

@@ -64,7 +64,7 @@ def stand_in(tmp_path, monkeypatch):
     """A program in place of main.py: GRID rows fail, FULL waits for SIGTERM, others are done."""
     program = tmp_path / 'main.py'
     program.write_text(
-        'import pathlib, signal, sys, time\n'
+        'import os, pathlib, signal, sys, time\n'
         'flags = dict(each.split("=", 1) for each in sys.argv[1:])\n'
         'heads = flags.get("--config.model.heads", "")\n'
         'if heads.startswith("grid"): sys.exit(3)\n'
@@ -74,21 +74,24 @@ def stand_in(tmp_path, monkeypatch):
         '    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n'
         '    (workdir / "waiting").touch()\n'
         '    time.sleep(60)\n'
+        '(workdir / "compiled").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])\n'
         '(workdir / "evaluations").mkdir()\n'
         '(workdir / "evaluations" / "validation_00000360.json").write_text("{}")\n'
     )
     monkeypatch.setattr(sweep, '_MAIN', program)
 
 
-def test_failures_do_not_stop_the_others(stand_in, tmp_path):
+def test_failures_do_not_stop_the_others(stand_in, tmp_path, monkeypatch):
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
     todo = [
         run
         for run in runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
         if run.row in ('Baseline', 'GRID_10', 'ASPP')
     ]
-    failed = sweep.run('configs/street_scenes.py', todo, 2)
+    failed = sweep.run('configs/street_scenes.py', todo, 2, tmp_path / 'kept')
     assert len(failed) == 1 and 'GRID_10, seed 0: ended with code 3' in failed[0]
     assert [run.finished for run in todo] == [True, True, False]
+    assert (todo[0].workdir / 'compiled').read_text() == str(tmp_path / 'kept')
 
 
 def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_path):
@@ -107,7 +110,7 @@ def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_pat
         ]
     )
     before = signal.getsignal(signal.SIGTERM)
-    failed = sweep.run('configs/street_scenes.py', todo, 1)
+    failed = sweep.run('configs/street_scenes.py', todo, 1, tmp_path / 'kept')
     helper.wait()
     assert signal.getsignal(signal.SIGTERM) is before
     assert 'FULL, seed 0: ended with code 0' in failed[0]
