@@ -18,7 +18,7 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict:
-        """Returns {'name': str, 'image': encoded bytes, 'label': PNG bytes}."""
+        """Returns {'name': str, 'image': encoded bytes, 'label': encoded bytes}."""
 
 
 @dataclasses.dataclass(frozen=True)
