@@ -124,6 +124,46 @@ def load_config(name: str, argument: str | None = None):
     return module.get_config() if argument is None else module.get_config(argument)
 
 
+def train_with_main(name: str, manual_dir: pathlib.Path, root: pathlib.Path, fields: dict) -> None:
+    """main.py trains a tiny network for three steps of configs/<name>.py and evaluates it."""
+    import subprocess
+    import sys
+
+    from ggcf_jax.writer import read_rows
+
+    fields = {
+        'data.manual_dir': manual_dir,
+        'data.data_dir': root / 'prepared',
+        'data.crop_size': '24,24',
+        'data.threads': 1,
+        **TINY_MODEL,
+        'model.heads': 'local:1,grid:16',  # whole images of 1024 x 2048 are evaluated
+        'train.steps': 3,
+        'train.batch_size': 2,
+        'train.log_every': 1,
+        'eval.batch_size': 1,
+        'eval.panels': 1,
+        **fields,
+    }
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(_ROOT / 'main.py'),
+            f'--config={_ROOT / "configs" / name}.py',
+            f'--workdir={root / "run"}',
+            *(f'--config.{field}={value}' for field, value in fields.items()),
+        ],
+        env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(_ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = read_rows(root / 'run')
+    assert [row['step'] for row in rows] == [1, 2, 3, 3]
+    assert all(0 < row['train/loss'] < 10 for row in rows[:3])
+    assert 0 <= rows[3]['val/miou'] <= 1
+
+
 def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: float = 0.3) -> None:
     """Makes the workdir of a run that was stopped before its first step, statistics included.
 

@@ -16,7 +16,6 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
-_ZSTD = b'\x28\xb5\x2f\xfd'
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
@@ -37,18 +36,19 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
                 image = _decode_any(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
             if image is not None:
                 return image
-    raise _undecodable(name)
+    raise undecodable(name)
 
 
 def decode_upright(data: bytes, name: str) -> np.ndarray:
     """As `decode_image`, turned as EXIF says: for images without labels, such as photographs."""
     image = _decode_any(data, cv2.IMREAD_COLOR_RGB) if is_complete(data) else None
     if image is None:
-        raise _undecodable(name)
+        raise undecodable(name)
     return image
 
 
-def _undecodable(name: str) -> InputError:
+def undecodable(name: str) -> InputError:
+    """The error to raise for the image called `name`."""
     return InputError(f'{name}: the image cannot be decoded; is the file damaged?')
 
 
@@ -74,14 +74,8 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     """Decodes a label to its raw values, uint8 [h, w]; of a palette PNG these are the indices.
 
     Raises:
-        InputError: neither a PNG nor of `encode_compact`, one that breaks off, or not of 8-bit
-            class ids.
+        InputError: not a PNG, one that breaks off, or not of 8-bit class ids.
     """
-    if data.startswith(_ZSTD):
-        try:
-            return np.load(io.BytesIO(imagecodecs.zstd_decode(data)))
-        except (imagecodecs.ZstdError, ValueError) as error:
-            raise InputError(f'{name}: the label cannot be decoded: {error}') from error
     bits, colors = _png_format(data, name)
     if colors == _PALETTE:  # OpenCV would give the colours
         label = np.asarray(Image.open(io.BytesIO(data)))
@@ -96,13 +90,6 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
     if label is None:
         raise InputError(f'{name}: the label cannot be decoded; is the file damaged?')
     return label
-
-
-def encode_compact(label: np.ndarray) -> bytes:
-    """A label [h, w] as a NumPy file under Zstandard, ten times faster to decode than a PNG."""
-    file = io.BytesIO()
-    np.save(file, label)
-    return imagecodecs.zstd_encode(file.getvalue())
 
 
 def label_size(data: bytes, name: str) -> tuple[int, int]:

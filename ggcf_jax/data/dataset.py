@@ -8,6 +8,7 @@ import numpy as np
 
 from ggcf_jax.data import codec
 from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.tiles import TiledImage
 from ggcf_jax.errors import InputError
 
 
@@ -17,7 +18,7 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict:
-        """Returns {'name': str, 'image': encoded bytes, 'label': PNG bytes}."""
+        """Returns {'name': str, 'image': encoded bytes, 'label': encoded bytes}."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +78,18 @@ class Dataset:
             InputError: an image or label that cannot be decoded, sizes that differ, or a label
                 value outside the data set's; the message names the record.
         """
-        name = record['name']
-        image, label = codec.decode_image(record['image'], name), self.decode_label(record)
-        codec.check_sizes(image, label, name)
-        return {'name': name, 'image': image, 'label': label}
+        opened = self.open(record)
+        return opened | {'image': opened['image'][:, :]}
+
+    def open(self, record: Mapping) -> dict:
+        """As `decode`, with an image of `open_image`."""
+        image, label = self.open_image(record), self.decode_label(record)
+        codec.check_sizes(image, label, record['name'])
+        return {'name': record['name'], 'image': image, 'label': label}
+
+    def open_image(self, record: Mapping) -> np.ndarray | TiledImage:
+        """The image of a record, decoded, or such that `image[rows, columns]` decodes a window."""
+        return codec.decode_image(record['image'], record['name'])
 
     def decode_label(self, record: Mapping) -> np.ndarray:
         """Decodes only the label of a record: uint8 [h, w] of train ids, as `decode`."""

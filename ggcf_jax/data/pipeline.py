@@ -91,7 +91,7 @@ class _TrainSample:
         if self.indices and rng.random() < self.class_uniform:
             index, around = self.indices[part].draw(rng)
         records = self.parts[part]
-        example = records.dataset.decode(records[index])
+        example = records.dataset.open(records[index])
         image, label = self.transform(example['image'], example['label'], rng, around)
         return {'image': image, 'label': label}
 

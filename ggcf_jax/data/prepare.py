@@ -25,15 +25,21 @@ class PreparedSource:
     A class rather than a lambda over the TFDS source because grain's worker processes pickle it.
     """
 
-    def __init__(self, source, image: str = 'image', label: str = 'label', name: str = 'name'):
-        self._source = source
+    def __init__(self, source, directory: pathlib.Path, image: str, label: str, name: str):
+        self._source, self._directory = source, directory
         self._image, self._label, self._name = image, label, name
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        record = self._source[index]
+        try:
+            record = self._source[index]
+        except RuntimeError as error:  # of array_record, which keeps a hash of every record
+            raise InputError(
+                f'record {index} cannot be read ({error}): the prepared data set is damaged; '
+                f'{_remake(self._directory)}'
+            ) from error
         name = record[self._name]
         return {
             'name': name.decode() if isinstance(name, bytes) else str(name),
@@ -84,7 +90,11 @@ def prepared_sources(
     skip = tfds.decode.SkipDecoding()
     return {
         split: PreparedSource(
-            builder.as_data_source(split, decoders={image: skip, label: skip}), image, label, name
+            builder.as_data_source(split, decoders={image: skip, label: skip}),
+            pathlib.Path(builder.data_dir),
+            image,
+            label,
+            name,
         )
         for split in builder.info.splits
     }
@@ -163,9 +173,10 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
     """Opens a prepared data set; refuses one that cannot be read or has lost records."""
-    remake = f'remove {path} and it is prepared again'
     if not (path / 'dataset_info.json').is_file():
-        raise InputError(f'{path} is no prepared data set, it has no dataset_info.json; {remake}')
+        raise InputError(
+            f'{path} is no prepared data set, it has no dataset_info.json; {_remake(path)}'
+        )
     builder = tfds.builder_from_directory(path)
     info = builder.info
     formats = {file_format.value for file_format in info.available_file_formats()}
@@ -183,9 +194,13 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
             if found != expected:
                 raise InputError(
                     f'{file} holds {found} of its {expected} records: the prepared data set is '
-                    f'damaged; {remake}'
+                    f'damaged; {_remake(path)}'
                 )
     return builder
+
+
+def _remake(path: pathlib.Path) -> str:
+    return f'remove {path} and it is prepared again'
 
 
 def _num_records(file: str) -> int:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.tiles import TiledImage
 
 MEAN_COLOR = (124, 116, 104)  # ImageNet mean in 8-bit RGB: padding that is zero once normalised
 CROP_TRIES = 10
@@ -83,7 +84,7 @@ def largest_class_share(label: np.ndarray) -> float:
 
 
 def resize_window(
-    image: np.ndarray, label: np.ndarray, rows: Window, columns: Window
+    image: np.ndarray | TiledImage, label: np.ndarray, rows: Window, columns: Window
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cuts the window and resizes only that, which costs the same at every image size."""
     size = (columns.output, rows.output)  # OpenCV's order
@@ -171,12 +172,14 @@ class TrainTransform:
 
     def __call__(
         self,
-        image: np.ndarray,
+        image: np.ndarray | TiledImage,
         label: np.ndarray,
         rng: np.random.Generator,
         around: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(image, label) of any size -> (image [*crop_size, 3], label [*crop_size]).
+
+        Of a `TiledImage` only the window of the crop is decoded.
 
         Args:
             around: a pixel (y, x) of the source that the crop has to show.

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import train_with_main
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -105,6 +106,11 @@ def test_round_trip(folder, tmp_path, capsys):
             np.testing.assert_allclose(left, expected, atol=4)
             assert example['image'].shape == (*size, 3)
             assert example['image'][:, -size[1] // 4 :].min() > 245
+
+
+@pytest.mark.slow
+def test_main_trains_on_the_zip(folder, tmp_path):
+    train_with_main('ade20k', folder, tmp_path, {'data.class_uniform': 0.5})
 
 
 def test_plain_tfds_reads_it(folder, tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from cityscapesscripts.helpers import labels as cityscapes_labels
+from conftest import train_with_main
 from ml_collections import ConfigDict
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder as official
 
@@ -239,6 +240,12 @@ def test_coarse_images_are_prepared_when_asked_for(coarse_folder, tmp_path, caps
     again = data.build(config(None, tmp_path))  # the zips are not needed any more
     assert list(again.sources) == ['train', 'validation', 'test', 'train_extra']
     assert by_name(again.source('train_extra')) == records
+
+
+@pytest.mark.slow
+def test_main_trains_on_the_zips(coarse_folder, tmp_path):
+    fields = {'data.train_split': 'train:0.5,train_extra:0.5', 'data.storage': 'compact'}
+    train_with_main('cityscapes', coarse_folder, tmp_path, fields)
 
 
 def test_coarse_zips_are_named_only_when_missed(folder, tmp_path):

@@ -61,14 +61,6 @@ def test_a_damaged_image_is_refused(picture):
         codec.decode_image(bytes(data), 'pair/a')
 
 
-def test_compact_labels_are_exact_and_damage_is_noticed(ids):
-    data = codec.encode_compact(ids)
-    np.testing.assert_array_equal(codec.decode_label(data, 'a'), ids)
-    for damaged in (data[:-9], data[:40] + bytes(20) + data[60:]):
-        with pytest.raises(InputError, match='pair/a: the label cannot be decoded'):
-            codec.decode_label(damaged, 'pair/a')
-
-
 def test_jpeg_is_decoded_as_opencv_does(picture):
     smooth = cv2.GaussianBlur(picture, (0, 0), 2)
     for factor in (cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444):

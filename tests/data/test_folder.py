@@ -90,6 +90,11 @@ def _append(folder, text):
         (lambda f: (f / 'l.txt').write_text('a'), {'splits.train': 'l.txt'}, "l.txt:1: 'a' is not"),
         (lambda f: (f / 'l.txt').write_text('a b'), {'splits.train': 'l.txt'}, 'no file .*a'),
         (lambda f: (f / 'l.txt').write_text(''), {'splits.train': 'l.txt'}, 'no images there'),
+        (
+            lambda f: [(f / name).mkdir() for name in 'ab'],
+            {'splits.train': 'a,b'},
+            "splits.train='a,b': no images there; known are ",
+        ),
         (lambda f: None, {'ignore': (300,)}, r'ignore=\(300,\) must hold values in 0..255'),
     ],
 )

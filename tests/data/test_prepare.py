@@ -301,6 +301,21 @@ def test_damaged_prepared_set_is_refused(tmp_path, damage, message):
         prepare.prepared_sources(Builder(tmp_path))
 
 
+def test_a_damaged_record_is_refused_when_it_is_read(tmp_path):
+    prepare.prepared_sources(Builder(tmp_path))
+    shard = _shard(tmp_path)
+    content = bytearray(shard.read_bytes())
+    content[150] ^= 1  # in the first record
+    shard.write_bytes(bytes(content))
+    source = prepare.prepared_sources(Builder(tmp_path))['train']
+    message = (
+        rf'record \d+ cannot be read .*damaged; remove {shard.parent} and it is prepared again'
+    )
+    with pytest.raises(InputError, match=message):
+        for index in range(len(source)):
+            source[index]
+
+
 def test_counts(tmp_path, capsys):
     sources = prepare.prepared_sources(Builder(tmp_path))
     capsys.readouterr()
