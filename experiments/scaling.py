@@ -57,16 +57,14 @@ class Machine:
     Attributes:
         chip, network: see there.
         devices: number of them.
-        target: whose compiled program a device runs, of `accelerators.TARGETS`.
-        collectives: the target whose program tells them. XLA divides a data-parallel step before it
-            compiles for a chip, so a program for other chips stands for one that takes long.
+        target: whose compiled program a device runs, of `accelerators.TARGETS`: XLA divides a
+            data-parallel step before it compiles for a chip, so that of 16 stands for 256.
     """
 
     chip: Chip
     network: Network
     devices: int
     target: str
-    collectives: str
 
 
 H100 = Chip(989.4e12, 3.35e12, 84978434048, 0, 3e-6, 'NVIDIA H100 SXM data sheet')
@@ -81,11 +79,11 @@ MESH = Network(100e9, 12e-6, 'half of a pod, without rings; 12 hops of 1 us assu
 TORUS = Network(200e9, 32e-6, '51.2 TB/s of all-reduce a pod; 32 hops of 1 us assumed')
 
 MACHINES = {
-    '1 x H100': Machine(H100, NVLINK, 1, 'h100', 'h100'),
-    '8 x H100': Machine(H100, NVLINK, 8, 'h100x8', 'h100x8'),
-    'v5e-1': Machine(V5E, MESH, 1, 'v5e', 'v5e'),
-    'v5e-16': Machine(V5E, MESH, 16, 'v5e', 'h100x8'),
-    'v5e-256': Machine(V5E, TORUS, 256, 'v5e', 'h100x8'),
+    '1 x H100': Machine(H100, NVLINK, 1, 'h100'),
+    '8 x H100': Machine(H100, NVLINK, 8, 'h100x8'),
+    'v5e-1': Machine(V5E, MESH, 1, 'v5e'),
+    'v5e-16': Machine(V5E, MESH, 16, 'v5e:4x4'),
+    'v5e-256': Machine(V5E, TORUS, 256, 'v5e:4x4'),
 }
 
 
@@ -103,9 +101,8 @@ class Compiled:
     reduced: int
 
     @staticmethod
-    def of(row: dict[str, str], collectives: str) -> 'Compiled':
-        """From a row, and the collectives of that or another one."""
-        kinds = [kind.split() for kind in collectives.split('; ') if kind]
+    def of(row: dict[str, str]) -> 'Compiled':
+        kinds = [kind.split() for kind in row['collectives'].split('; ') if kind]
         others = [kind for kind, _, _ in kinds if kind != 'all-reduce']
         if others:
             raise ValueError(f'the model knows all-reduce only, and the program has {others}')
@@ -161,13 +158,12 @@ def table(rows: list[dict[str, str]]) -> list[str]:
         '| communication ms | efficiency | images/s | 400,000 images, minutes |',
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
-    compiled = {(row['target'], row['batch']): row for row in rows if row['flops']}
+    compiled = [row for row in rows if row['flops']]
     for name, machine in MACHINES.items():
-        for (target, batch), row in compiled.items():
-            many = compiled.get((machine.collectives, batch))
-            if target != machine.target or many is None:
+        for row in compiled:
+            if row['target'] != machine.target:
                 continue
-            program = Compiled.of(row, many['collectives'])
+            program = Compiled.of(row)
             p = predict(machine, program)
             steps = [t + p.communication for t in (p.slowest, p.fastest)]
             rates = [program.batch * machine.devices / t for t in steps]
