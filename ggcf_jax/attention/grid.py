@@ -82,12 +82,14 @@ def map_groups(f, arrays, most):
 
 
 def _merged(q, k, v, *others):
-    """Groups [groups, b * heads, n, c], unless the heads share one v."""
+    """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
     arrays = (q, k, v, *others)
-    if q.shape[2] != v.shape[2]:
+    batch, heads = q.shape[1:3]
+    if heads != v.shape[2]:
         return arrays
-    # XLA:CPU copies products, scores among them, only to add an axis of one head.
-    return [x.reshape(len(x), -1, *x.shape[3:]) for x in arrays]
+    # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
+    one = () if batch * heads == 1 else (batch * heads,)
+    return [x.reshape(len(x), *one, *x.shape[3:]) for x in arrays]
 
 
 def _plan(q, tiles):
@@ -102,7 +104,9 @@ def _plan(q, tiles):
 
 def _batches(h, w, strides):
     """The batches of equal groups: a run of rows and a run of columns each."""
-    return [(rows, columns) for rows in residues(h, strides[0]) for columns in residues(w, strides[1])]
+    return [
+        (rows, columns) for rows in residues(h, strides[0]) for columns in residues(w, strides[1])
+    ]
 
 
 def _over_batches(f, arrays, strides, channels):
@@ -117,13 +121,13 @@ def _over_batches(f, arrays, strides, channels):
     """
     b, h, w = arrays[0].shape[:3]
     ty, tx = min(strides[0], h), min(strides[1], w)
-    split = (b, -(-h // ty), ty, -(-w // tx), tx)
-    maps, rest = [jnp.zeros((*split, heads, c), dtype) for heads, c, dtype in channels], []
+    apart = (b, -(-h // ty), ty, -(-w // tx), tx)
+    maps, rest = [jnp.zeros((*apart, heads, c), dtype) for heads, c, dtype in channels], []
     for i, batch in enumerate(_batches(h, w, strides)):
         groups, other = f(*(gather(x, strides, *batch) for x in arrays), i)
         maps = [scatter(x, g, *batch) for x, g in zip(maps, groups, strict=True)]
         rest.append(other)
-    height, width = math.prod(split[1:3]), math.prod(split[3:])
+    height, width = math.prod(apart[1:3]), math.prod(apart[3:])
     return [x.reshape(b, height, width, *x.shape[5:])[:, :h, :w] for x in maps], rest
 
 
@@ -140,13 +144,13 @@ def attend_strides(q, k, v, strides: tuple[int, int], scale: float, tiles: Tiles
 
 def _attend_forward(q, k, v, strides, scale, tiles):
     def batch(q, k, v, i):
-        shape = v.shape[:2] + q.shape[2:-1]
+        shape = (*q.shape[:-1], v.shape[-1])
         q, k, v = _merged(q, k, v)
         size, most = _plan(q, tiles)
         o, lse = map_groups(
             lambda q, k, v: full.forward(q, k, v, None, scale, size, None), (q, k, v), most
         )
-        return (o.reshape(*shape, -1),), lse
+        return (o.reshape(shape),), lse
 
     (o,), lse = _over_batches(batch, (q, k, v), strides, [(q.shape[3], v.shape[-1], v.dtype)])
     return o, (q, k, v, o, lse)
@@ -178,7 +182,6 @@ attend_strides.defvjp(_attend_forward, _attend_backward)
 def attend_pruned(q, k, v, stride, scale, tiles, prune):
     """GRID_stride attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
-
     batches = _batches(h, w, (stride, stride))
 
     def batch(q, k, v, i):
