@@ -30,15 +30,32 @@ def split(x, strides):
     return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
 
 
-def gather(x, rows, columns):
-    """The groups of one batch: [groups, b, heads, members, c] of a `split` map."""
-    x = x[:, : rows[2], rows[0] : rows[1], : columns[2], columns[0] : columns[1]]
+def _members(x, axis, stride, run):
+    """The members of a run of residues: the axis becomes two, members and residues."""
+    first, end, members = run
+    stride = min(stride, x.shape[axis])
+
+    def rows(start, count, stride):
+        part = lax.slice_in_dim(x, start, start + count * stride, axis=axis)
+        return part.reshape(*x.shape[:axis], count, stride, *x.shape[axis + 1 :])
+
+    if first + members * stride <= x.shape[axis]:
+        return lax.slice_in_dim(rows(first, members, stride), 0, end - first, axis=axis + 1)
+    # Of the longer run the last members lie in an incomplete period.
+    whole = rows(first, members - 1, stride)
+    last = rows(first + (members - 1) * stride, 1, end - first)
+    return lax.concatenate([lax.slice_in_dim(whole, 0, end - first, axis=axis + 1), last], axis)
+
+
+def gather(x, strides, rows, columns):
+    """The groups of one batch: [groups, b, heads, members, c] of a map [b, h, w, heads, c]."""
+    x = _members(_members(x, 2, strides[1], columns), 1, strides[0], rows)
     b, ny, gy, nx, gx, heads, c = x.shape
     return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
 
 
 def scatter(x, groups, rows, columns):
-    """The `split` map with the groups that `gather` would take written into it."""
+    """A map as `split` gives it with the groups that `gather` would take written into it."""
     _, b, heads, _, c = groups.shape
     shape = (rows[1] - rows[0], columns[1] - columns[0], b, heads, rows[2], columns[2], c)
     groups = groups.reshape(shape).transpose(2, 4, 0, 5, 1, 3, 6)
@@ -49,71 +66,69 @@ def map_groups(f, arrays, most):
     """f over chunks of at most `most` groups, the first axis of all arrays and results."""
     n = len(arrays[0])
     size = even(n, most)
-    pieces = -(-n // size)
-    if pieces == 1:
+    if size == n:
         return f(*arrays)
-    arrays = [jnp.pad(x, [(0, pieces * size - n)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
-    arrays = [x.reshape(pieces, size, *x.shape[1:]) for x in arrays]
-    results = lax.map(lambda piece: f(*piece), tuple(arrays))
-    return jax.tree.map(lambda x: x.reshape(pieces * size, *x.shape[2:])[:n], results)
+
+    def chunk(out, t):
+        # The last chunk starts early enough to be full: those groups are computed twice, equally.
+        start = jnp.minimum(t * size, n - size)
+        pieces = f(*(lax.dynamic_slice_in_dim(x, start, size) for x in arrays))
+        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
+        return jax.tree.map(put, out, pieces), None
+
+    shapes = jax.eval_shape(f, *(x[:size] for x in arrays))
+    out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), shapes)
+    return lax.scan(chunk, out, jnp.arange(-(-n // size)))[0]
+
+
+def _merged(q, k, v, *others):
+    """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
+    arrays = (q, k, v, *others)
+    batch, heads = q.shape[1:3]
+    if heads != v.shape[2]:
+        return arrays
+    # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
+    one = () if batch * heads == 1 else (batch * heads,)
+    return [x.reshape(len(x), *one, *x.shape[3:]) for x in arrays]
 
 
 def _plan(q, tiles):
-    """Chunks of the groups q [groups, b, heads, n, dk], and groups at a time."""
-    _, b, heads, n, _ = q.shape
-    size = full.chunks(n, b * heads, tiles)
-    own = tiles.share(b * heads)
+    """Chunks of the groups q [groups, ..., heads, n, dk], and groups at a time."""
+    n, batch = q.shape[-2], math.prod(q.shape[1:-2])
+    size = full.chunks(n, batch, tiles)
+    own = tiles.share(batch)
     if own * n * n <= tiles.scores:
         size = full.Chunks(n, n)
     return size, max(1, tiles.scores // (own * size.queries * size.keys))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def attend_groups(q, k, v, scale: float, tiles: Tiles):
-    """Dense attention inside each group, q, k, v [groups, b, heads, members, c]."""
-    return _attend_forward(q, k, v, scale, tiles)[0]
+def _batches(h, w, strides):
+    """The batches of equal groups: a run of rows and a run of columns each."""
+    return [
+        (rows, columns) for rows in residues(h, strides[0]) for columns in residues(w, strides[1])
+    ]
 
 
-def _attend_forward(q, k, v, scale, tiles):
-    size, most = _plan(q, tiles)
-    o, lse = map_groups(
-        lambda q, k, v: full.forward(q, k, v, None, scale, size, None), (q, k, v), most
-    )
-    return o, (q, k, v, o, lse)
-
-
-def _attend_backward(scale, tiles, saved, do):
-    size, most = _plan(saved[0], tiles)
-    return map_groups(
-        lambda q, k, v, o, lse, do: full.backward(
-            q, k, v, None, o, lse, do, scale, size, None, tiles
-        )[:3],
-        (*saved, do),
-        most,
-    )
-
-
-attend_groups.defvjp(_attend_forward, _attend_backward)
-
-
-def over_groups(f, q, k, v, strides):
-    """f(groups of q, of k, of v, rows, columns) for each batch of groups, put back into a map.
+def _over_batches(f, arrays, strides, channels):
+    """f(*groups of the arrays, index of the batch) for each batch, its results put into maps.
 
     Args:
-      strides: of rows and of columns.
+      arrays: maps [b, h, w, heads, c].
+      channels: (heads, c, dtype) of each map in the result.
 
     Returns:
-      [b, h, w, heads, dv] in the dtype of v.
+      Maps [b, h, w, heads, c]; and of each batch what f returns besides their groups.
     """
-    b, h, w, heads, _ = q.shape
-    maps = [split(x, strides) for x in (q, k, v)]
-    o = jnp.zeros((*maps[0].shape[:-1], v.shape[-1]), v.dtype)
-    for rows in residues(h, strides[0]):
-        for columns in residues(w, strides[1]):
-            groups = f(*(gather(x, rows, columns) for x in maps), rows, columns)
-            o = scatter(o, groups, rows, columns)
-    height, width = math.prod(o.shape[1:3]), math.prod(o.shape[3:5])
-    return o.reshape(b, height, width, heads, -1)[:, :h, :w]
+    b, h, w = arrays[0].shape[:3]
+    ty, tx = min(strides[0], h), min(strides[1], w)
+    apart = (b, -(-h // ty), ty, -(-w // tx), tx)
+    maps, rest = [jnp.zeros((*apart, heads, c), dtype) for heads, c, dtype in channels], []
+    for i, batch in enumerate(_batches(h, w, strides)):
+        groups, other = f(*(gather(x, strides, *batch) for x in arrays), i)
+        maps = [scatter(x, g, *batch) for x, g in zip(maps, groups, strict=True)]
+        rest.append(other)
+    height, width = math.prod(apart[1:3]), math.prod(apart[3:])
+    return [x.reshape(b, height, width, *x.shape[5:])[:, :h, :w] for x in maps], rest
 
 
 def attend(q, k, v, stride, scale, tiles):
@@ -121,29 +136,68 @@ def attend(q, k, v, stride, scale, tiles):
     return attend_strides(q, k, v, (stride, stride), scale, tiles)
 
 
-def attend_strides(q, k, v, strides, scale, tiles):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def attend_strides(q, k, v, strides: tuple[int, int], scale: float, tiles: Tiles):
     """As `attend` with one stride of rows and another of columns."""
-    return over_groups(
-        lambda q, k, v, rows, columns: attend_groups(q, k, v, scale, tiles), q, k, v, strides
-    )
+    return _attend_forward(q, k, v, strides, scale, tiles)[0]
+
+
+def _attend_forward(q, k, v, strides, scale, tiles):
+    def batch(q, k, v, i):
+        shape = (*q.shape[:-1], v.shape[-1])
+        q, k, v = _merged(q, k, v)
+        size, most = _plan(q, tiles)
+        o, lse = map_groups(
+            lambda q, k, v: full.forward(q, k, v, None, scale, size, None), (q, k, v), most
+        )
+        return (o.reshape(shape),), lse
+
+    (o,), lse = _over_batches(batch, (q, k, v), strides, [(q.shape[3], v.shape[-1], v.dtype)])
+    return o, (q, k, v, o, lse)
+
+
+def _attend_backward(strides, scale, tiles, saved, do):
+    q, k, v, o, lse = saved
+
+    def batch(q, k, v, o, do, i):
+        shapes = [x.shape for x in (q, k, v)]
+        q, k, v, o, do = _merged(q, k, v, o, do)
+        size, most = _plan(q, tiles)
+        gradients = map_groups(
+            lambda q, k, v, o, lse, do: full.backward(
+                q, k, v, None, o, lse, do, scale, size, None, tiles
+            )[:3],
+            (q, k, v, o, lse[i], do),
+            most,
+        )
+        return [x.reshape(shape) for x, shape in zip(gradients, shapes)], None
+
+    channels = [(*x.shape[3:], x.dtype) for x in (q, k, v)]
+    return tuple(_over_batches(batch, (q, k, v, o, do), strides, channels)[0])
+
+
+attend_strides.defvjp(_attend_forward, _attend_backward)
 
 
 def attend_pruned(q, k, v, stride, scale, tiles, prune):
     """GRID_stride attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
+    batches = _batches(h, w, (stride, stride))
 
-    def groups(q, k, v, rows, columns):
+    def batch(q, k, v, i):
         y, x = (
             jnp.arange(first, end)[:, None] + min(stride, n) * jnp.arange(members)
-            for n, (first, end, members) in ((h, rows), (w, columns))
+            for n, (first, end, members) in zip((h, w), batches[i])
         )
         position = y[:, None, :, None] * w + x[None, :, None, :]
         n = q.shape[3]
         most = max(1, tiles.pruned // (tiles.share(b * heads) * n * min(n, 64)))
-        return map_groups(
+        o = map_groups(
             lambda q, k, v, i: pruning.attend_rows(q, k, v, i, prune, scale, tiles),
             (q, k, v, position.reshape(-1, n)),
             most,
         )
+        return (o,), None
 
-    return over_groups(groups, q, k, v, (stride, stride))
+    strides, channels = (stride, stride), [(heads, v.shape[-1], v.dtype)]
+    return _over_batches(batch, (q, k, v), strides, channels)[0][0]
