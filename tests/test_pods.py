@@ -109,7 +109,7 @@ class Processes:
 
     def wait_for(self, pattern: str) -> re.Match:
         """Waits until process 0 has printed it."""
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while time.monotonic() < end and self.all[0].poll() is None:
             if found := re.search(pattern, self.text(0)):
                 return found
