@@ -1,8 +1,9 @@
 """The checkpoints of a run: which are kept, which is resumed from, which is analysed.
 
 Each holds everything that training needs to continue, in one directory a step
-(`checkpoint_files`). The state is the same on every device, so process 0 alone writes arrays, reads
-them and decides what is restored: no process acts on a directory that another one sees differently.
+(`checkpoint_files`). The state is the same on every device. In a save each process writes a share
+of it; process 0 alone reads it and decides what is restored and what is removed: no process acts on
+a directory that another one sees differently.
 """
 
 import contextlib
