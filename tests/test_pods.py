@@ -25,7 +25,7 @@ from ggcf_jax import evaluate, train, watch
 
 ROOT = pathlib.Path(__file__).parent.parent
 PEER_TIMEOUT = 5
-STALL_TIMEOUT = 60  # the first step holds its compilation
+STALL_TIMEOUT = 90  # in the first step the program is traced, and read from the cache
 
 pytestmark = pytest.mark.soak
 
@@ -70,10 +70,10 @@ class Processes:
         config_dir: holds the configuration. workdir: of the run.
         logs: folder of what they print.
         devices: of each process.
-        second: what the second one runs, with Python's options.
+        stuck: whether the second process gets stuck, which is soon noticed then.
     """
 
-    def __init__(self, launcher, config_dir, workdir, logs, devices=4, second=(ROOT / 'main.py',)):
+    def __init__(self, launcher, config_dir, workdir, logs, devices=4, stuck=False):
         with socket.socket() as free:
             free.bind(('127.0.0.1', 0))
             port = free.getsockname()[1]
@@ -90,12 +90,12 @@ class Processes:
             own_flags, own_environment = launcher(i, port)
             command = [
                 sys.executable,
-                *map(str, second if i else (ROOT / 'main.py',)),
+                *(('-c', STUCK) if stuck and i else (str(ROOT / 'main.py'),)),
                 f'--config={ROOT / "configs" / "saved.py"}:{config_dir}',
                 f'--workdir={workdir}',
                 *own_flags,
                 f'--peer_timeout={PEER_TIMEOUT}',
-                f'--stall_timeout={STALL_TIMEOUT}',
+                f'--stall_timeout={STALL_TIMEOUT if stuck else 1800}',
             ]
             with log.open('w') as file:
                 self.all.append(
@@ -169,7 +169,7 @@ def stages(config, tmp_path_factory):
         killed.all[1].kill()
         began = time.monotonic()
         killed_codes, seconds = killed.codes(), time.monotonic() - began
-    with Processes(by_flags, root, workdir, root / 'stuck', second=('-c', STUCK)) as stuck:
+    with Processes(by_flags, root, workdir, root / 'stuck', stuck=True) as stuck:
         stuck_codes = stuck.codes()
     return {
         'workdir': workdir,
