@@ -25,7 +25,7 @@ from ggcf_jax import evaluate, train, watch
 
 ROOT = pathlib.Path(__file__).parent.parent
 PEER_TIMEOUT = 5
-STALL_TIMEOUT = 90  # in the first step the program is traced, and read from the cache
+STALL_TIMEOUT = 60
 
 pytestmark = pytest.mark.soak
 
@@ -47,14 +47,14 @@ def by_slurm(i: int, port: int) -> tuple[list[str], dict[str, str]]:
     }
 
 
-# main.py for a process that waits for ever for data of its tenth step, as on a dead file system.
+# main.py for a process that waits for ever for data of its fourth step, as on a dead file system.
 STUCK = f"""
 import runpy, sys, time
 from ggcf_jax import mesh
 global_batch, calls = mesh.global_batch, []
 def hanging(*arguments):
     calls.append(arguments)
-    if len(calls) == 10:
+    if len(calls) == 4:
         time.sleep(3600)
     return global_batch(*arguments)
 mesh.global_batch = hanging
