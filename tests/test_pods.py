@@ -210,6 +210,12 @@ def test_stuck_process_ends_all_and_is_named(stages):
         assert re.search(verdict, processes.text(i)), processes.text(i)
 
 
+def assert_same_metrics(a, b, tolerance):
+    """Not the IoU of each class, which one pixel of a rare class changes."""
+    for name in ('val/miou', 'val/pixel_accuracy'):
+        assert abs(a[name] - b[name]) <= tolerance, (name, a[name], b[name])
+
+
 def assert_same_run(workdir, config, other, other_config):
     """Losses, gradient norms, metrics, final parameters and panels."""
     found, expected = _rows(workdir), _rows(other)
@@ -217,9 +223,10 @@ def assert_same_run(workdir, config, other, other_config):
     for a, b in zip(found, expected):
         assert a.keys() == b.keys()
         for name in a:
-            # Metrics are of a few thousand pixels: one that falls to another class counts.
-            tolerance = {'rtol': 1e-3} if name.startswith('train/') else {'rtol': 0, 'atol': 0.02}
-            np.testing.assert_allclose(a[name], b[name], err_msg=name, **tolerance)
+            if name.startswith('train/'):
+                np.testing.assert_allclose(a[name], b[name], rtol=1e-3, err_msg=name)
+        if 'val/miou' in a:
+            assert_same_metrics(a, b, 1e-3)
     ours, whole = _final(workdir, config), _final(other, other_config)
     assert ours[0] == whole[0] == config.train.steps
     for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(whole[1]), strict=True):
@@ -239,16 +246,17 @@ def test_any_number_of_processes_and_devices_ends_in_the_same_numbers(stages, co
 
 def test_rows_of_an_image_over_two_processes(config, tmp_path):
     """Two processes of two devices that share every image, saving after every step."""
-    whole = config.copy_and_resolve_references()
-    whole.update_from_flattened_dict(
-        {
-            'data.crop_size': (32, 32),
-            'eval.size_multiple': 32,
-            'train.steps': 20,
-            'train.checkpoint_every': 1,
-        }
-    )
-    rows = whole.copy_and_resolve_references()
+    config_lib.save(config, tmp_path)
+    whole, rows = config_lib.load(tmp_path), config_lib.load(tmp_path)
+    for changed in (whole, rows):
+        changed.update_from_flattened_dict(
+            {
+                'data.crop_size': (32, 32),
+                'eval.size_multiple': 32,
+                'train.steps': 20,
+                'train.checkpoint_every': 1,
+            }
+        )
     rows.mesh.space = 4
     workdir = tmp_path / 'run'
     config_lib.save(rows, tmp_path)
@@ -259,5 +267,4 @@ def test_rows_of_an_image_over_two_processes(config, tmp_path):
     assert_same_run(workdir, rows, tmp_path / 'whole', whole)
     # The same parameters on another mesh.
     alone = evaluate.evaluate_workdir(whole, workdir, 'validation', 'latest').row()
-    for name, value in alone.items():
-        assert abs(value - _rows(workdir)[-1][name]) < 5e-3, name
+    assert_same_metrics(_rows(workdir)[-1], alone, 1e-3)
