@@ -224,9 +224,11 @@ def assert_same_run(workdir, config, other, other_config):
         assert a.keys() == b.keys()
         for name in a:
             if name.startswith('train/'):
-                np.testing.assert_allclose(a[name], b[name], rtol=1e-3, err_msg=name)
+                # OHEM takes another pixel after a while, which the gradient shows first.
+                rtol = 5e-3 if name == 'train/grad_norm' else 1e-3
+                np.testing.assert_allclose(a[name], b[name], rtol, err_msg=name)
         if 'val/miou' in a:
-            assert_same_metrics(a, b, 1e-3)
+            assert_same_metrics(a, b, 5e-3)
     ours, whole = _final(workdir, config), _final(other, other_config)
     assert ours[0] == whole[0] == config.train.steps
     for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(whole[1]), strict=True):
