@@ -60,6 +60,8 @@ class Target:
 
 TARGETS = {
     'h100': Target('cuda', '1x1x1', 1),
+    'h100x2': Target('cuda', '1x8x1', 2),
+    'h100x4': Target('cuda', '1x8x1', 4),
     'h100x8': Target('cuda', '1x8x1', 8),
     'v5e': Target('tpu', 'v5e:2x2', 1),
     'v5e:4x4': Target('tpu', 'v5e:4x4', 16),

@@ -19,7 +19,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import accelerators, hlo, programs
+from experiments import accelerators, collectives, programs
 from ggcf_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
@@ -40,21 +40,15 @@ COLUMNS = (
     'collectives', 'seconds', 'date',
 )  # fmt: skip
 
-# A program of replicated parameters and a divided batch has nothing to gather. The compilers are
-# free to gather a few numbers, such as those of a random generator.
-LARGEST_GATHER = 4096
-_GATHERS = ('all-gather', 'all-to-all')
-
-
-def gathers(found: tuple[hlo.Collective, ...]) -> list[hlo.Collective]:
-    """The collectives that bring activations from one device to another."""
-    return [c for c in found if c.kind in _GATHERS and c.bytes > LARGEST_GATHER]
-
 
 def gathers_of_row(row: dict[str, str]) -> list[str]:
-    """The same from a row, as far as it tells: 'all-gather 3 1048576', for each kind."""
-    kinds = [kind for kind in row['collectives'].split('; ') if kind.split(' ')[0] in _GATHERS]
-    return [kind for kind in kinds if int(kind.split(' ')[2]) > LARGEST_GATHER]
+    """`collectives.gathers` of a row, as far as it tells: 'all-gather 3 1048576', for each kind."""
+    kinds = [kind.split(' ') for kind in row['collectives'].split('; ') if kind]
+    return [
+        ' '.join(kind)
+        for kind in kinds
+        if kind[0] in collectives.GATHERS and int(kind[2]) > collectives.LARGEST_GATHER
+    ]
 
 
 def read(path: pathlib.Path) -> list[dict[str, str]]:
@@ -75,9 +69,9 @@ def append(path: pathlib.Path, row: dict) -> None:
         writer.writerow(row)
 
 
-def collectives_text(found: tuple[hlo.Collective, ...]) -> str:
+def collectives_text(found: tuple[collectives.Collective, ...]) -> str:
     """'all-reduce 320 208735232': kind, count and bytes; kinds separated by semicolons."""
-    return '; '.join(f'{kind} {t.count} {t.bytes}' for kind, t in hlo.totals(found).items())
+    return '; '.join(f'{kind} {t.count} {t.bytes}' for kind, t in collectives.totals(found).items())
 
 
 def cases() -> list[programs.Case]:
@@ -142,7 +136,7 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
     gathered = []
     try:
         program = programs.compile_case(config, case, _CLASSES.value, keep)
-        gathered = gathers(program.collectives)
+        gathered = collectives.gathers(program.collectives)
         measured = {
             'memory': program.memory,
             'temporary': program.temporary,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import accelerators, flops, hlo
+from experiments import accelerators, collectives, cost, flops
 from ggcf_jax import config as config_lib
 from ggcf_jax import evaluate, inference, models, train_step
 from ggcf_jax import mesh as mesh_lib
@@ -31,7 +31,7 @@ class Case:
         target: name in `accelerators.TARGETS`.
         step: 'train' or 'evaluate'.
         height, width: of the images.
-        batch: images on each device.
+        batch: images on each device; with `config.mesh.space` on the devices of each image.
         remat: of the training step, as `config.train.remat`; evaluation does not have any.
     """
 
@@ -51,8 +51,8 @@ class Program:
         temporary, arguments, outputs, aliased: bytes on each device. Outputs that alias arguments
             (the donated state) take no memory of their own.
         flops: of products and convolutions, on each device.
-        traffic: bytes that each device's memory is read and written, see `hlo.traffic`.
-        operations: that each device starts (kernels, on a GPU), see `hlo.operations`.
+        traffic: bytes that each device's memory is read and written, see `cost.traffic`.
+        operations: that each device starts (kernels, on a GPU), see `cost.operations`.
         cycles: what a TPU's compiler expects its operations to take; 0 for a GPU.
         collectives: of one call.
     """
@@ -65,7 +65,7 @@ class Program:
     traffic: int
     operations: int
     cycles: int
-    collectives: tuple[hlo.Collective, ...]
+    collectives: tuple[collectives.Collective, ...]
 
     @property
     def memory(self) -> int:
@@ -91,7 +91,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     Evaluation follows `config.eval`, as that of checkpoints does.
 
     Args:
-        config: batch size, crop and remat are those of the case instead.
+        config: batch size, crop and remat are those of the case instead; `mesh.space` is its own.
         num_classes: of the data set.
 
     Returns:
@@ -102,10 +102,13 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     """
     config = ConfigDict(config).unlock()
     devices = accelerators.devices(accelerators.TARGETS[case.target])
-    mesh = mesh_lib.make_mesh(devices)
     config.train.remat = case.remat
-    config.train.batch_size = config.eval.batch_size = case.batch * len(devices)
+    config.data.crop_size = (case.height, case.width)
+    config.train.batch_size = config.eval.batch_size = (
+        case.batch * len(devices) // config.mesh.space
+    )
     config_lib.check(config, len(devices))
+    mesh = mesh_lib.make_mesh(devices, config.mesh.space)
     graphdef, params, stats = models.abstract(config, num_classes)
     images = (config.train.batch_size, case.height, case.width)
     batch = {
@@ -176,8 +179,8 @@ def compile_case(
         memory.output_size_in_bytes,
         memory.alias_size_in_bytes,
         total_flops // target.devices,
-        hlo.traffic(text),
-        hlo.operations(text),
-        hlo.estimated_cycles(text),
-        tuple(hlo.collectives(text)),
+        cost.traffic(text),
+        cost.operations(text),
+        cost.estimated_cycles(text),
+        tuple(collectives.of_program(text)),
     )

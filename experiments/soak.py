@@ -44,7 +44,7 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of the faults.')
 KINDS = {'SIGKILL while starting': 0.15, 'SIGKILL during a save': 0.4, 'SIGTERM': 0.1}
 STEPPING = 'SIGKILL between steps'
 DAMAGED = 0.12  # share of the lives before which the newest checkpoint is damaged
-SECONDS = 600  # that a life may take
+SECONDS = 3600  # that a life may take
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,81 +1,87 @@
-"""Memory of the training step with the rows of an image over 1, 2, 4 and 8 devices.
+"""Memory of the training step with the rows of an image over 1, 2, 4 and 8 GPUs.
 
-    python experiments/space_memory.py --config=configs/cityscapes.py:r101 --size=1024x2048
+    python -m experiments.space_memory --config=configs/cityscapes.py:r50 --size=1024x2048
 
-compiles the step of a configuration for virtual CPU devices, without running it, and prints a
-Markdown table: temporary memory of each device, and the largest array of each kind of collective.
-Compilers for accelerators lay arrays out differently; the shares, not the sizes, carry over.
+compiles the step of a configuration for so many H100s of a machine, with `mesh.space` = their
+number, and prints a Markdown table. Nothing is run; the compiler comes with the extra `aot`. Ends
+with an error if activations are gathered elsewhere than in the heads.
 """
 
-import os
-import re
-
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+import sys
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax import models, train_step
-from ggcf_jax import state as state_lib
+from experiments import accelerators, collectives, programs
+from ggcf_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_SIZE = flags.DEFINE_string('size', '1024x2048', 'Height x width of the image.')
-_SPACES = flags.DEFINE_list('spaces', ['1', '2', '4', '8'], 'Numbers of devices.')
-_CLASSES = flags.DEFINE_integer('classes', 19, 'Classes of the data set.')
-
-COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
+TARGETS = {target.devices: n for n, target in accelerators.TARGETS.items() if n[:4] == 'h100'}
+HEADER = (
+    '| `mesh.space` | temporary GiB | state and rows GiB | of the heads, MiB | of the rest, MiB |',
+    '|--:|--:|--:|---|---|',
+)
 
 
-def compile_step(config, space: int, size: tuple[int, int]):
-    """The compiled training step of one image over `space` devices."""
-    mesh = mesh_lib.make_mesh(jax.devices()[:space], space)
-    graphdef, _, _ = models.abstract(config, _CLASSES.value)
+def compile_space(
+    config: ConfigDict, space: int, height: int, width: int, num_classes: int
+) -> programs.Program:
+    """The training step for one image whose rows lie on `space` devices.
 
-    def placed(x, sharding):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-    state = jax.tree.map(
-        lambda x: placed(x, mesh_lib.replicated(mesh)),
-        jax.eval_shape(state_lib.creator(config, _CLASSES.value, mesh)),
-    )
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
-    label = jax.ShapeDtypeStruct((1, *size), jnp.uint8)
-    dealt = mesh_lib.by_batch(mesh)
-    batch = {'image': placed(image, dealt), 'label': placed(label, dealt)}
-    with jax.set_mesh(mesh):
-        return train_step.build(config.train, (), graphdef, mesh).lower(state, batch).compile()
+    Raises:
+        InputError: there is no target of so many devices, or the configuration is wrong.
+    """
+    if space not in TARGETS:
+        raise InputError(f'--spaces={space} is not one of {", ".join(map(str, TARGETS))}')
+    config = ConfigDict(config).unlock()
+    config.mesh.space = space
+    config.eval.size_multiple = height  # images of evaluations are not looked at
+    case = programs.Case(TARGETS[space], 'train', height, width, 1, config.train.remat)
+    return programs.compile_case(config, case, num_classes)
 
 
-def largest(text: str) -> dict[str, tuple[int, int]]:
-    """Kind of collective -> (how many there are, elements of the largest)."""
-    found = {}
-    for line in re.finditer(rf'= (.*?) ({"|".join(COLLECTIVES)})(?:-start)?\(', text):
-        shapes = re.findall(r'\w+\[([\d,]*)\]', line[1])
-        elements = max(int(np.prod([int(n) for n in s.split(',') if n])) for s in shapes)
-        count, most = found.get(line[2], (0, 0))
-        found[line[2]] = (count + 1, max(most, elements))
-    return found
+def row(space: int, program: programs.Program) -> str:
+    """A line of the table: memory of each device, and what it gets from others by collectives."""
+    heads = [c for c in program.collectives if collectives.of_a_head(c)]
+    rest = [c for c in program.collectives if not collectives.of_a_head(c)]
+    cells = [space, *(f'{x / 2**30:.2f}' for x in (program.temporary, program.arguments))]
+    for found in (heads, rest):
+        totals = collectives.totals(found).items()
+        told = (f'{total.count} {kind} {total.bytes / 2**20:.1f}' for kind, total in totals)
+        cells.append(', '.join(told) or 'none')
+    return f'| {" | ".join(map(str, cells))} |'
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    height, width = map(int, _SIZE.value.split('x'))
-    print('| `mesh.space` | temporary memory of a device, GiB | collectives: number, largest |')
-    print('|---|---|---|')
-    for space in map(int, _SPACES.value):
-        compiled = compile_step(_CONFIG.value, space, (height, width))
-        memory = compiled.memory_analysis().temp_size_in_bytes / 2**30
-        kinds = [
-            f'{kind} {count}, {elements / 2**20:.2f} Mi'
-            for kind, (count, elements) in sorted(largest(compiled.as_text()).items())
-        ]
-        print(f'| {space} | {memory:.2f} | {"; ".join(kinds) or "none"} |', flush=True)
+def main(argv: list[str]) -> int:
+    jax.config.update('jax_platforms', 'cpu')  # an accelerator here is left alone
+    given = flags.FLAGS
+    wrong = []
+    try:
+        if len(argv) > 1 or given.config is None:
+            raise InputError('give --config=configs/NAME.py and flags as --name=value')
+        height, _, width = given.size.partition('x')
+        if not (height + width).isdecimal():
+            raise InputError(f'--size={given.size} is not a size such as 1024x2048')
+        print('\n'.join(HEADER), flush=True)
+        for space in map(int, given.spaces):
+            program = compile_space(given.config, space, int(height), int(width), given.classes)
+            print(row(space, program), flush=True)
+            wrong += [
+                f'space {space}: {c.kind} of {", ".join(c.arrays)}, from {c.source}'
+                for c in collectives.gathers(program.collectives)
+            ]
+    except InputError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    for line in wrong:
+        print(f'error: activations are gathered: {line}', file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == '__main__':
+    # Here, as another script that is imported beside this one has a flag `config` too.
+    config_flags.DEFINE_config_file('config', lock_config=True)
+    flags.DEFINE_string('size', '1024x2048', 'Height x width of the image.')
+    flags.DEFINE_list('spaces', ['1', '2', '4', '8'], 'Numbers of devices.')
+    flags.DEFINE_integer('classes', 19, 'Classes of the data set.')
     app.run(main)

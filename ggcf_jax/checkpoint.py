@@ -1,36 +1,30 @@
-"""Checkpoints: everything that training needs to continue, in one directory a step.
+"""The checkpoints of a run: which are kept, which is resumed from, which is analysed.
 
-Orbax writes a checkpoint under a temporary name, in the background, and renames it when it is
-complete. It does not notice damaged array bytes, so checksums are stored and compared on load; they
-lie with the mIoU in the metadata of the checkpoint, the file that is its mark of completeness.
-
-The state is the same on every device, so process 0 alone writes arrays, reads them and decides what
-is restored: no process acts on a directory that another one sees differently.
+Each holds everything that training needs to continue, in one directory a step
+(`checkpoint_files`). The state is the same on every device. In a save each process writes a share
+of it; process 0 alone reads it and decides what is restored and what is removed: no process acts on
+a directory that another one sees differently.
 """
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import shutil
-import zlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
-from orbax.checkpoint import v1 as ocp
 
+from ggcf_jax import checkpoint_files, processes
 from ggcf_jax import mesh as mesh_lib
-from ggcf_jax import processes
-from ggcf_jax.checksums import checksums
+from ggcf_jax.checkpoint_files import Damaged
 from ggcf_jax.errors import InputError
 from ggcf_jax.state import TrainState
 
 _LATEST = 2  # so many, so that there is one to fall back to should the newest turn out damaged
 _REMOVING = 'removing-'
-_TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of what Orbax has not finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +51,12 @@ class Checkpointer:
         """
         self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._report = report
-        self._pending: tuple[int, ocp.AsyncResponse] | None = None
+        self._pending: checkpoint_files.Saving | None = None
         if not processes.is_first():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
-            if _TEMPORARY in path.name or path.name.startswith(_REMOVING):
+            if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
                 shutil.rmtree(path)
 
     def save(self, state: TrainState, miou: float | None) -> None:
@@ -77,13 +71,8 @@ class Checkpointer:
                 checkpoints before it are as they were.
         """
         self.wait()
-        step = int(state.step)
-        trees = _trees(state)
-        with self._failures(step):
-            response = ocp.save_checkpointables_async(
-                self.directory / str(step), trees, custom_metadata=_seal(trees, miou)
-            )
-        self._pending = (step, response)
+        path = self.directory / str(int(state.step))
+        self._pending = checkpoint_files.Saving(path, _trees(state), miou)
 
     def restore_latest(self, state: TrainState) -> TrainState | None:
         """Restores the newest sound checkpoint onto the shardings of `state`.
@@ -112,9 +101,8 @@ class Checkpointer:
         """
         if self._pending is None:
             return
-        (step, response), self._pending = self._pending, None
-        with self._failures(step):
-            response.result()
+        pending, self._pending = self._pending, None
+        pending.wait()
         if processes.is_first():
             self._remove_superseded()
 
@@ -137,13 +125,13 @@ class Checkpointer:
         scores = {}
         for step, path in paths.items():
             with contextlib.suppress(Damaged):
-                scores[step] = _inspect(path).miou
+                scores[step] = checkpoint_files.inspect(path).miou
         return scores
 
     def _newest_sound(self, trees: dict[str, Any]) -> dict[str, Any] | None:
         for path in reversed(_steps(self.directory).values()):
             try:
-                return _load(path, trees)
+                return checkpoint_files.load(path, trees)
             except Damaged as error:
                 self._set_aside(path, error)
         aside = sorted(path.name for path in self.directory.glob('damaged-*'))
@@ -162,21 +150,6 @@ class Checkpointer:
         path.rename(aside)
         self._report(f'{error}; it was renamed to {aside.name}, trying the one before')
 
-    @contextlib.contextmanager
-    def _failures(self, step: int):
-        try:
-            yield
-        except Exception as error:  # Orbax and TensorStore have many words for a full disk
-            raise InputError(
-                f'checkpoint {step} could not be written to {self.directory} '
-                f'({_first_line(error)}; {_free(self.directory)}). The checkpoints before it are '
-                'as they were: make room, and the same command resumes'
-            ) from error
-
-
-class Damaged(Exception):
-    """A checkpoint whose bytes are not those that were saved."""
-
 
 def exists(workdir: pathlib.Path) -> bool:
     """Whether a workdir holds a checkpoint, sound or not."""
@@ -191,7 +164,7 @@ def steps(workdir: pathlib.Path) -> dict[int, float | None]:
         Damaged: a checkpoint is not whole.
     """
     paths = _steps(pathlib.Path(workdir).absolute() / 'checkpoints')
-    return {step: _inspect(path).miou for step, path in paths.items()}
+    return {step: checkpoint_files.inspect(path).miou for step, path in paths.items()}
 
 
 def restore(
@@ -220,7 +193,7 @@ def restore(
     if processes.is_first():
         with _readable('choose another with --checkpoint'):
             step, path = _choose(workdir, which)
-            found = _load(path, tree)
+            found = checkpoint_files.load(path, tree)
     step = processes.from_first(np.int32(step))
     return Restored(int(step), **_spread(found, tree)['model'])
 
@@ -235,10 +208,8 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
     """
     with _readable('remove it to use another'):
         step, path = _choose(workdir, 'best')
-        with _unreadable(path), _alone():
-            saved = ocp.checkpointables_metadata(path).metadata['model']
-        model = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
-        return Restored(step, **_load(path, {'model': model})['model'])
+        shapes = checkpoint_files.shapes(path, ['model'])
+        return Restored(step, **checkpoint_files.load(path, shapes)['model'])
 
 
 @contextlib.contextmanager
@@ -285,105 +256,6 @@ def _best(scores: dict[int, float | None]) -> int:
     return max(ranked, key=lambda step: (ranked[step], step)) if ranked else max(scores)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Sealed:
-    """What is written beside the arrays.
-
-    Attributes:
-        miou: of the evaluation at this step; minus infinity if that was not a number, None if there
-            was no evaluation.
-        checksums: of the arrays of each tree.
-    """
-
-    miou: float | None
-    checksums: dict[str, list[int]]
-
-
-def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:
-    """What `_inspect` reads, with a checksum of its own."""
-    content = {
-        'evaluated': miou is not None,
-        'miou': None if miou is None or miou != miou else float(miou),
-        'checksums': {name: checksums(tree) for name, tree in trees.items()},
-    }
-    return content | {'crc': _crc(content)}
-
-
-def _crc(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _inspect(path: pathlib.Path) -> _Sealed:
-    """Reads what lies beside the arrays of a checkpoint, and sees that its files are whole.
-
-    Raises:
-        Damaged: a mark that Orbax leaves when all is written is missing or unreadable.
-    """
-    marks = [path / '_CHECKPOINT_METADATA', path / 'commit_success.txt']
-    for mark in marks:
-        if not mark.is_file():
-            missing = mark.relative_to(path.parent)
-            raise Damaged(f'checkpoint {path} is not whole: {missing} is missing')
-    with _unreadable(path):
-        content = dict(json.loads(marks[0].read_text(encoding='utf-8'))['custom_metadata'])
-        if content.pop('crc') != _crc(content):
-            raise ValueError(f'the checksum of {marks[0].name} differs')
-    miou = content['miou']
-    if content['evaluated'] and miou is None:
-        miou = float('-inf')
-    return _Sealed(miou, content['checksums'])
-
-
-def _load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
-    """Reads the named trees of a checkpoint onto the host.
-
-    Args:
-        path: of the checkpoint.
-        trees: name -> tree of arrays or shapes.
-
-    Raises:
-        Damaged: it cannot be read or its checksums differ.
-        InputError: it is of another model.
-    """
-    sealed = _inspect(path)
-    with _unreadable(path), _alone():
-        metadata = ocp.checkpointables_metadata(path).metadata
-        saved = {name: _by_path(metadata[name]) for name in trees}
-    for name, tree in trees.items():
-        if not saved[name]:
-            raise Damaged(f'checkpoint {path} is damaged: {name!r} is not in it')
-        _compare(saved[name], _by_path(tree), path)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), trees
-    )
-    with _unreadable(path), _alone():
-        loaded = ocp.load_checkpointables(path, abstract)
-    loaded = jax.device_get(loaded)
-    for name in trees:
-        if checksums(loaded[name]) != sealed.checksums[name]:
-            raise Damaged(f'checkpoint {path} is damaged: the checksums of {name!r} differ')
-    return loaded
-
-
-@contextlib.contextmanager
-def _unreadable(path: pathlib.Path):
-    """Orbax, TensorStore and json raise whatever they stumble over in damaged files."""
-    try:
-        yield
-    except Exception as error:
-        raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
-
-
-def _alone() -> ocp.Context:
-    """Orbax works for this process only and waits for no other."""
-    own = jax.process_index()
-    context = ocp.Context()
-    context.multiprocessing.primary_host = own
-    context.multiprocessing.active_processes = {own}
-    return context
-
-
 def _spread(found: Any, tree: Any) -> Any:
     """Process 0's host arrays `found` on every process, with the shardings of `tree`."""
     if not processes.is_first():
@@ -411,38 +283,3 @@ def _state(trees: dict[str, Any]) -> TrainState:
     if 'params' in training:
         return TrainState(**training, averaged=model['params'], stats=model['stats'])
     return TrainState(**training, **model, averaged=None)
-
-
-def _by_path(tree: Any) -> dict[str, tuple]:
-    """Path of each array -> (shape, dtype)."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator='.'): (tuple(x.shape), np.dtype(x.dtype))
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], path: pathlib.Path) -> None:
-    """Refuses a checkpoint of another model: Orbax would cast types and name few differences."""
-    differences = [
-        f'{name}: {_describe(saved.get(name))} saved, {_describe(wanted.get(name))} in this model'
-        for name in sorted({*saved, *wanted})
-        if saved.get(name) != wanted.get(name)
-    ]
-    if differences:
-        shown = '\n  '.join(differences[:5])
-        raise InputError(
-            f'checkpoint {path} is of another model, {len(differences)} arrays differ:\n  {shown}\n'
-            'use the configuration it was trained with, or another --workdir'
-        )
-
-
-def _describe(entry: tuple | None) -> str:
-    return 'nothing' if entry is None else f'{entry[1]} {list(entry[0])}'
-
-
-def _first_line(error: Exception) -> str:
-    return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-
-
-def _free(directory: pathlib.Path) -> str:
-    return f'{shutil.disk_usage(directory).free / 2**20:.0f} MiB are free there'

@@ -7,16 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ggcf_jax import report_html, visualize, whole_file, writer
+from ggcf_jax import report_html, report_panels, visualize, whole_file, writer
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'report.html'
-
-# Wider panels are embedded at this width: a row of four at full size would be many megabytes.
-_PANEL_WIDTH = 2400
 
 # What `inference.Plan` calls one view of the whole image.
 _SINGLE = 'whole image'
@@ -55,8 +51,12 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         body.append(report_html.section('Evaluation', report_html.text('No evaluation yet.')))
     else:
         body.append(_classes(best))
-    body.append(_panels(workdir, evaluations))
-    body += [_worst(workdir, each) for each in evaluations if each.get('worst')][-1:]
+    body.append(report_panels.latest(workdir, evaluations))
+    body += [
+        report_panels.worst(workdir, each, _inference(each))
+        for each in evaluations
+        if each.get('worst')
+    ][-1:]
     history = [_evaluations(evaluations)] if evaluations else []
     body.append(report_html.group('pair', [*history, _provenance(run)]))
     body.append(_configuration(config))
@@ -192,61 +192,6 @@ def _classes(best: Mapping[str, Any]) -> str:
         visualize.confusion_chart(np.asarray(best['matrix']), names).decode(),
     )
     return report_html.group('pair', [bars, matrix]) if len(charts) == 1 else bars + matrix
-
-
-def _panels(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
-    folders = {path.parent for path in (workdir / 'panels').glob('*/*.png')}
-    folders = [folder for folder in folders if folder.name.isdigit()]
-    if not folders:
-        return report_html.section('Predictions', report_html.text('No panels yet.'))
-    folder = max(folders, key=lambda each: int(each.name))
-    parts = [
-        report_html.text(
-            f'Step {int(folder.name)}. Errors are red on the dimmed image, ignored pixels grey '
-            '(black in the ground truth).'
-        )
-    ]
-    if evaluations:
-        names, colors = evaluations[-1]['classes'], evaluations[-1]['colors']
-        parts.append(report_html.legend(dict(zip(names, map(tuple, colors)))))
-    for path in sorted(folder.glob('*.png'), key=lambda each: _panel_index(each.name)):
-        name = path.stem.partition('_')[2] or path.stem
-        parts.append(report_html.image(_shrunk(path), name))
-    return report_html.section('Predictions', *parts)
-
-
-def _worst(workdir: pathlib.Path, evaluation: Mapping[str, Any]) -> str:
-    parts = [
-        report_html.text(
-            f'{evaluation["split"]}, step {evaluation["step"]}, {_inference(evaluation)}: the '
-            'images with the lowest mean IoU over their own classes.'
-        )
-    ]
-    for image in evaluation['worst']:
-        path = workdir / image['panel']
-        if path.is_file():  # or it was removed
-            parts.append(report_html.image(_shrunk(path), f'{image["name"]}: {image["miou"]:.3f}'))
-    return report_html.section('Worst images', *parts)
-
-
-def _panel_index(name: str) -> tuple[int, str]:
-    index = name.partition('_')[0]
-    return (int(index) if index.isdigit() else 0, name)
-
-
-def _shrunk(path: pathlib.Path) -> bytes:
-    """The PNG file, at most `_PANEL_WIDTH` pixels wide."""
-    data = path.read_bytes()
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
-    if picture is None:
-        raise InputError(f'{path} is not a readable PNG; delete it')
-    height, width = picture.shape[:2]
-    if width <= _PANEL_WIDTH:
-        return data
-    size = (_PANEL_WIDTH, max(round(height * _PANEL_WIDTH / width), 1))
-    return cv2.imencode('.png', cv2.resize(picture, size, interpolation=cv2.INTER_AREA))[
-        1
-    ].tobytes()
 
 
 def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:

@@ -118,6 +118,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     ):
         for step in range(start + 1, train.steps + 1):
             batch = mesh_lib.global_batch(mesh, next(batches))
+            if step == start + 1:
+                processes.compile_together(step_fn, state, batch)
             processes.progress(f'step {step}')
             state = step_fn(state, batch)
 

@@ -12,10 +12,22 @@ import numpy as np
 import pytest
 from conftest import load_config
 
-from ggcf_jax import checkpoint, evaluate, inference, metrics, models, platform, train, train_step
+from ggcf_jax import (
+    checkpoint,
+    data,
+    evaluate,
+    inference,
+    metrics,
+    models,
+    platform,
+    train,
+    train_step,
+)
 from ggcf_jax import config as config_lib
 from ggcf_jax import mesh as mesh_lib
 from ggcf_jax import state as state_lib
+from ggcf_jax.console import Progress
+from ggcf_jax.data import pipeline
 from ggcf_jax.errors import InputError
 from ggcf_jax.writer import read_rows
 
@@ -92,32 +104,41 @@ def test_named_checkpoint_and_split_are_evaluated(tiny_run):
         evaluate.evaluate_workdir(config, workdir, 'test', 'best')
 
 
-def test_evaluation_on_one_device_equals_eight(tiny_run):
-    config, workdir, evaluation = tiny_run
-    from ggcf_jax import data
-    from ggcf_jax.console import Progress
-    from ggcf_jax.data import pipeline
-
+def _confusion(tiny_run, devices, space, multiple):
+    """Matrix of the latest checkpoint on a mesh, images padded to `multiple`."""
+    config, workdir, _ = tiny_run
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, 11)
-    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices], space)
     restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
-    with Progress(0) as progress:
-        alone = evaluate.evaluate(
+    plan = pipeline.plan_evaluation(
+        dataset, 'validation', multiple=multiple, max_sizes=1, batch_size=devices // space
+    )
+    with jax.set_mesh(mesh), Progress(0) as progress:
+        return evaluate.evaluate(
             evaluate.make_eval_step(graphdef, 11, mesh, inference.SINGLE),
             restored.params,
             restored.stats,
             dataset,
             'validation',
-            pipeline.plan_evaluation(dataset, 'validation', multiple=8, max_sizes=1, batch_size=1),
+            plan,
             num_samples=0,
             num_worst=0,
             mesh=mesh,
             reading=pipeline.Reading(1),
             progress=progress,
-        )
-    assert np.abs(alone.matrix - evaluation.matrix).sum() <= 4  # ties of float rounding
-    assert alone.matrix.sum() == evaluation.matrix.sum()
+        ).matrix
+
+
+def test_evaluation_on_any_mesh_counts_the_same(tiny_run):
+    """One device as eight, and 2 x 2, data x space, as one: padded alike, since heads see it."""
+    pairs = [
+        (_confusion(tiny_run, 1, 1, 8), tiny_run[2].matrix),
+        (_confusion(tiny_run, 4, 2, 16), _confusion(tiny_run, 1, 1, 16)),
+    ]
+    for found, expected in pairs:
+        assert np.abs(found - expected).sum() <= 4  # ties of float rounding
+        assert found.sum() == expected.sum() > 0
 
 
 def test_workdir_of_another_run_is_left_alone(tiny_run):

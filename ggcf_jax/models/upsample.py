@@ -46,8 +46,11 @@ def nearest_positions(pixels: np.ndarray, stride: int, size: tuple[int, int]) ->
 
 def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     length = x.shape[axis]
-    last = jax.lax.slice_in_dim(x, length - 1, length, axis=axis)
-    following = jnp.concatenate([jax.lax.slice_in_dim(x, 1, length, axis=axis), last], axis)
+    # Padded, not concatenated with the last one: concatenation deals the map over devices anew.
+    padding = [(0, int(i == axis)) for i in range(x.ndim)]
+    following = jnp.pad(jax.lax.slice_in_dim(x, 1, length, axis=axis), padding)
+    last = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == length - 1
+    following = jnp.where(last, x, following)
     x, following = (jnp.expand_dims(a, axis + 1) for a in (x, following))
     weight = jnp.arange(stride, dtype=x.dtype) / stride
     weight = weight.reshape((stride,) + (1,) * (x.ndim - axis - 2))

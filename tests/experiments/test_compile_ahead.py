@@ -1,5 +1,6 @@
 """Programs compiled for accelerators; those for a TPU only where the extra `aot` is installed."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -10,13 +11,15 @@ import jax
 import pytest
 from conftest import load_config
 
-from experiments import accelerators, compile_ahead, hlo, memory_table, programs
+from experiments import accelerators, collectives, compile_ahead, cost, memory_table, programs
 from ggcf_jax.errors import InputError
 
 CACHE = pathlib.Path(__file__).parents[2] / '.cache' / 'compile_ahead'
 TARGET = accelerators.TARGETS['v5e:4x4']
-SUM = hlo.Collective('all-reduce', ('f32[64]',), 256, 3, 'jit(f)/sum')
-GATHER = hlo.Collective('all-gather', ('bf16[2,97,97,512]',), 19270016, 1, 'jit(f)/dot_general')
+SUM = collectives.Collective('all-reduce', ('f32[64]',), 256, 3, 'jit(f)/sum')
+GATHER = collectives.Collective(
+    'all-gather', ('bf16[2,97,97,512]',), 19270016, 1, 'jit(f)/dot_general'
+)
 
 
 def tiny_config():
@@ -58,9 +61,9 @@ def compiled_for_a_tpu(step: str, remat: str) -> str:
 @pytest.mark.parametrize('step, remat', [('train', 'inplace_abn'), ('evaluate', 'none')])
 def test_nothing_is_gathered_on_16_tpus(step, remat):
     text = compiled_for_a_tpu(step, remat)
-    found = hlo.collectives(text)
-    assert compile_ahead.gathers(tuple(found)) == []
-    total = hlo.totals(found)['all-reduce']
+    found = collectives.of_program(text)
+    assert collectives.gathers(tuple(found)) == []
+    total = collectives.totals(found)['all-reduce']
     if step == 'evaluate':
         # The confusion matrix, and the mean IoU of each image.
         assert 11 * 11 * 4 <= sum(c.bytes for c in found) <= 11 * 11 * 4 + 16 * 4
@@ -70,13 +73,18 @@ def test_nothing_is_gathered_on_16_tpus(step, remat):
         gradients = sum(4 * x.size for x in jax.tree.leaves(params))
         # Besides the gradients the statistics of batch norms, forward and backward, and the loss.
         assert gradients < total.bytes < 1.1 * gradients
-    assert hlo.estimated_cycles(text) > 0
-    assert hlo.traffic(text) > 0
+    assert cost.estimated_cycles(text) > 0
+    assert cost.traffic(text) > 0
 
 
 def test_a_gather_is_found():
-    small = hlo.Collective('all-gather', ('s32[16]',), 64, 1, '')
-    assert compile_ahead.gathers((SUM, GATHER, small)) == [GATHER]
+    small = collectives.Collective('all-gather', ('s32[16]',), 64, 1, '')
+    assert collectives.gathers((SUM, GATHER, small)) == [GATHER]
+
+
+def test_what_heads_gather_is_meant():
+    of_full = dataclasses.replace(GATHER, source='jit(f)/jvp()/shard_map/all_gather')
+    assert collectives.gathers((of_full, GATHER)) == [GATHER]
 
 
 def test_missing_compiler_is_named(monkeypatch):
@@ -107,11 +115,11 @@ def test_reported_numbers(monkeypatch, tmp_path):
     case = programs.Case('h100x8', 'evaluate', 24, 32, 2, 'none')
     program = programs.compile_case(tiny_config(), case, 11, tmp_path / 'kept' / 'program.hlo.gz')
     # The confusion matrix, and the mean IoU of 16 images.
-    assert hlo.totals(program.collectives) == {
-        'all-gather': hlo.Total(1, 16 * 4),
-        'all-reduce': hlo.Total(1, 11 * 11 * 4),
+    assert collectives.totals(program.collectives) == {
+        'all-gather': collectives.Total(1, 16 * 4),
+        'all-reduce': collectives.Total(1, 11 * 11 * 4),
     }
-    assert compile_ahead.gathers(program.collectives) == []
+    assert collectives.gathers(program.collectives) == []
     _, params, stats = programs.models.abstract(tiny_config(), 11)
     # The auxiliary head is not evaluated and not given to the program.
     used = [{k: v for k, v in x.items() if not k.startswith('aux')} for x in (params, stats)]
@@ -122,8 +130,8 @@ def test_reported_numbers(monkeypatch, tmp_path):
         program.temporary + program.arguments + program.outputs - program.aliased
     )
     text = gzip.decompress((tmp_path / 'kept' / 'program.hlo.gz').read_bytes()).decode()
-    assert tuple(hlo.collectives(text)) == program.collectives
-    assert hlo.traffic(text) == program.traffic > state
+    assert tuple(collectives.of_program(text)) == program.collectives
+    assert cost.traffic(text) == program.traffic > state
 
 
 def test_training_step_on_more_devices_has_more_flops(monkeypatch):
