@@ -112,6 +112,8 @@ def evaluate(
             processes.progress(f'evaluating images of {split}')
             arrays = mesh_lib.global_batch(mesh, batch)
             images = {name: arrays[name] for name in ('image', 'label')}
+            if before is None:
+                processes.compile_together(eval_step, params, stats, on_device, images)
             on_device, *results = eval_step(params, stats, on_device, images)
             # At most two batches wait on the device, however many images the split has.
             if before is not None:

@@ -139,6 +139,7 @@ def from_first(tree: Any) -> Any:
     # As integers: adding zeros of the other processes would turn -0.0 into 0.0.
     tree = jax.tree.map(np.asarray, tree)
     bits = jax.tree.map(lambda x: x.view(f'uint{8 * x.dtype.itemsize}'), tree)
+    _barrier()  # process 0 may have read a file for longer than a collective waits
     bits = multihost_utils.broadcast_one_to_all(bits)
     return jax.tree.map(lambda b, x: np.asarray(b).view(x.dtype), bits, tree)
 
@@ -168,7 +169,8 @@ def _initialize(launch: Launch) -> None:
         sizes = [os.environ.get(size, '1') for n, size in _SIZES.items() if n in os.environ]
         if sizes and max(map(int, sizes)) == 1:
             return  # an interactive step: JAX would give it the first accelerator only
-        if not sizes and importlib.util.find_spec('libtpu') is None:
+        tpus = 'tpu' in os.environ.get('JAX_PLATFORMS', 'tpu')
+        if not sizes and not (tpus and importlib.util.find_spec('libtpu')):
             return
     try:
         jax.distributed.initialize(
