@@ -209,6 +209,17 @@ def strike(life: Life, kind: str, rng: random.Random) -> bool:
     return True
 
 
+def keep_cores(path: pathlib.Path) -> None:
+    """Refuses to go on with another number of cores: XLA:CPU then sums in another order."""
+    cores = len(os.sched_getaffinity(0))
+    if path.exists() and int(path.read_text()) != cores:
+        raise SystemExit(
+            f'this soak was begun with {path.read_text()} cores and would go on with {cores}, '
+            'which rounds differently; choose as many with taskset -c'
+        )
+    path.write_text(str(cores))
+
+
 def newest(checkpoints: pathlib.Path) -> list[pathlib.Path]:
     """The checkpoints, the newest last."""
     if not checkpoints.is_dir():
@@ -221,6 +232,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     root = pathlib.Path(_WORKDIR.value).absolute()
     root.mkdir(parents=True, exist_ok=True)
+    keep_cores(root / 'cores.txt')
     jax.config.update('jax_compilation_cache_dir', str(root / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     config = tiny_config(root / 'data', _STEPS.value)
