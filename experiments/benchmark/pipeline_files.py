@@ -1,0 +1,66 @@
+"""The PNG pairs that the benchmark of the pipeline reads: painted once, blurred as by a lens."""
+
+import dataclasses
+import pathlib
+
+import cv2
+
+from ggcf_jax.data.dataset import Dataset, identity_label_map
+from ggcf_jax.data.street_painter import classes, paint
+
+SIZE = (1024, 2048)
+BLUR = 0.8  # pixels: the files are then about as large as those of Cityscapes
+RECORDS = 2975
+
+
+class Files:
+    """Records of numbered PNG pairs in a folder."""
+
+    def __init__(self, folder: pathlib.Path, count: int):
+        self.folder, self.count = folder, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = (self.folder / f'{kind}_{index:04d}.png' for kind in ('image', 'label'))
+        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
+
+
+def make_files(folder: pathlib.Path, count: int) -> Files:
+    """Paints what is not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        path = folder / f'label_{index:04d}.png'
+        if path.exists():
+            continue
+        image, label = paint.paint_scene(0, 'train', index, SIZE)
+        image = cv2.GaussianBlur(image, (0, 0), BLUR)
+        cv2.imwrite(str(folder / f'image_{index:04d}.png'), image[..., ::-1])
+        cv2.imwrite(str(path), label)
+    return Files(folder, count)
+
+
+class Repeated:
+    """Records of a source, again and again, up to a number of them."""
+
+    def __init__(self, source, count: int):
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return self.source[index % len(self.source)]
+
+
+def many(data: Dataset) -> Dataset:
+    """As many records as Cityscapes has: grain takes long to shuffle a few dozen."""
+    repeated = Repeated(data.source('train'), RECORDS)
+    return dataclasses.replace(data, sources={'train': repeated})
+
+
+def dataset(files: Files) -> Dataset:
+    """The files as a data set of 19 classes."""
+    label_map = identity_label_map(len(classes.CLASSES), classes.IGNORE)
+    return Dataset('files', classes.CLASSES, classes.COLORS, {'train': files}, label_map, 'files')
