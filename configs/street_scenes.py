@@ -8,12 +8,38 @@ classes are not.
 
 The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
 32 x 64 of these images.
+
+--config=configs/street_scenes.py:small is a narrower network for the tables and figures of
+docs/results.md: 3 to 5 minutes of one such core.
 """
 
 from ml_collections import ConfigDict, config_dict
 
+from ggcf_jax.errors import InputError
 
-def get_config() -> ConfigDict:
+
+def demo(config: ConfigDict) -> None:
+    """The demo's network."""
+
+
+def small(config: ConfigDict) -> None:
+    config.model.backbone.width = 16
+    config.model.ggcf.channels = 64
+    config.model.ggcf.key_channels = 16
+    config.model.ggcf.value_channels = 32
+    config.model.aspp.channels = 64
+    config.model.aux_channels = 32
+    config.train.steps = 300
+    config.train.eval_every = 300
+    config.train.checkpoint_every = 100
+
+
+VARIANTS = {'demo': demo, 'small': small}
+
+
+def get_config(variant: str = 'demo') -> ConfigDict:
+    if variant not in VARIANTS:
+        raise InputError(f'configs/street_scenes.py:{variant} is not one of {", ".join(VARIANTS)}')
     config = ConfigDict()
     config.seed = 0
 
@@ -112,6 +138,7 @@ def get_config() -> ConfigDict:
     config.predict.probabilities = False
     config.predict.label_ids = 'train'  # or server: what the evaluation server of the data expects
     config.predict.max_side = 2048  # larger images go through the network in parts of this size
+    VARIANTS[variant](config)
     return config
 
 

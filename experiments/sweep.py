@@ -41,20 +41,26 @@ def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) 
         A line for each run that did not finish.
     """
     waiting, active, failed, told = list(todo), {}, [], False
+    # Every job has cores of its own: runs side by side would otherwise wait for each other, and
+    # with a changing number of cores XLA rounds differently.
+    free = _shares(jobs)
     with stop_requests() as stop_requested:
         while active or (waiting and not stop_requested()):
-            while waiting and len(active) < jobs and not stop_requested():
-                each = waiting.pop(0)
-                active[each] = _start(path, each, compiled), time.perf_counter()
+            while waiting and free and not stop_requested():
+                each, cores = waiting.pop(0), free.pop(0)
+                process = _start(path, each, compiled)
+                os.sched_setaffinity(process.pid, cores)  # before it has begun to import
+                active[each] = process, cores, time.perf_counter()
                 print(f'{each.index:3d} {each.row}, seed {each.seed}: started', flush=True)
             if stop_requested() and not told:
-                for process, _ in active.values():
+                for process, *_ in active.values():
                     process.terminate()  # main.py saves and ends; a second signal would kill it
                 told = True
-            for each, (process, began) in list(active.items()):
+            for each, (process, cores, began) in list(active.items()):
                 if process.poll() is None:
                     continue
                 del active[each]
+                free.append(cores)
                 seconds = time.perf_counter() - began
                 state = 'finished' if each.finished else f'ended with code {process.returncode}'
                 print(
@@ -65,6 +71,12 @@ def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) 
                     failed.append(f'{each.row}, seed {each.seed}: {state}; see {_log(each)}')
             time.sleep(0.2)
     return failed + [f'{each.row}, seed {each.seed}: not started' for each in waiting]
+
+
+def _shares(jobs: int) -> list[set[int]]:
+    """This process' cores dealt out to the jobs; more jobs than cores share all of them."""
+    cores = sorted(os.sched_getaffinity(0))
+    return [set(cores[job::jobs] if jobs <= len(cores) else cores) for job in range(jobs)]
 
 
 def _log(each: runs.Run) -> pathlib.Path:
