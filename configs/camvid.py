@@ -137,3 +137,11 @@ def sweep():
         ('Trainable E', 'learned'),
     ):
         yield name, {'model.heads': heads}
+    # Evaluations of runs above. The paper took the drop rate that was best on the images it reports
+    # (experiments/pruning_curve.py finds that one); half is a guess.
+    rates = (
+        ('FULL', 'full', 'full:drop=0.5'),
+        ('{LOCAL, GRID}_{8,16,24}', 'local:3,6,9,grid:3,6,9', 'local:drop=0.5,grid:drop=0.5'),
+    )
+    for name, heads, pruning in rates:
+        yield f'{name} + ContextPruning', {'model.heads': heads, 'eval.pruning': pruning}

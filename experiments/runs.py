@@ -1,7 +1,9 @@
 """The runs of a configuration's sweep: which there are, where they lie and what is done.
 
 A configuration with `sweep()`, a generator of (row name, overrides of fields), has a run for each
-of its rows and each seed. Configuration, seeds and directory tell everything.
+of its rows and each seed. A row with fields of `eval`, such as `eval.pruning`, trains nothing: it
+is another evaluation of the run that has its other fields. Configuration, seeds and directory tell
+everything.
 """
 
 import dataclasses
@@ -15,33 +17,23 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import config as config_lib
+from ggcf_jax import evaluation_files, inference
 from ggcf_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One training run.
+class Row:
+    """A row of the table and the file that has its numbers for one seed.
 
     Attributes:
-        index: its place in the sweep; all rows of one seed come before the next seed.
-        row: name of the row, as in the paper's table where it has one.
-        seed: of the run.
+        name: as in the paper's table where it has one.
         overrides: fields of the configuration and their values as on the command line.
-        workdir: of the run.
-        steps: after which it is finished.
+        result: of the evaluation after the last step, there once it is done.
     """
 
-    index: int
-    row: str
-    seed: int
+    name: str
     overrides: tuple[tuple[str, str], ...]
-    workdir: pathlib.Path
-    steps: int
-
-    @property
-    def result(self) -> pathlib.Path:
-        """The file of its last evaluation, there once the run is finished."""
-        return self.workdir / 'evaluations' / f'validation_{self.steps:08d}.json'
+    result: pathlib.Path
 
     @property
     def finished(self) -> bool:
@@ -51,10 +43,50 @@ class Run:
         """Content of `result`: miou, pixel_accuracy, iou by class, matrix and more."""
         return json.loads(self.result.read_text(encoding='utf-8'))
 
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run and the evaluations that start from it.
+
+    Attributes:
+        index: its place in the sweep; all rows of one seed come before the next seed.
+        seed: of the run.
+        workdir: of the run.
+        trained: the row of the run itself.
+        evaluated: rows that evaluate it in another way.
+    """
+
+    index: int
+    seed: int
+    workdir: pathlib.Path
+    trained: Row
+    evaluated: tuple[Row, ...]
+
+    @property
+    def row(self) -> str:
+        return self.trained.name
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.trained, *self.evaluated
+
+    @property
+    def finished(self) -> bool:
+        return all(row.finished for row in self.rows)
+
+    @property
+    def next_row(self) -> Row:
+        """The first that is not finished."""
+        return next(row for row in self.rows if not row.finished)
+
     def flags(self, path: str) -> list[str]:
-        """The arguments of main.py that make the run from configuration `path`."""
-        fields = [f'--config.{field}={value}' for field, value in self.overrides]
-        return [f'--config={path}', *fields, f'--workdir={self.workdir}']
+        """The arguments of main.py that make `next_row` from configuration `path`."""
+        row = self.next_row
+        fields = [f'--config.{field}={value}' for field, value in row.overrides]
+        arguments = [f'--config={path}', *fields, f'--workdir={self.workdir}']
+        if row is not self.trained:
+            arguments += ['--mode=evaluate', '--checkpoint=latest']
+        return arguments
 
 
 def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -> list[Run]:
@@ -67,22 +99,40 @@ def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -
         common: 'field=value' overrides of every run.
 
     Raises:
-        InputError: no such configuration, one without a sweep, an unknown field or a bad value, or
-            a workdir that holds another run.
+        InputError: no such configuration, one without a sweep, an unknown field or a bad value, a
+            row that evaluates what no row trains, or a workdir that holds another run.
     """
-    rows = dict(_sweep(path)())
+    own = {row: {name: str(value) for name, value in each.items()} for row, each in _sweep(path)()}
+    trained = {row: fields for row, fields in own.items() if fields == _of_training(fields)}
+    for row, fields in own.items():
+        if _of_training(fields) not in trained.values():
+            raise InputError(
+                f'{path}: row {row!r} evaluates a run with {_of_training(fields)}, but no row '
+                'trains that; add one'
+            )
     shared = tuple(_field(each) for each in common)
     found = []
     for seed in range(seeds):
-        for row, fields in rows.items():
-            own = tuple((field, str(value)) for field, value in fields.items())
-            overrides = (*shared, *own, ('seed', str(seed)))
-            config = _overridden(path, overrides)
+        for row, fields in trained.items():
             workdir = out / slug(row) / f'seed_{seed}'
+            rows = []
+            for name in (row, *(name for name in own if name not in trained)):
+                if _of_training(own[name]) == fields:
+                    overrides = (*shared, *own[name].items(), ('seed', str(seed)))
+                    config = _overridden(path, overrides)
+                    stem = evaluation_files.stem(
+                        'validation', config.train.steps, inference.build(config)
+                    )
+                    result = workdir / 'evaluations' / f'{stem}.json'
+                    rows.append(Row(name, overrides, result))
             if (workdir / config_lib.FILE_NAME).exists():
                 config_lib.claim_workdir(config, workdir)
-            found.append(Run(len(found), row, seed, overrides, workdir, config.train.steps))
+            found.append(Run(len(found), seed, workdir, rows[0], tuple(rows[1:])))
     return found
+
+
+def _of_training(fields: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in fields.items() if not name.startswith('eval.')}
 
 
 def slug(row: str) -> str:

@@ -29,7 +29,7 @@ _MAIN = pathlib.Path(__file__).parent.parent / 'main.py'
 
 
 def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) -> list[str]:
-    """Trains `todo`, at most `jobs` at a time, each with a log beside its workdir.
+    """Trains and evaluates `todo`, at most `jobs` at a time, each with a log beside its workdir.
 
     Args:
         path: of the configuration.
@@ -48,29 +48,30 @@ def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) 
         while active or (waiting and not stop_requested()):
             while waiting and free and not stop_requested():
                 each, cores = waiting.pop(0), free.pop(0)
+                row = each.next_row
                 process = _start(path, each, compiled)
                 os.sched_setaffinity(process.pid, cores)  # before it has begun to import
-                active[each] = process, cores, time.perf_counter()
-                print(f'{each.index:3d} {each.row}, seed {each.seed}: started', flush=True)
+                active[each] = row, process, cores, time.perf_counter()
+                print(f'{each.index:3d} {row.name}, seed {each.seed}: started', flush=True)
             if stop_requested() and not told:
-                for process, *_ in active.values():
+                for _, process, *_ in active.values():
                     process.terminate()  # main.py saves and ends; a second signal would kill it
                 told = True
-            for each, (process, cores, began) in list(active.items()):
+            for each, (row, process, cores, began) in list(active.items()):
                 if process.poll() is None:
                     continue
                 del active[each]
                 free.append(cores)
                 seconds = time.perf_counter() - began
-                state = 'finished' if each.finished else f'ended with code {process.returncode}'
-                print(
-                    f'{each.index:3d} {each.row}, seed {each.seed}: {state} after {seconds:.0f} s',
-                    flush=True,
-                )
-                if not each.finished:
-                    failed.append(f'{each.row}, seed {each.seed}: {state}; see {_log(each)}')
+                name = f'{row.name}, seed {each.seed}'
+                state = 'finished' if row.finished else f'ended with code {process.returncode}'
+                print(f'{each.index:3d} {name}: {state} after {seconds:.0f} s', flush=True)
+                if not row.finished:
+                    failed.append(f'{name}: {state}; see {_log(each)}')
+                elif not each.finished:
+                    waiting.insert(0, each)  # evaluations that start from it
             time.sleep(0.2)
-    return failed + [f'{each.row}, seed {each.seed}: not started' for each in waiting]
+    return failed + [f'{each.next_row.name}, seed {each.seed}: not started' for each in waiting]
 
 
 def _shares(jobs: int) -> list[set[int]]:

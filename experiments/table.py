@@ -1,15 +1,25 @@
 """Tables 1 to 3 of the paper from the finished runs of a sweep."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from experiments import paper, results
-from experiments.runs import Run
+from experiments.runs import Row, Run
 from ggcf_jax import whole_file
 from ggcf_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A finished row of a run and its evaluation."""
+
+    row: Row
+    run: Run
+    evaluation: dict
 
 
 def write(runs: Sequence[Run], out: pathlib.Path) -> str:
@@ -23,10 +33,9 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> str:
     Raises:
         InputError: nothing is finished.
     """
-    done = [run for run in runs if run.finished]
-    if not done:
+    found = [Found(row, run, row.evaluation()) for run in runs for row in run.rows if row.finished]
+    if not found:
         raise InputError(f'{out}: none of the {len(runs)} runs of the sweep is finished')
-    found = {run: run.evaluation() for run in done}
     with whole_file.replacing(out / 'table.csv') as temporary:
         _csv(found, temporary)
     text = f'{_means(found, runs)}\n{_by_class(found)}'
@@ -34,18 +43,20 @@ def write(runs: Sequence[Run], out: pathlib.Path) -> str:
     return text
 
 
-def _csv(found: Mapping[Run, dict], path: pathlib.Path) -> None:
-    classes = next(iter(found.values()))['classes']
+def _csv(found: Sequence[Found], path: pathlib.Path) -> None:
+    classes = found[0].evaluation['classes']
     with path.open('w', encoding='utf-8', newline='') as file:
         lines = csv.writer(file)
         lines.writerow(
             ['row', 'seed', 'overrides', 'miou', 'pixel_accuracy', 'train_sec', *classes]
         )
-        for run, result in found.items():
-            overrides = ' '.join(f'{field}={value}' for field, value in run.overrides)
-            scores = (result['miou'], result['pixel_accuracy'], _seconds(run))
+        for each in found:
+            overrides = ' '.join(f'{field}={value}' for field, value in each.row.overrides)
+            result = each.evaluation
+            scores = (result['miou'], result['pixel_accuracy'], _seconds(each.run))
             iou = (result['iou'][name] for name in classes)
-            lines.writerow([run.row, run.seed, overrides, *map(_number, (*scores, *iou))])
+            numbers = map(_number, (*scores, *iou))
+            lines.writerow([each.row.name, each.run.seed, overrides, *numbers])
 
 
 def _number(value: float | None) -> str:
@@ -65,30 +76,32 @@ def spread(values: Sequence[float]) -> str:
     return text + (f' +- {100 * statistics.stdev(values):.2f}' if len(values) > 1 else '')
 
 
-def _by_row(found: Mapping[Run, dict]) -> dict[str, list[dict]]:
+def _by_row(found: Sequence[Found]) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
-    for run, result in found.items():
-        rows.setdefault(run.row, []).append(result)
+    for each in found:
+        rows.setdefault(each.row.name, []).append(each.evaluation)
     return rows
 
 
-def _means(found: Mapping[Run, dict], runs: Sequence[Run]) -> str:
+def _means(found: Sequence[Found], runs: Sequence[Run]) -> str:
     """mIoU of each row, and by how much it differs from FULL here and in the paper."""
     rows = _by_row(found)
-    published = paper.TABLE2 if next(iter(found.values()))['dataset'] == 'ade20k' else paper.TABLE1
+    published = paper.TABLE2 if found[0].evaluation['dataset'] == 'ade20k' else paper.TABLE1
     full = statistics.mean(each['miou'] for each in rows['FULL']) if 'FULL' in rows else None
-    overrides = {run.row: dict(run.overrides) for run in found}
+    overrides = {each.row.name: dict(each.row.overrides) for each in found}
     lines = []
     for row, each in rows.items():
         values = [result['miou'] for result in each]
         told = overrides[row].get('model.heads') or overrides[row].get('model.context', '')
+        pruning = overrides[row].get('eval.pruning')
+        told = f'`{told}`' + (f', pruned `{pruning}`' if pruning else '')
         gain = '' if full is None else f'{100 * (statistics.mean(values) - full):+.2f}'
         theirs = published.get(row)
         their_gain = '' if theirs is None else f'{theirs - published["FULL"]:+.1f}'
         lines.append(
             (
                 row,
-                f'`{told}`',
+                told,
                 str(len(values)),
                 spread(values),
                 gain,
@@ -96,16 +109,17 @@ def _means(found: Mapping[Run, dict], runs: Sequence[Run]) -> str:
                 their_gain,
             )
         )
+    done = sum(run.trained.finished for run in runs)
     columns = ('module', 'overrides', 'seeds', 'mIoU', 'to FULL', 'paper', 'paper to FULL')
     return (
-        f'Validation mIoU in percent, mean +- standard deviation over seeds; {len(found)} of '
+        f'Validation mIoU in percent, mean +- standard deviation over seeds; {done} of '
         f'{len(runs)} runs are finished.\n\n{results.markdown(columns, lines)}'
     )
 
 
-def _by_class(found: Mapping[Run, dict]) -> str:
+def _by_class(found: Sequence[Found]) -> str:
     """IoU of each class, mean over the seeds; Table 3's form."""
-    classes = next(iter(found.values()))['classes']
+    classes = found[0].evaluation['classes']
     lines = []
     for row, each in _by_row(found).items():
         means = []

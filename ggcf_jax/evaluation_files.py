@@ -24,14 +24,14 @@ def save(
     Returns:
         (name, uint8 [h, w, 3] panel) of the first images.
     """
-    stem = _stem(evaluation, step, plan)
+    this = stem(evaluation.split, step, plan)
     # The report shows the folder of the latest step.
-    folder = f'{step:08d}' if stem == f'validation_{step:08d}' else stem
+    folder = f'{step:08d}' if this == f'validation_{step:08d}' else this
     iou = evaluation.iou
     folders = workdir / 'panels'
     worst = []
     for rank, image in enumerate(evaluation.worst):
-        path = _panel_path(folders / f'worst_{stem}', rank, image.name)
+        path = _panel_path(folders / f'worst_{this}', rank, image.name)
         visualize.write_png(path, _panel(image.sample, dataset))
         panel = path.relative_to(workdir).as_posix()
         worst.append({'name': image.name, 'miou': image.miou, 'panel': panel})
@@ -51,7 +51,7 @@ def save(
         'category_miou': _or_none(evaluation.category_miou),
         'worst': worst,
     }
-    whole_file.write(workdir / 'evaluations' / f'{stem}.json', json.dumps(content).encode())
+    whole_file.write(workdir / 'evaluations' / f'{this}.json', json.dumps(content).encode())
     panels = [(sample.name, _panel(sample, dataset)) for sample in evaluation.samples]
     for i, (name, panel) in enumerate(panels):
         visualize.write_png(_panel_path(folders / folder, i, name), panel)
@@ -63,13 +63,14 @@ def save_confusion(
 ) -> None:
     """Writes `evaluations/<stem>_confusion.png`; drawing 150 classes takes seconds."""
     picture = visualize.confusion_png(evaluation.matrix, evaluation.classes)
-    stem = _stem(evaluation, step, plan)
-    whole_file.write(workdir / 'evaluations' / f'{stem}_confusion.png', picture)
+    this = stem(evaluation.split, step, plan)
+    whole_file.write(workdir / 'evaluations' / f'{this}_confusion.png', picture)
 
 
-def _stem(evaluation: Evaluation, step: int, plan: inference.Plan) -> str:
-    stem = f'{evaluation.split}_{step:08d}'
-    return stem if plan.is_single else f'{stem}_{re.sub("[^a-z0-9.]+", "-", str(plan))}'
+def stem(split: str, step: int, plan: inference.Plan) -> str:
+    """Name of an evaluation's files without what follows: one for each split, step and plan."""
+    single = f'{split}_{step:08d}'
+    return single if plan.is_single else f'{single}_{re.sub("[^a-z0-9.]+", "-", str(plan))}'
 
 
 def _panel(sample: Sample, dataset: Dataset) -> np.ndarray:

@@ -249,12 +249,21 @@ def _steps(workdir):
 CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'cityscapes_sota', 'ade20k', 'folder')
 
 
-@pytest.mark.parametrize('variant', ['r101', 'r50', 'wr38', 'openseg', 'mmseg'])
-def test_variant_is_a_network(variant):
-    config = load_config('cityscapes', variant)
-    config_lib.check(config, 8)
+@pytest.mark.parametrize(
+    ('name', 'variant', 'least'),
+    [
+        *(('cityscapes', variant, 2e7) for variant in ('r101', 'r50', 'wr38', 'openseg', 'mmseg')),
+        ('street_scenes', 'demo', 7e5),
+        ('street_scenes', 'small', 3e5),
+    ],
+)
+def test_variant_is_a_network(name, variant, least):
+    """Of at least so many parameters, and not of twice as many as that where it is small."""
+    config = load_config(name, variant)
+    config_lib.check(config, 4)
     _, params, _ = models.abstract(config, 19)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) > 2e7
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert least < size and (least > 1e6 or size < 2 * least)
 
 
 def test_unknown_variant():

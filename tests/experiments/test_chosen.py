@@ -16,7 +16,7 @@ def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
     monkeypatch.chdir(_ROOT)
     for run in runs.runs(f'configs/{name}.py', tmp_path, 1):
         config = load_config(name)
-        fields = dict(run.overrides)
+        fields = dict(run.trained.overrides)
         config.model.context = fields.get('model.context', 'ggcf')
         config.model.heads = fields.get('model.heads', config.model.heads)
         found = chosen.name_of(config.model)

@@ -21,11 +21,16 @@ def at_the_root(monkeypatch):
 
 
 @pytest.mark.parametrize('name', _CONFIGS)
-def test_rows_are_the_papers_that_need_training(name, tmp_path):
+def test_rows_are_the_papers_and_pruned_ones_are_not_trained(name, tmp_path):
     found = runs.runs(f'configs/{name}.py', tmp_path, 1)
     published = paper.TABLE2 if name == 'ade20k' else paper.TABLE1
-    trained = {row for row in published if not row.endswith('+ ContextPruning')}
-    assert {run.row for run in found} == trained
+    assert {row.name for run in found for row in run.rows} == set(published)
+    assert {run.row for run in found} == {
+        row for row in published if not row.endswith('+ ContextPruning')
+    }
+    for run in found:
+        assert all(row.name == f'{run.row} + ContextPruning' for row in run.evaluated)
+        assert len({row.result for row in run.rows}) == len(run.rows)
 
 
 def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
@@ -41,7 +46,32 @@ def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
         '--config.seed=0',
         f'--workdir={tmp_path}/full/seed_0',
     ]
-    assert full.steps == 9
+    full.trained.result.parent.mkdir(parents=True)
+    full.trained.result.touch()
+    assert not full.finished
+    assert full.flags('configs/cityscapes.py:r50') == [
+        '--config=configs/cityscapes.py:r50',
+        '--config.train.steps=9',
+        '--config.model.heads=full',
+        '--config.eval.pruning=full:drop=0.5',
+        '--config.seed=0',
+        f'--workdir={tmp_path}/full/seed_0',
+        '--mode=evaluate',
+        '--checkpoint=latest',
+    ]
+    full.evaluated[0].result.touch()
+    assert full.finished
+
+
+def test_a_row_that_evaluates_what_no_row_trains_is_refused(tmp_path):
+    path = tmp_path / 'lonely.py'
+    path.write_text(
+        pathlib.Path('configs/camvid.py').read_text().partition('def sweep')[0]
+        + 'def sweep():\n    yield "A", {"model.heads": "full"}\n'
+        '    yield "B", {"model.heads": "grid:4", "eval.flip": True}\n'
+    )
+    with pytest.raises(InputError, match=r"row 'B' evaluates a run with .*grid:4"):
+        runs.runs(str(path), tmp_path / 'out', 1)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +91,10 @@ def test_bad_sweeps_are_refused_before_anything_runs(path, common, message, tmp_
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A program in place of main.py: GRID rows fail, FULL waits for SIGTERM, others are done."""
+    """A program in place of main.py: GRID rows fail, FULL waits for SIGTERM, others are done.
+
+    Evaluations, which find a workdir, are done at once. Cores are written to the workdir.
+    """
     program = tmp_path / 'main.py'
     program.write_text(
         'import os, pathlib, signal, sys, time\n'
@@ -69,14 +102,19 @@ def stand_in(tmp_path, monkeypatch):
         'heads = flags.get("--config.model.heads", "")\n'
         'if heads.startswith("grid"): sys.exit(3)\n'
         'workdir = pathlib.Path(flags["--workdir"])\n'
-        'workdir.mkdir(parents=True)\n'
-        'if heads == "full":\n'
+        'evaluating = "--mode" in flags\n'
+        'workdir.mkdir(parents=True, exist_ok=evaluating)\n'
+        'if heads == "full" and not evaluating:\n'
         '    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n'
         '    (workdir / "waiting").touch()\n'
         '    time.sleep(60)\n'
         '(workdir / "compiled").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])\n'
-        '(workdir / "evaluations").mkdir()\n'
-        '(workdir / "evaluations" / "validation_00000360.json").write_text("{}")\n'
+        'time.sleep(0.5)\n'
+        '(workdir / "cores").write_text(str(sorted(os.sched_getaffinity(0))))\n'
+        '(workdir / "evaluations").mkdir(exist_ok=True)\n'
+        'pruned = "_whole-image-pruning-local-drop-0.5-grid-drop-0.5" if evaluating else ""\n'
+        'name = f"validation_00000360{pruned}.json"\n'
+        '(workdir / "evaluations" / name).write_text("{}")\n'
     )
     monkeypatch.setattr(sweep, '_MAIN', program)
 
@@ -92,6 +130,22 @@ def test_failures_do_not_stop_the_others(stand_in, tmp_path, monkeypatch):
     assert len(failed) == 1 and 'GRID_10, seed 0: ended with code 3' in failed[0]
     assert [run.finished for run in todo] == [True, True, False]
     assert (todo[0].workdir / 'compiled').read_text() == str(tmp_path / 'kept')
+
+
+def test_evaluations_follow_their_run(stand_in, tmp_path):
+    found = runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
+    run = next(run for run in found if run.row == '{LOCAL, GRID}_{8,16,24}')
+    assert sweep.run('configs/street_scenes.py', [run], 1, tmp_path / 'kept') == []
+    assert run.finished and len(run.rows) == 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs two cores to share out')
+def test_jobs_have_cores_of_their_own(stand_in, tmp_path):
+    found = runs.runs('configs/street_scenes.py', tmp_path / 'out', 2)
+    todo = [run for run in found if run.row == 'Baseline']
+    assert sweep.run('configs/street_scenes.py', todo, 2, tmp_path / 'kept') == []
+    cores = [set(json.loads((run.workdir / 'cores').read_text())) for run in todo]
+    assert cores[0] | cores[1] == os.sched_getaffinity(0) and not cores[0] & cores[1]
 
 
 def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_path):
@@ -117,14 +171,15 @@ def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_pat
     assert failed[1] == 'Baseline, seed 0: not started'
 
 
-def _finish(run: runs.Run, miou: float) -> None:
-    run.result.parent.mkdir(parents=True)
+def _finish(run: runs.Run, miou: float, row: runs.Row | None = None) -> None:
+    row = row or run.trained
+    row.result.parent.mkdir(parents=True, exist_ok=True)
     iou = {'road': miou, 'train': None}
     content = {
         'dataset': 'street_scenes', 'classes': list(iou), 'miou': miou, 'pixel_accuracy': 0.5,
         'iou': iou,
     }  # fmt: skip
-    run.result.write_text(json.dumps(content))
+    row.result.write_text(json.dumps(content))
     rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]
     (run.workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
 
@@ -136,15 +191,21 @@ def test_table_of_what_is_finished(tmp_path):
     for run in found:
         if run.row == 'FULL':
             _finish(run, 0.25 + 0.02 * run.seed)
+            _finish(run, 0.26 + 0.02 * run.seed, run.evaluated[0])
         elif run.row == 'ASPP' and run.seed == 0:
             _finish(run, 0.3)
     text = table.write(found, tmp_path)
     assert '3 of 32 runs are finished' in text
     assert '| FULL | `full` | 2 | 26.00 +- 1.41 | +0.00 | 78.8 | +0.0 |' in text
     assert '| ASPP | `aspp` | 1 | 30.00 | +4.00 | 77.8 | -1.0 |' in text
+    assert (
+        '| FULL + ContextPruning | `full`, pruned `full:drop=0.5` | 2 | 27.00 +- 1.41 | +1.00 '
+        '| 79.1 | +0.3 |'
+    ) in text
     assert '| FULL | 26.0 |  |' in text
     lines = list(csv.DictReader((tmp_path / 'table.csv').open()))
     assert [(line['row'], line['seed'], line['miou']) for line in lines] == [
-        ('ASPP', '0', '0.3'), ('FULL', '0', '0.25'), ('FULL', '1', '0.27'),
+        ('ASPP', '0', '0.3'), ('FULL', '0', '0.25'), ('FULL + ContextPruning', '0', '0.26'),
+        ('FULL', '1', '0.27'), ('FULL + ContextPruning', '1', '0.28'),
     ]  # fmt: skip
     assert {line['train_sec'] for line in lines} == {'3'}
