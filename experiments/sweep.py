@@ -98,6 +98,15 @@ def _start(path: str, each: runs.Run, compiled: pathlib.Path) -> subprocess.Pope
         )
 
 
+def _of_rows(todo: Sequence[runs.Run], rows: Sequence[str] | None) -> list[runs.Run]:
+    """The runs whose training is one of `rows`; all of them for None."""
+    known = dict.fromkeys(each.row for each in todo)
+    for row in rows or ():
+        if row not in known:
+            raise InputError(f'--row={row!r} is not one of {", ".join(map(repr, known))}')
+    return [each for each in todo if rows is None or each.row in rows]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument('action', choices=('list', 'run', 'table'))
@@ -105,7 +114,8 @@ def main() -> int:
     parser.add_argument('--out', required=True, type=pathlib.Path, help='directory of the sweep')
     parser.add_argument('--seeds', default=3, type=int, help='runs a row [3]')
     parser.add_argument('--jobs', default=1, type=int, help='runs at a time [1]')
-    parser.add_argument('--index', type=int, help='run only this one')
+    parser.add_argument('--row', action='append', help='only this row; may be repeated')
+    parser.add_argument('--index', type=int, help='run only this one, as list numbers them')
     options, rest = parser.parse_known_args()
     strange = [each for each in rest if not each.startswith('--config.')]
     if strange:
@@ -115,6 +125,7 @@ def main() -> int:
     try:
         common = [each.removeprefix('--config.') for each in rest]
         todo = runs.runs(options.config, options.out, options.seeds, common)
+        todo = _of_rows(todo, options.row)
         if options.action == 'table':
             table.write(todo, options.out)
             return 0
@@ -122,9 +133,10 @@ def main() -> int:
         print(f'error: {error}', file=sys.stderr)
         return 2
     if options.index is not None:
-        if not 0 <= options.index < len(todo):
-            parser.error(f'--index={options.index} is not in 0..{len(todo) - 1}')
-        todo = [todo[options.index]]
+        known = [each.index for each in todo]
+        if options.index not in known:
+            parser.error(f'--index={options.index} is not one of {known}')
+        todo = [each for each in todo if each.index == options.index]
     if options.action == 'list':
         for each in todo:
             state = 'finished' if each.finished else 'to do'

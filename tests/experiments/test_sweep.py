@@ -209,3 +209,24 @@ def test_table_of_what_is_finished(tmp_path):
         ('FULL', '1', '0.27'), ('FULL + ContextPruning', '1', '0.28'),
     ]  # fmt: skip
     assert {line['train_sec'] for line in lines} == {'3'}
+
+
+def test_some_rows_only(tmp_path, monkeypatch, capsys):
+    def listed(*arguments):
+        command = ['sweep', 'list', '--config=configs/camvid.py', f'--out={tmp_path}', '--seeds=2']
+        monkeypatch.setattr(sys, 'argv', [*command, *arguments])
+        code = sweep.main()
+        return code, capsys.readouterr()
+
+    code, output = listed('--row=FULL', '--row=GRID_{8,16,24}')
+    assert code == 0
+    lines = output.out.splitlines()
+    numbers = [int(line.split()[0]) for line in lines]
+    assert len(lines) == 4 and all(' FULL, seed' in line for line in lines[::2])
+    code, output = listed('--row=FULL', f'--index={numbers[2]}')
+    assert output.out.splitlines() == [lines[2]]
+    with pytest.raises(SystemExit):
+        listed('--row=FULL', f'--index={numbers[1]}')
+    assert f'{numbers[1]} is not one of [{numbers[0]}, {numbers[2]}]' in capsys.readouterr().err
+    code, output = listed('--row=FUL')
+    assert code == 2 and "--row='FUL' is not one of 'Baseline', 'ASPP'" in output.err
