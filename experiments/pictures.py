@@ -98,7 +98,10 @@ def bars(
         label: of the vertical axis.
     """
     width = 0.8 / len(values)
-    size = (1.5 + max(1.6, 0.4 * len(values)) * len(groups), 3.4)
+    entry = 0.6 + 0.075 * max(map(len, values))  # inches of one name in the legend
+    across = max(entry, 1.5 + max(1.6, 0.4 * len(values)) * len(groups))
+    columns = min(3, int(across / entry))
+    size = (across, 3.2 + 0.2 * -(-len(values) // columns))
     figure = Figure(size, dpi=_DPI, layout='constrained')
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -111,7 +114,7 @@ def bars(
     axis.set_xticks(range(len(groups)), groups, fontsize=9)
     axis.set_ylabel(label, fontsize=9)
     axis.spines[['top', 'right']].set_visible(False)
-    figure.legend(loc='outside lower center', ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc='outside lower center', ncols=columns, frameon=False, fontsize=9)
     save(figure, path)
 
 
