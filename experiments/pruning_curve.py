@@ -153,7 +153,7 @@ def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
     axis.set_xlabel('drop rate, % of the contexts of a position')
     axis.set_ylabel('mIoU, %')
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc='outside lower center', ncols=2, frameon=False, fontsize=8)  # off the curves
     pictures.save(figure, path)
 
 
