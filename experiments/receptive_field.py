@@ -132,8 +132,8 @@ def _first_row(each: Marked, query, trained: Trained, name: str) -> list[list[Ce
 
 
 def _cell(row: Row, each: Marked, field: np.ndarray, query) -> Cell:
-    title = f'{row.run}\n{row.form}, half in {row.half_area:.1%}'
-    heat = field / max(row.largest, 1e-30)
+    title = f'{row.run}\n{row.form} (square root), half in {row.half_area:.1%}'
+    heat = np.sqrt(field / max(row.largest, 1e-30))  # or only the mark's surroundings were seen
     return Cell(title, pictures.dimmed(each.image), heat, mark=query)
 
 
