@@ -10,7 +10,7 @@ The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 
 32 x 64 of these images.
 
 --config=configs/street_scenes.py:small is a narrower network for the tables and figures of
-docs/results.md: 3 to 5 minutes of one such core, and 0.259 (mean of three seeds).
+docs/results.md: 3 to 6 minutes of one such core, and 0.259 (mean of three seeds).
 """
 
 from ml_collections import ConfigDict, config_dict
