@@ -120,9 +120,9 @@ def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -
                 if _of_training(own[name]) == fields:
                     overrides = (*shared, *own[name].items(), ('seed', str(seed)))
                     config = _overridden(path, overrides)
-                    stem = evaluation_files.stem(
-                        'validation', config.train.steps, inference.build(config)
-                    )
+                    # Training evaluates the whole image once, whatever `eval` asks for.
+                    plan = inference.SINGLE if name == row else inference.build(config)
+                    stem = evaluation_files.stem('validation', config.train.steps, plan)
                     result = workdir / 'evaluations' / f'{stem}.json'
                     rows.append(Row(name, overrides, result))
             if (workdir / config_lib.FILE_NAME).exists():

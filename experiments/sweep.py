@@ -49,8 +49,7 @@ def run(path: str, todo: Sequence[runs.Run], jobs: int, compiled: pathlib.Path) 
             while waiting and free and not stop_requested():
                 each, cores = waiting.pop(0), free.pop(0)
                 row = each.next_row
-                process = _start(path, each, compiled)
-                os.sched_setaffinity(process.pid, cores)  # before it has begun to import
+                process = _start(path, each, compiled, cores)
                 active[each] = row, process, cores, time.perf_counter()
                 print(f'{each.index:3d} {row.name}, seed {each.seed}: started', flush=True)
             if stop_requested() and not told:
@@ -84,18 +83,23 @@ def _log(each: runs.Run) -> pathlib.Path:
     return each.workdir.with_suffix('.log')
 
 
-def _start(path: str, each: runs.Run, compiled: pathlib.Path) -> subprocess.Popen:
+def _start(path: str, each: runs.Run, compiled: pathlib.Path, cores: set[int]) -> subprocess.Popen:
     shared = {'JAX_COMPILATION_CACHE_DIR': str(compiled.absolute())}
     _log(each).parent.mkdir(parents=True, exist_ok=True)
-    with _log(each).open('ab') as log:
-        # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
-        return subprocess.Popen(
-            [sys.executable, str(_MAIN), *each.flags(path)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=shared | os.environ,
-        )
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)  # inherited, so that it holds from the child's first moment
+    try:
+        with _log(each).open('ab') as log:
+            # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
+            return subprocess.Popen(
+                [sys.executable, str(_MAIN), *each.flags(path)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=shared | os.environ,
+            )
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def _of_rows(todo: Sequence[runs.Run], rows: Sequence[str] | None) -> list[runs.Run]:

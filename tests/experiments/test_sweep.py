@@ -63,6 +63,13 @@ def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
     assert full.finished
 
 
+def test_training_is_finished_by_its_own_evaluation_whatever_eval_asks_for(tmp_path):
+    found = runs.runs('configs/camvid.py', tmp_path, 1, ['eval.flip=True', 'train.steps=9'])
+    full = next(run for run in found if run.row == 'FULL')
+    assert full.trained.result.name == 'validation_00000009.json'
+    assert 'flip' in full.evaluated[0].result.name
+
+
 def test_a_row_that_evaluates_what_no_row_trains_is_refused(tmp_path):
     path = tmp_path / 'lonely.py'
     path.write_text(
@@ -109,7 +116,6 @@ def stand_in(tmp_path, monkeypatch):
         '    (workdir / "waiting").touch()\n'
         '    time.sleep(60)\n'
         '(workdir / "compiled").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])\n'
-        'time.sleep(0.5)\n'
         '(workdir / "cores").write_text(str(sorted(os.sched_getaffinity(0))))\n'
         '(workdir / "evaluations").mkdir(exist_ok=True)\n'
         'pruned = "_whole-image-pruning-local-drop-0.5-grid-drop-0.5" if evaluating else ""\n'
