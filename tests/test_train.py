@@ -213,33 +213,33 @@ def _run_and_signal(command, line, number):
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_runs_end_in_the_bits_of_an_undisturbed_one(tiny_run, tmp_path):
+def test_killed_and_stopped_run_ends_in_the_bits_of_an_undisturbed_one(tiny_run, tmp_path):
     config, _, _ = tiny_run
     steps = 60
     whole = _run(_command(config, tmp_path / 'whole', steps))
     assert whole.returncode == 0, whole.stderr
 
-    killed = _command(config, tmp_path / 'killed', steps)
-    code, output = _run_and_signal(killed, 'step 30/60', signal.SIGKILL)
-    assert code == -signal.SIGKILL, output
-    assert max(_steps(tmp_path / 'killed')) < steps
-    resumed = _run(killed)
-    assert resumed.returncode == 0, resumed.stderr
-    assert 'resuming at step' in resumed.stdout
-
-    stopped = _command(config, tmp_path / 'stopped', steps)
-    code, output = _run_and_signal(stopped, 'step 15/60', signal.SIGTERM)
+    disturbed = _command(config, tmp_path / 'disturbed', steps)
+    code, output = _run_and_signal(disturbed, 'step 15/60', signal.SIGTERM)
     assert code == 0, output
     assert 'stopped by SIGTERM after step' in output
-    assert 15 <= max(_steps(tmp_path / 'stopped')) < steps
-    assert _run(stopped).returncode == 0
+    stopped = max(_steps(tmp_path / 'disturbed'))
+    assert 15 <= stopped < 45
+
+    code, output = _run_and_signal(disturbed, 'step 45/60', signal.SIGKILL)
+    assert code == -signal.SIGKILL, output
+    assert f'resuming at step {stopped}' in output
+    assert max(_steps(tmp_path / 'disturbed')) < steps
+
+    resumed = _run(disturbed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert 'resuming at step' in resumed.stdout
 
     config = config.copy_and_resolve_references()
     expected = _final(tmp_path / 'whole', config)
     assert expected[0] == steps
-    for name in ('killed', 'stopped'):
-        _assert_same_bits(_final(tmp_path / name, config), expected)
-        assert _rows(tmp_path / name) == _rows(tmp_path / 'whole')
+    _assert_same_bits(_final(tmp_path / 'disturbed', config), expected)
+    assert _rows(tmp_path / 'disturbed') == _rows(tmp_path / 'whole')
 
 
 def _steps(workdir):
