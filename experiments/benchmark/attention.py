@@ -76,7 +76,7 @@ def _peers(graph, h, w, d):
 
 
 def _compile(f, arrays, weight):
-    """Compiled programs of a JAX function, of (*arrays, weight): forward, and forward + backward."""
+    """Compiled programs of (*arrays, weight): forward, and forward + backward."""
     both = jax.value_and_grad(lambda *x: (f(*x[:-1]) * x[-1]).sum(), (0, 1, 2))
     programs = (lambda *x: f(*x[:-1]), both)
     return [jax.jit(g).lower(*arrays, weight).compile() for g in programs]
