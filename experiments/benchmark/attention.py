@@ -82,13 +82,15 @@ def _compile(f, arrays, weight):
     return [jax.jit(g).lower(*arrays, weight).compile() for g in programs]
 
 
+def _timed(programs, arrays, weight):
+    """Calls of what `_compile` gives."""
+    return [lambda p=p: jax.block_until_ready(p(*arrays, weight)) for p in programs]
+
+
 def _calls(framework, f, arrays, weight):
     """Timed calls of one contender: forward, and forward + backward."""
     if framework == 'jax':
-        return [
-            lambda program=program: jax.block_until_ready(program(*arrays, weight))
-            for program in _compile(f, arrays, weight)
-        ]
+        return _timed(_compile(f, arrays, weight), arrays, weight)
     tensors = [torch.tensor(np.asarray(x)) for x in arrays]
     leaves = [x.clone().requires_grad_() for x in tensors]
     weight = torch.tensor(np.asarray(weight))
@@ -167,7 +169,7 @@ def run_graph(graph, shape, d, budget, with_peers=True):
     b, h, w = shape
     *arrays, weight = _inputs(b, h, w, d)
     programs = _compile(_ours(graph), arrays, weight)
-    calls = {'ours': [lambda p=p: jax.block_until_ready(p(*arrays, weight)) for p in programs]}
+    calls = {'ours': _timed(programs, arrays, weight)}
     if with_peers:
         for name, peer in _peers(graph, h, w, d).items():
             calls[name] = _calls(*peer, arrays, weight)
