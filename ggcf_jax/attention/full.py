@@ -108,15 +108,18 @@ def forward(q, k, v, table, scale, size, bias):
     return o[..., :n, :], lse[..., :n, :]
 
 
-def backward(q, k, v, table, o, lse, do, scale, size, bias, tiles):
-    """Gradients of `forward` with respect to q, k, v and table, from its results.
+def backward(q, k, v, table, delta, lse, do, scale, size, bias, tiles):
+    """Gradients of `forward` with respect to q, k, v and table.
+
+    Args:
+      delta, lse: [..., heads, n, 1], `softmax.row_delta` of the output, log-sum-exp of `forward`.
+      do: [..., heads, n, dv], gradient of the output; the others as for `forward`.
 
     Returns:
       dq, dk, dv in the dtypes of q, k, v; dtable, or None without a table.
     """
     lengths = [x.shape[-2] for x in (q, k, v)]
     dtypes = (q.dtype, k.dtype, v.dtype)
-    delta = softmax.row_delta(do, o)[..., None]
     q, do, lse, delta = (_pad(x, size.queries) for x in (q, do, lse, delta))
     k, v = _pad(k, size.keys), _pad(v, size.keys)
     columns = k.shape[-2] // size.keys
@@ -166,7 +169,8 @@ def _attend_forward(q, k, v, table, scale, size, bias, tiles):
 
 def _attend_backward(scale, size, bias, tiles, saved, do):
     q, k, v, table, o, lse = saved
-    return backward(q, k, v, table, o, lse, do, scale, size, bias, tiles)
+    delta = softmax.row_delta(do, o)[..., None]
+    return backward(q, k, v, table, delta, lse, do, scale, size, bias, tiles)
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import full, pruning
+from ggcf_jax.attention import full, pruning, softmax
 from ggcf_jax.attention.tiles import Tiles, even
 
 
@@ -158,22 +158,23 @@ def _attend_forward(q, k, v, strides, scale, tiles):
 
 def _attend_backward(strides, scale, tiles, saved, do):
     q, k, v, o, lse = saved
+    delta = softmax.row_delta(do, o)[..., None]  # here, so that o need not be gathered
 
-    def batch(q, k, v, o, do, i):
+    def batch(q, k, v, delta, do, i):
         shapes = [x.shape for x in (q, k, v)]
-        q, k, v, o, do = _merged(q, k, v, o, do)
+        q, k, v, delta, do = _merged(q, k, v, delta, do)
         size, most = _plan(q, tiles)
         gradients = map_groups(
-            lambda q, k, v, o, lse, do: full.backward(
-                q, k, v, None, o, lse, do, scale, size, None, tiles
+            lambda q, k, v, delta, lse, do: full.backward(
+                q, k, v, None, delta, lse, do, scale, size, None, tiles
             )[:3],
-            (q, k, v, o, lse[i], do),
+            (q, k, v, delta, lse[i], do),
             most,
         )
         return [x.reshape(shape) for x, shape in zip(gradients, shapes)], None
 
     channels = [(*x.shape[3:], x.dtype) for x in (q, k, v)]
-    return tuple(_over_batches(batch, (q, k, v, o, do), strides, channels)[0])
+    return tuple(_over_batches(batch, (q, k, v, delta, do), strides, channels)[0])
 
 
 attend_strides.defvjp(_attend_forward, _attend_backward)
