@@ -1,7 +1,8 @@
 """Attention over LOCAL graphs: tiles of queries against halo windows of keys.
 
-A scan goes over the tiles, so that one tile's scores are alive. Windows are slices clamped inside
-the map (a gather would make the partitioner collect the whole map); a mask makes them exact.
+A scan goes over the tiles, so that one tile's scores are alive. Tiles and windows are slices
+clamped inside the map (a gather would make the partitioner collect the whole map, padding would
+copy it); a mask makes windows exact. The last tile of an axis may overlap the one before it.
 """
 
 import functools
@@ -33,6 +34,7 @@ def _axis(n, b, size, windows, margin):
     """
     keys, tiles = n + 2 * margin, []
     for start in range(0, n, b):
+        start = min(start, n - b)
         low, high = max(0, start + margin - size), min(keys, start + b + margin + size)
         tiles.append((start, low, high - low))
     lengths = sorted({length for _, _, length in tiles})
@@ -64,11 +66,6 @@ def _stacks(rows, most):
     """Tiles [n, 4] as [steps, tiles a step, 4]; the tiles of a step form one batch."""
     together = next(u for u in range(min(most, len(rows)), 0, -1) if len(rows) % u == 0)
     return jnp.asarray(rows.reshape(-1, together, 4))
-
-
-def _pad(x, h, w):
-    """Zero rows and columns up to h x w behind a [b, ., ., heads, c] map."""
-    return jnp.pad(x, ((0, 0), (0, h - x.shape[1]), (0, w - x.shape[2]), (0, 0), (0, 0)))
 
 
 def _take(x, at, height, width):
@@ -114,6 +111,15 @@ def _mask(at, size, tile, window, margin=0, rows_of_map=None):
     return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
 
+def _own(at, tile):
+    """Bool [tiles, 1, 1, *tile, 1, 1]: queries that no tile before has, where tiles overlap."""
+    rows, columns = (
+        x[:, None] + jnp.arange(length) >= -(-x // length)[:, None] * length
+        for x, length in zip(at.T, tile)
+    )
+    return (rows[:, :, None] & columns[:, None])[:, None, None, :, :, None, None]
+
+
 def _positions(at, shape, width):
     """Row-major positions in a map of that width of windows at [t, 2]: int32 [t, elements]."""
     y, x = at[:, 0, None] + jnp.arange(shape[0]), at[:, 1, None] + jnp.arange(shape[1])
@@ -126,10 +132,6 @@ def _masked_scores(q, k, scale, mask):
     return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.LOWEST)
 
 
-def _padded(shape, tile):
-    return tuple(-(-n // b) * b for n, b in zip(shape, tile))
-
-
 def _stacked(tiles, batch):
     """Tiles a step: fewer where batch and heads fill the machine already."""
     return max(1, tiles.stack // tiles.share(batch))
@@ -139,11 +141,9 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    hp, wp = _padded((h, w), tile)
-    padded = _pad(q, hp, wp)
     carry = (
-        jnp.zeros((b, hp, wp, heads, v.shape[-1]), v.dtype),
-        jnp.zeros((b, hp, wp, heads, 1), jnp.float32),
+        jnp.zeros((b, h, w, heads, v.shape[-1]), v.dtype),
+        jnp.zeros((b, h, w, heads, 1), jnp.float32),
     )
     for window, rows in groups.items():
 
@@ -151,7 +151,7 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
             query, key = at[:, :2], at[:, 2:]
             kt, vt = _take(k, key, *window), _take(v, key, *window)
             mask = _mask(at, size, tile, window, margin, rows_of_map)
-            s = _masked_scores(_take(padded, query, *tile), kt, scale, mask)
+            s = _masked_scores(_take(q, query, *tile), kt, scale, mask)
             o, lse = softmax.normalise(s, vt, (math.prod(tile), math.prod(window)))
             return (
                 _put(carry[0], o, query, *tile),
@@ -159,7 +159,7 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
-    return carry[0][:, :h, :w], carry[1]
+    return carry
 
 
 def attend(q, k, v, size, scale, tiles):
@@ -189,28 +189,26 @@ def _attend_backward(size, scale, tiles, saved, do):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    hp, wp = _padded((h, w), tile)
-    delta = _pad(softmax.row_delta(do, o)[..., None], hp, wp)
-    maps = (_pad(q, hp, wp), _pad(do, hp, wp), lse, delta)
-    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (maps[0], k, v))
+    maps = (q, do, lse, softmax.row_delta(do, o)[..., None])
+    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
     for window, rows in groups.items():
 
         def step(carry, at, window=window):
             query, key = at[:, :2], at[:, 2:]
             qt, dot, lt, dt = (_take(x, query, *tile) for x in maps)
             kt, vt = _take(k, key, *window), _take(v, key, *window)
-            mask = _mask(at, size, tile, window, margin, rows_of_map)
+            mask = _mask(at, size, tile, window, margin, rows_of_map) & _own(query, tile)
             s = _masked_scores(qt, kt, scale, mask)
             dq, dk, dv, _ = softmax.backward(qt, kt, vt, s, dot, lt, dt, scale, tiles)
             return (
-                _put(carry[0], dq, query, *tile),
+                _put(carry[0], dq, query, *tile, add=True),
                 _put(carry[1], dk, key, *window, add=True),
                 _put(carry[2], dv, key, *window, add=True),
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
     dq, dk, dv = carry
-    return dq[:, :h, :w].astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -220,15 +218,13 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
     """LOCAL_size attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
     tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    hp, wp = _padded((h, w), tile)
-    padded = _pad(q, hp, wp)
-    out = jnp.zeros((b, hp, wp, heads, v.shape[-1]), v.dtype)
+    out = jnp.zeros((b, h, w, heads, v.shape[-1]), v.dtype)
     for window, rows in groups.items():
 
         def step(out, at, window=window):
             query, key = at[:, :2], at[:, 2:]
             kt, vt = _take(k, key, *window), _take(v, key, *window)
-            s = softmax.scores(_take(padded, query, *tile), kt, scale)
+            s = softmax.scores(_take(q, query, *tile), kt, scale)
             mask = _mask(at, size, tile, window).reshape(-1, 1, 1, *s.shape[-2:])
             positions = _positions(query, tile, w), _positions(key, window, w)
             kept = pruning.select(s, mask, prune, b, *positions)
@@ -236,4 +232,4 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
             return _put(out, o, query, *tile), None
 
         out, _ = lax.scan(step, out, _stacks(rows, 1))
-    return out[:, :h, :w]
+    return out
