@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from experiments.benchmark import attention_peers as peers
-from experiments.benchmark.attention_table import write_table
+from experiments.benchmark.attention_table import DEALT, write_table
 from ggcf_jax import graphs
+from ggcf_jax import mesh as mesh_lib
 from ggcf_jax.attention import attend, selection
 
 # Page faults of glibc's malloc double some times, those of the peers most: keep freed memory.
@@ -73,6 +74,19 @@ def _peers(graph, h, w, d):
     if isinstance(graph, graphs.Full) and small:
         found['jax dpa'] = ('jax', peers.jax_full(h, w))
     return found
+
+
+def _dealt(shape):
+    """How one device a core would share a case: images where they divide, else rows of the map.
+
+    Returns:
+      A sharding, or None where there is one device or nothing divides.
+    """
+    n, (b, h, _) = jax.device_count(), shape
+    space = 1 if b % n == 0 else n
+    if n == 1 or h % space:
+        return None
+    return mesh_lib.by_batch(mesh_lib.make_mesh(space=space))
 
 
 def _compile(f, arrays, weight):
@@ -171,6 +185,11 @@ def run_graph(graph, shape, d, budget, with_peers=True):
     programs = _compile(_ours(graph), arrays, weight)
     calls = {'ours': _timed(programs, arrays, weight)}
     if with_peers:
+        if sharding := _dealt(shape):
+            dealt = [jax.device_put(x, sharding) for x in (*arrays, weight)]
+            with jax.set_mesh(sharding.mesh):
+                shared = _compile(_ours(graph), dealt[:-1], dealt[-1])
+            calls[DEALT] = _timed(shared, dealt[:-1], dealt[-1])
         for name, peer in _peers(graph, h, w, d).items():
             calls[name] = _calls(*peer, arrays, weight)
     result = {
@@ -262,7 +281,10 @@ def main():
         # The allocator reads them when a process starts.
         command = [sys.executable, '-m', 'experiments.benchmark.attention', *sys.argv[1:]]
         os.execve(sys.executable, command, {**os.environ, **MALLOC})
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    # A second way to use the cores, for `_dealt`; other calls stay on the first device.
+    jax.config.update('jax_num_cpu_devices', cores)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names:
         path = options.out / (re.sub(r'[:/]', '_', name) + '.json')
