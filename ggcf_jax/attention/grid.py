@@ -4,14 +4,17 @@ Residues r < n mod T of an axis have one member more than the others, so a map f
 four batches of equal groups: no padding and no mask.
 """
 
+import dataclasses
 import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import full, pruning, softmax
+from ggcf_jax.attention import full, maps, pruning, softmax
 from ggcf_jax.attention.tiles import Tiles, even
 
 
@@ -30,55 +33,53 @@ def split(x, strides):
     return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
 
 
-def _members(x, axis, stride, run):
-    """The members of a run of residues: the axis becomes two, members and residues."""
-    first, end, members = run
-    stride = min(stride, x.shape[axis])
-
-    def rows(start, count, stride):
-        part = lax.slice_in_dim(x, start, start + count * stride, axis=axis)
-        return part.reshape(*x.shape[:axis], count, stride, *x.shape[axis + 1 :])
-
-    if first + members * stride <= x.shape[axis]:
-        return lax.slice_in_dim(rows(first, members, stride), 0, end - first, axis=axis + 1)
-    # Of the longer run the last members lie in an incomplete period.
-    whole = rows(first, members - 1, stride)
-    last = rows(first + (members - 1) * stride, 1, end - first)
-    return lax.concatenate([lax.slice_in_dim(whole, 0, end - first, axis=axis + 1), last], axis)
-
-
-def gather(x, strides, rows, columns):
-    """The groups of one batch: [groups, b, heads, members, c] of a map [b, h, w, heads, c]."""
-    x = _members(_members(x, 2, strides[1], columns), 1, strides[0], rows)
-    b, ny, gy, nx, gx, heads, c = x.shape
-    return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
+def _members(x, axis, stride, run, start, count):
+    """Members of `count` residues of a run from `start` on: the axis becomes two, both apart."""
+    first, _, members = run
+    n = x.shape[axis]
+    stride = min(stride, n)
+    periods = n // stride
+    whole = lax.slice_in_dim(x, 0, periods * stride, axis=axis)
+    whole = whole.reshape(*x.shape[:axis], periods, stride, *x.shape[axis + 1 :])
+    whole = lax.dynamic_slice_in_dim(whole, first + start, count, axis=axis + 1)
+    if members == periods:
+        return whole
+    # Of the longer run the last members lie in the incomplete period.
+    last = lax.dynamic_slice_in_dim(x, periods * stride + start, count, axis=axis)
+    return lax.concatenate([whole, jnp.expand_dims(last, axis)], axis)
 
 
-def scatter(x, groups, rows, columns):
-    """A map as `split` gives it with the groups that `gather` would take written into it."""
-    _, b, heads, _, c = groups.shape
-    shape = (rows[1] - rows[0], columns[1] - columns[0], b, heads, rows[2], columns[2], c)
-    groups = groups.reshape(shape).transpose(2, 4, 0, 5, 1, 3, 6)
-    return lax.dynamic_update_slice(x, groups, (0, 0, rows[0], 0, columns[0], 0, 0))
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Equal groups of a map: some residues of a run of rows times some of a run of columns.
 
+    Attributes:
+      rows, columns: (first, end, members) as `residues` gives them.
+      count: how many residues of rows and of columns are taken.
+      start: the first of them, counted inside the runs; may be traced.
+    """
 
-def map_groups(f, arrays, most):
-    """f over chunks of at most `most` groups, the first axis of all arrays and results."""
-    n = len(arrays[0])
-    size = even(n, most)
-    if size == n:
-        return f(*arrays)
+    rows: tuple[int, int, int]
+    columns: tuple[int, int, int]
+    count: tuple[int, int]
+    start: tuple
 
-    def chunk(out, t):
-        # The last chunk starts early enough to be full: those groups are computed twice, equally.
-        start = jnp.minimum(t * size, n - size)
-        pieces = f(*(lax.dynamic_slice_in_dim(x, start, size) for x in arrays))
-        put = functools.partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
-        return jax.tree.map(put, out, pieces), None
+    def gather(self, x, strides, heads):
+        """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
+        x = _members(x, 2, strides[1], self.columns, self.start[1], self.count[1])
+        x = _members(x, 1, strides[0], self.rows, self.start[0], self.count[0])
+        x = maps.divide(x, heads)
+        b, ny, gy, nx, gx, heads, c = x.shape
+        return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
 
-    shapes = jax.eval_shape(f, *(x[:size] for x in arrays))
-    out = jax.tree.map(lambda x: jnp.zeros((n, *x.shape[1:]), x.dtype), shapes)
-    return lax.scan(chunk, out, jnp.arange(-(-n // size)))[0]
+    def scatter(self, x, groups):
+        """A map [b, ., ty, ., tx, heads * c], rows and columns apart, with the groups put in."""
+        _, b, heads, _, c = groups.shape
+        shape = (*self.count, b, heads, self.rows[2], self.columns[2], c)
+        groups = groups.reshape(shape).transpose(2, 4, 0, 5, 1, 3, 6)
+        groups = groups.reshape(*groups.shape[:-2], heads * c)
+        row, column = self.rows[0] + self.start[0], self.columns[0] + self.start[1]
+        return lax.dynamic_update_slice(x, groups, (0, 0, row, 0, column, 0))
 
 
 def _merged(q, k, v, *others):
@@ -92,43 +93,69 @@ def _merged(q, k, v, *others):
     return [x.reshape(len(x), *one, *x.shape[3:]) for x in arrays]
 
 
-def _plan(q, tiles):
-    """Chunks of the groups q [groups, ..., heads, n, dk], and groups at a time."""
-    n, batch = q.shape[-2], math.prod(q.shape[1:-2])
-    size = full.chunks(n, batch, tiles)
-    own = tiles.share(batch)
-    if own * n * n <= tiles.scores:
-        size = full.Chunks(n, n)
-    return size, max(1, tiles.scores // (own * size.queries * size.keys))
+def _size(n, batch, tiles):
+    """Chunks of groups of n members, `batch` elements times heads in each."""
+    if tiles.share(batch) * n * n <= tiles.scores:
+        return full.Chunks(n, n)
+    return full.chunks(n, batch, tiles)
 
 
-def _batches(h, w, strides):
-    """The batches of equal groups: a run of rows and a run of columns each."""
-    return [
-        (rows, columns) for rows in residues(h, strides[0]) for columns in residues(w, strides[1])
-    ]
+def _together(batch, tiles):
+    """How many groups to take at a time, as a function of the members of one."""
+
+    def most(n):
+        size = _size(n, batch, tiles)
+        return tiles.scores // (tiles.share(batch) * size.queries * size.keys)
+
+    return most
 
 
-def _over_batches(f, arrays, strides, channels):
-    """f(*groups of the arrays, index of the batch) for each batch, its results put into maps.
+def _parts(n, most):
+    """n residues in equal parts of at most `most`, and what is left: (length, starts) of each."""
+    length = even(n, most)
+    end = n - n % length
+    parts = [(length, range(0, end, length))]
+    return parts if end == n else [*parts, (n - end, [end])]
+
+
+def _over_groups(f, arrays, strides, channels, most):
+    """f over the groups of maps, so many at a time that its scores stay few.
 
     Args:
+      f: groups of the arrays [groups, b, heads, members, c] -> groups of each result.
       arrays: maps [b, h, w, heads, c].
       channels: (heads, c, dtype) of each map in the result.
+      most: members of a group -> groups at a time.
 
     Returns:
-      Maps [b, h, w, heads, c]; and of each batch what f returns besides their groups.
+      Maps [b, h, w, heads, c].
     """
     b, h, w = arrays[0].shape[:3]
     ty, tx = min(strides[0], h), min(strides[1], w)
     apart = (b, -(-h // ty), ty, -(-w // tx), tx)
-    maps, rest = [jnp.zeros((*apart, heads, c), dtype) for heads, c, dtype in channels], []
-    for i, batch in enumerate(_batches(h, w, strides)):
-        groups, other = f(*(gather(x, strides, *batch) for x in arrays), i)
-        maps = [scatter(x, g, *batch) for x, g in zip(maps, groups, strict=True)]
-        rest.append(other)
+    flat = [(maps.merge(x), x.shape[3]) for x in arrays]
+    out = [jnp.zeros((*apart, heads * c), dtype) for heads, c, dtype in channels]
+    for rows in residues(h, strides[0]):
+        for columns in residues(w, strides[1]):
+            y, x = rows[1] - rows[0], columns[1] - columns[0]
+            groups = most(rows[2] * columns[2])
+            for (height, top), (width, left) in itertools.product(
+                _parts(y, round(groups / x)), _parts(x, groups)
+            ):
+
+                def step(out, start, rows=rows, columns=columns, count=(height, width)):
+                    piece = Piece(rows, columns, count, (start[0], start[1]))
+                    results = f(*(piece.gather(x, strides, heads) for x, heads in flat))
+                    return [piece.scatter(x, g) for x, g in zip(out, results, strict=True)], None
+
+                starts = list(itertools.product(top, left))
+                if len(starts) == 1:  # starts are constants outside of a loop
+                    out, _ = step(out, starts[0])
+                else:
+                    out, _ = lax.scan(step, out, np.array(starts, np.int32))
     height, width = math.prod(apart[1:3]), math.prod(apart[3:])
-    return [x.reshape(b, height, width, *x.shape[5:])[:, :h, :w] for x in maps], rest
+    out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
+    return [maps.divide(x, heads) for x, (heads, _, _) in zip(out, channels)]
 
 
 def attend(q, k, v, stride, scale, tiles):
@@ -143,38 +170,35 @@ def attend_strides(q, k, v, strides: tuple[int, int], scale: float, tiles: Tiles
 
 
 def _attend_forward(q, k, v, strides, scale, tiles):
-    def batch(q, k, v, i):
-        shape = (*q.shape[:-1], v.shape[-1])
-        q, k, v = _merged(q, k, v)
-        size, most = _plan(q, tiles)
-        o, lse = map_groups(
-            lambda q, k, v: full.forward(q, k, v, None, scale, size, None), (q, k, v), most
-        )
-        return (o.reshape(shape),), lse
+    b, _, _, heads, _ = q.shape
 
-    (o,), lse = _over_batches(batch, (q, k, v), strides, [(q.shape[3], v.shape[-1], v.dtype)])
+    def groups(q, k, v):
+        shape = q.shape[:-1]
+        q, k, v = _merged(q, k, v)
+        size = _size(q.shape[-2], b * heads, tiles)
+        o, lse = full.forward(q, k, v, None, scale, size, None)
+        return o.reshape(*shape, -1), lse.reshape(*shape, 1)
+
+    channels = [(heads, v.shape[-1], v.dtype), (heads, 1, jnp.float32)]
+    o, lse = _over_groups(groups, (q, k, v), strides, channels, _together(b * heads, tiles))
     return o, (q, k, v, o, lse)
 
 
 def _attend_backward(strides, scale, tiles, saved, do):
     q, k, v, o, lse = saved
+    b, _, _, heads, _ = q.shape
     delta = softmax.row_delta(do, o)[..., None]  # here, so that o need not be gathered
 
-    def batch(q, k, v, delta, do, i):
+    def groups(q, k, v, delta, lse, do):
         shapes = [x.shape for x in (q, k, v)]
-        q, k, v, delta, do = _merged(q, k, v, delta, do)
-        size, most = _plan(q, tiles)
-        gradients = map_groups(
-            lambda q, k, v, delta, lse, do: full.backward(
-                q, k, v, None, delta, lse, do, scale, size, None, tiles
-            )[:3],
-            (q, k, v, delta, lse[i], do),
-            most,
-        )
-        return [x.reshape(shape) for x, shape in zip(gradients, shapes)], None
+        q, k, v, delta, lse, do = _merged(q, k, v, delta, lse, do)
+        size = _size(q.shape[-2], b * heads, tiles)
+        gradients = full.backward(q, k, v, None, delta, lse, do, scale, size, None, tiles)[:3]
+        return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
 
     channels = [(*x.shape[3:], x.dtype) for x in (q, k, v)]
-    return tuple(_over_batches(batch, (q, k, v, delta, do), strides, channels)[0])
+    arrays = (q, k, v, delta, lse, do)
+    return tuple(_over_groups(groups, arrays, strides, channels, _together(b * heads, tiles)))
 
 
 attend_strides.defvjp(_attend_forward, _attend_backward)
@@ -183,22 +207,14 @@ attend_strides.defvjp(_attend_forward, _attend_backward)
 def attend_pruned(q, k, v, stride, scale, tiles, prune):
     """GRID_stride attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
-    batches = _batches(h, w, (stride, stride))
+    positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
 
-    def batch(q, k, v, i):
-        y, x = (
-            jnp.arange(first, end)[:, None] + min(stride, n) * jnp.arange(members)
-            for n, (first, end, members) in zip((h, w), batches[i])
-        )
-        position = y[:, None, :, None] * w + x[None, :, None, :]
-        n = q.shape[3]
-        most = max(1, tiles.pruned // (tiles.share(b * heads) * n * min(n, 64)))
-        o = map_groups(
-            lambda q, k, v, i: pruning.attend_rows(q, k, v, i, prune, scale, tiles),
-            (q, k, v, position.reshape(-1, n)),
-            most,
-        )
-        return (o,), None
+    def groups(q, k, v, positions):
+        positions = positions.reshape(len(positions), -1)
+        return (pruning.attend_rows(q, k, v, positions, prune, scale, tiles),)
 
-    strides, channels = (stride, stride), [(heads, v.shape[-1], v.dtype)]
-    return _over_batches(batch, (q, k, v), strides, channels)[0][0]
+    def most(n):
+        return tiles.pruned // (tiles.share(b * heads) * n * min(n, 64))
+
+    channels = [(heads, v.shape[-1], v.dtype)]
+    return _over_groups(groups, (q, k, v, positions), (stride, stride), channels, most)[0]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import pruning, softmax
+from ggcf_jax.attention import maps, pruning, softmax
 from ggcf_jax.attention.tiles import Tiles
 
 
@@ -68,22 +68,23 @@ def _stacks(rows, most):
     return jnp.asarray(rows.reshape(-1, together, 4))
 
 
-def _take(x, at, height, width):
-    """Windows of a [b, h, w, heads, c] map at [t, 2] as tiles [t, b, heads, height * width, c]."""
-    b, _, _, heads, c = x.shape
+def _take(x, at, height, width, heads):
+    """Windows of a map [b, h, w, heads * c] at [t, 2] as tiles [t, b, heads, height * width, c]."""
+    b, channels = len(x), x.shape[-1]
     cuts = [
-        lax.dynamic_slice(x, (0, at[i, 0], at[i, 1], 0, 0), (b, height, width, heads, c))
+        lax.dynamic_slice(x, (0, at[i, 0], at[i, 1], 0), (b, height, width, channels))
         for i in range(len(at))
     ]
-    return jnp.moveaxis(jnp.stack(cuts).reshape(-1, b, height * width, heads, c), 3, 2)
+    tiles = jnp.stack(cuts).reshape(-1, b, height * width, channels)
+    return jnp.moveaxis(maps.divide(tiles, heads), 3, 2)
 
 
 def _put(x, tiles, at, height, width, add=False):
     """Writes (or adds) tiles as `_take` gives them back into the map, one after another."""
-    b, _, _, heads, c = x.shape
-    tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3).reshape(-1, b, height, width, heads, c)
+    b, channels = len(x), x.shape[-1]
+    tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3).reshape(-1, b, height, width, channels)
     for i in range(len(at)):
-        corner = (0, at[i, 0], at[i, 1], 0, 0)
+        corner = (0, at[i, 0], at[i, 1], 0)
         new = tiles[i]
         if add:
             new = new + lax.dynamic_slice(x, corner, new.shape)
@@ -141,17 +142,19 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
+    flat, vheads = [maps.merge(x) for x in (q, k, v)], v.shape[3]
     carry = (
-        jnp.zeros((b, h, w, heads, v.shape[-1]), v.dtype),
-        jnp.zeros((b, h, w, heads, 1), jnp.float32),
+        jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype),
+        jnp.zeros((b, h, w, heads), jnp.float32),
     )
     for window, rows in groups.items():
 
         def step(carry, at, window=window):
             query, key = at[:, :2], at[:, 2:]
-            kt, vt = _take(k, key, *window), _take(v, key, *window)
+            qt = _take(flat[0], query, *tile, heads)
+            kt, vt = _take(flat[1], key, *window, heads), _take(flat[2], key, *window, vheads)
             mask = _mask(at, size, tile, window, margin, rows_of_map)
-            s = _masked_scores(_take(q, query, *tile), kt, scale, mask)
+            s = _masked_scores(qt, kt, scale, mask)
             o, lse = softmax.normalise(s, vt, (math.prod(tile), math.prod(window)))
             return (
                 _put(carry[0], o, query, *tile),
@@ -159,7 +162,7 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
-    return carry
+    return maps.divide(carry[0], heads), carry[1]
 
 
 def attend(q, k, v, size, scale, tiles):
@@ -189,14 +192,15 @@ def _attend_backward(size, scale, tiles, saved, do):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    maps = (q, do, lse, softmax.row_delta(do, o)[..., None])
-    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    queries = [*map(maps.merge, (q, do)), lse, softmax.row_delta(do, o)]
+    flat, vheads = [maps.merge(x) for x in (k, v)], v.shape[3]
+    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries[0], *flat))
     for window, rows in groups.items():
 
         def step(carry, at, window=window):
             query, key = at[:, :2], at[:, 2:]
-            qt, dot, lt, dt = (_take(x, query, *tile) for x in maps)
-            kt, vt = _take(k, key, *window), _take(v, key, *window)
+            qt, dot, lt, dt = (_take(x, query, *tile, heads) for x in queries)
+            kt, vt = _take(flat[0], key, *window, heads), _take(flat[1], key, *window, vheads)
             mask = _mask(at, size, tile, window, margin, rows_of_map) & _own(query, tile)
             s = _masked_scores(qt, kt, scale, mask)
             dq, dk, dv, _ = softmax.backward(qt, kt, vt, s, dot, lt, dt, scale, tiles)
@@ -207,8 +211,8 @@ def _attend_backward(size, scale, tiles, saved, do):
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
-    dq, dk, dv = carry
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+    gradients = [x.reshape(y.shape).astype(y.dtype) for x, y in zip(carry, (q, k, v))]
+    return *gradients, None
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -218,13 +222,15 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
     """LOCAL_size attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
     tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    out = jnp.zeros((b, h, w, heads, v.shape[-1]), v.dtype)
+    flat, vheads = [maps.merge(x) for x in (q, k, v)], v.shape[3]
+    out = jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype)
     for window, rows in groups.items():
 
         def step(out, at, window=window):
             query, key = at[:, :2], at[:, 2:]
-            kt, vt = _take(k, key, *window), _take(v, key, *window)
-            s = softmax.scores(_take(q, query, *tile), kt, scale)
+            qt = _take(flat[0], query, *tile, heads)
+            kt, vt = _take(flat[1], key, *window, heads), _take(flat[2], key, *window, vheads)
+            s = softmax.scores(qt, kt, scale)
             mask = _mask(at, size, tile, window).reshape(-1, 1, 1, *s.shape[-2:])
             positions = _positions(query, tile, w), _positions(key, window, w)
             kept = pruning.select(s, mask, prune, b, *positions)
@@ -232,4 +238,4 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
             return _put(out, o, query, *tile), None
 
         out, _ = lax.scan(step, out, _stacks(rows, 1))
-    return out
+    return maps.divide(out, heads)
