@@ -11,7 +11,7 @@ os.environ['XLA_FLAGS'] = (
 # Tests run tiny shapes once: most of their time is compilation, and this halves it.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_ROOT / '.cache' / 'jax'))
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
 
 import numpy as np  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402

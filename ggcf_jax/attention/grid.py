@@ -1,7 +1,8 @@
 """Attention over GRID graphs: dense attention inside each residue class of positions.
 
 Residues r < n mod T of an axis have one member more than the others, so a map falls into at most
-four batches of equal groups: no padding and no mask.
+four batches of equal groups: no padding and no mask. A scan cuts as many groups at a time from the
+map as its scores may be alive.
 """
 
 import dataclasses
@@ -55,31 +56,29 @@ class Piece:
 
     Attributes:
       rows, columns: (first, end, members) as `residues` gives them.
-      count: how many residues of rows and of columns are taken.
-      start: the first of them, counted inside the runs; may be traced.
+      count: how many residues of rows and of columns are taken, from a `start` inside the runs.
     """
 
     rows: tuple[int, int, int]
     columns: tuple[int, int, int]
     count: tuple[int, int]
-    start: tuple
 
-    def gather(self, x, strides, heads):
+    def gather(self, x, start, strides, heads):
         """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
-        x = _members(x, 2, strides[1], self.columns, self.start[1], self.count[1])
-        x = _members(x, 1, strides[0], self.rows, self.start[0], self.count[0])
+        x = _members(x, 2, strides[1], self.columns, start[1], self.count[1])
+        x = _members(x, 1, strides[0], self.rows, start[0], self.count[0])
         x = maps.divide(x, heads)
         b, ny, gy, nx, gx, heads, c = x.shape
         return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
 
-    def scatter(self, x, groups):
+    def scatter(self, x, start, groups):
         """A map [b, ., ty, ., tx, heads * c], rows and columns apart, with the groups put in."""
         _, b, heads, _, c = groups.shape
         shape = (*self.count, b, heads, self.rows[2], self.columns[2], c)
         groups = groups.reshape(shape).transpose(2, 4, 0, 5, 1, 3, 6)
         groups = groups.reshape(*groups.shape[:-2], heads * c)
-        row, column = self.rows[0] + self.start[0], self.columns[0] + self.start[1]
-        return lax.dynamic_update_slice(x, groups, (0, 0, row, 0, column, 0))
+        corner = (0, 0, self.rows[0] + start[0], 0, self.columns[0] + start[1], 0)
+        return lax.dynamic_update_slice(x, groups, corner)
 
 
 def _merged(q, k, v, *others):
@@ -118,6 +117,21 @@ def _parts(n, most):
     return parts if end == n else [*parts, (n - end, [end])]
 
 
+def _pieces(h, w, strides, most):
+    """Pieces, and where they start, that together hold each group of an h x w map once.
+
+    Args:
+      most: members of a group -> groups at a time.
+    """
+    for rows, columns in itertools.product(residues(h, strides[0]), residues(w, strides[1])):
+        y, x = rows[1] - rows[0], columns[1] - columns[0]
+        together = most(rows[2] * columns[2])
+        # Rounded: a few more groups than that are better than a small rest.
+        parts = _parts(y, round(together / x)), _parts(x, together)
+        for (height, top), (width, left) in itertools.product(*parts):
+            yield Piece(rows, columns, (height, width)), list(itertools.product(top, left))
+
+
 def _over_groups(f, arrays, strides, channels, most):
     """f over the groups of maps, so many at a time that its scores stay few.
 
@@ -125,7 +139,7 @@ def _over_groups(f, arrays, strides, channels, most):
       f: groups of the arrays [groups, b, heads, members, c] -> groups of each result.
       arrays: maps [b, h, w, heads, c].
       channels: (heads, c, dtype) of each map in the result.
-      most: members of a group -> groups at a time.
+      most: as for `_pieces`.
 
     Returns:
       Maps [b, h, w, heads, c].
@@ -135,24 +149,16 @@ def _over_groups(f, arrays, strides, channels, most):
     apart = (b, -(-h // ty), ty, -(-w // tx), tx)
     flat = [(maps.merge(x), x.shape[3]) for x in arrays]
     out = [jnp.zeros((*apart, heads * c), dtype) for heads, c, dtype in channels]
-    for rows in residues(h, strides[0]):
-        for columns in residues(w, strides[1]):
-            y, x = rows[1] - rows[0], columns[1] - columns[0]
-            groups = most(rows[2] * columns[2])
-            for (height, top), (width, left) in itertools.product(
-                _parts(y, round(groups / x)), _parts(x, groups)
-            ):
+    for piece, starts in _pieces(h, w, strides, most):
 
-                def step(out, start, rows=rows, columns=columns, count=(height, width)):
-                    piece = Piece(rows, columns, count, (start[0], start[1]))
-                    results = f(*(piece.gather(x, strides, heads) for x, heads in flat))
-                    return [piece.scatter(x, g) for x, g in zip(out, results, strict=True)], None
+        def step(out, start, piece=piece):
+            groups = f(*(piece.gather(x, start, strides, heads) for x, heads in flat))
+            return [piece.scatter(x, start, g) for x, g in zip(out, groups, strict=True)], None
 
-                starts = list(itertools.product(top, left))
-                if len(starts) == 1:  # starts are constants outside of a loop
-                    out, _ = step(out, starts[0])
-                else:
-                    out, _ = lax.scan(step, out, np.array(starts, np.int32))
+        if len(starts) == 1:  # known at compile time outside of a loop
+            out, _ = step(out, starts[0])
+        else:
+            out, _ = lax.scan(step, out, np.array(starts, np.int32))
     height, width = math.prod(apart[1:3]), math.prod(apart[3:])
     out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
     return [maps.divide(x, heads) for x, (heads, _, _) in zip(out, channels)]
