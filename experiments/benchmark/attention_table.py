@@ -12,14 +12,18 @@ def _ms(timing):
     return '-' if 'wall' not in timing else f'{timing["wall"] * 1e3:.1f}'
 
 
-def _ratios(part):
-    """'halo 3.1, flex 2.5' of one direction, best peer first."""
-    ours = part['ours']['wall']
-    ratios = {
-        name: t['wall'] / ours
+def _peers(part, ours):
+    """Peer -> its time over that of contender `ours`, of one direction."""
+    return {
+        name: t['wall'] / part[ours]['wall']
         for name, t in part.items()
         if name not in ('ours', DEALT, 'gemm') and 'wall' in t
     }
+
+
+def _ratios(part):
+    """'halo 3.1, flex 2.5' of one direction, best peer first."""
+    ratios = _peers(part, 'ours')
     ordered = sorted(ratios, key=ratios.get)
     failed = [f'{name} none' for name, t in part.items() if 'error' in t]
     return ', '.join([f'{name} {ratios[name]:.1f}' for name in ordered] + failed)
@@ -29,8 +33,7 @@ def _dealt(part):
     """'35.2 (1.4)': milliseconds with a device a core, and the best peer over them."""
     if 'wall' not in part.get(DEALT, {}):
         return '-'
-    peers = [t['wall'] for n, t in part.items() if n not in ('ours', DEALT, 'gemm') and 'wall' in t]
-    return f'{_ms(part[DEALT])} ({min(peers) / part[DEALT]["wall"]:.1f})'
+    return f'{_ms(part[DEALT])} ({min(_peers(part, DEALT).values()):.1f})'
 
 
 def _rate(result, part, factor):
