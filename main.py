@@ -6,10 +6,11 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ggcf_jax import config, doctor, evaluate, export, predict, processes, serve, train
+from ggcf_jax import config, doctor, evaluate, export, predict, serve, train
+from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
 
-_SAVED = pathlib.Path(__file__).parent / 'configs' / 'saved.py'
+_SAVED = pathlib.Path(__file__).parent / 'configs' / 'from_workdir.py'
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', help_string='Configuration, e.g. configs/camvid.py.', lock_config=True

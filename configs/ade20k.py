@@ -125,7 +125,7 @@ def sweep():
     yield 'FULL', {'model.heads': 'full'}
     yield '{LOCAL, GRID}_{8,16,24}', {'model.heads': 'local:8,16,24,grid:8,16,24'}
     # An evaluation of the run above. The paper took the drop rate that was best on the images it
-    # reports (experiments/pruning_curve.py finds that one); half is a guess.
+    # reports (experiments/figures/fig4_pruning.py finds that one); half is a guess.
     yield (
         '{LOCAL, GRID}_{8,16,24} + ContextPruning',
         {

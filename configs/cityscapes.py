@@ -209,7 +209,7 @@ def sweep():
     ):
         yield name, {'model.heads': heads}
     # Evaluations of runs above. The paper took the drop rate that was best on the images it reports
-    # (experiments/pruning_curve.py finds that one); half is a guess.
+    # (experiments/figures/fig4_pruning.py finds that one); half is a guess.
     rates = (
         ('FULL', 'full', 'full:drop=0.5'),
         ('{LOCAL, GRID}_{8,16,24}', 'local:8,16,24,grid:8,16,24', 'local:drop=0.5,grid:drop=0.5'),

@@ -20,16 +20,19 @@ import sys
 import jax
 import numpy as np
 
-from experiments import marks, pictures, results
-from experiments.marks import Pixel
-from experiments.pictures import Cell
-from ggcf_jax import attention, checkpoint, data, head_pruning, models
+from experiments.common import pictures, tables
+from experiments.common import queries as marks
+from experiments.common.pictures import Cell
+from experiments.common.queries import Pixel
+from ggcf_jax import attention, data, models
 from ggcf_jax import config as config_lib
-from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.ggcf import pruned
-from ggcf_jax.models.upsample import nearest_positions
-from ggcf_jax.state import merge
+from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.contexts.ggcf import pruned
+from ggcf_jax.models.layers.resize import nearest_positions
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints
 
 _COLUMNS = 4
 
@@ -91,7 +94,7 @@ def inspect(
     image: str,
     queries: list[Pixel],
     count: int,
-    rules: tuple[head_pruning.Rule, ...],
+    rules: tuple[pruning_rules.Rule, ...],
     out: pathlib.Path,
 ) -> list[Row]:
     """Computes, draws and writes everything.
@@ -120,7 +123,7 @@ def inspect(
     marks.check(queries, label)
     at = nearest_positions(queries, model.stride, label.shape)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, which)
+    restored = checkpoints.restore(workdir, params, stats, device, which)
 
     @jax.jit
     def attend(params, stats):
@@ -157,7 +160,7 @@ def inspect(
         pictures.draw(path, [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)])
         print(path)
         rows += found
-    results.write_csv(out / f'{example["name"]}.csv', rows)
+    tables.write_csv(out / f'{example["name"]}.csv', rows)
     return rows
 
 
@@ -183,7 +186,7 @@ def main() -> int:
             given.image,
             given.query or [],
             given.classes,
-            head_pruning.parse(given.pruning),
+            pruning_rules.parse(given.pruning),
             out,
         )
     except ValueError as error:

@@ -29,9 +29,10 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from ggcf_jax import checkpoint, models, train
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.writer import read_rows
+from ggcf_jax import models, train
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.workdir import checkpoints as checkpoint
+from ggcf_jax.workdir.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 

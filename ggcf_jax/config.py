@@ -7,7 +7,7 @@ import tempfile
 
 from ml_collections import ConfigDict, config_dict
 
-from ggcf_jax import named
+from ggcf_jax import registry
 from ggcf_jax.data import class_weights
 from ggcf_jax.errors import InputError
 
@@ -218,7 +218,7 @@ def check(config: ConfigDict, devices: int) -> None:
     class_weights.parse(train.class_weights)
     if config.predict.max_side < 64:
         raise InputError(f'config.predict.max_side={config.predict.max_side} must be at least 64')
-    named.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
+    registry.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
     low, high = config.data.scale_range
     if not 0 < low <= high:
         raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')

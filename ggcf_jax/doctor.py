@@ -13,15 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data, inference, losses, models, optim, start, train_step, visualize
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax import state as state_lib
-from ggcf_jax.console import Progress
-from ggcf_jax.data import pipeline, training_set
-from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax import data, models
+from ggcf_jax.data import mixture, pipeline
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.scan import Scan, scan
+from ggcf_jax.display import pictures
+from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
+from ggcf_jax.evaluation import inference
+from ggcf_jax.training import losses, optim, train_step, warm_start
+from ggcf_jax.training import state as state_lib
 
 SHOWN = 10  # problems of a split that are printed; the report has them all
 SAMPLES = 8
@@ -96,12 +99,12 @@ def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) 
         inference.build(config)
         optim.optimizer(config.train)
         losses.build(config.train, ())
-        start.check(config)
+        warm_start.check(config)
     if found.errors:
         return
     dataset = data.build(config.data)
-    parts = training_set.parse(config.data.train_split)
-    training_set.records(dataset, parts)
+    parts = mixture.parse(config.data.train_split)
+    mixture.records(dataset, parts)
     splits = {split: None for part in parts for split in part.splits} | {'validation': None}
     scans = {}
     for split in splits:
@@ -187,12 +190,12 @@ def _draw_samples(batches, dataset: Dataset, path: pathlib.Path) -> pipeline.Bat
         )
     )
     columns = [
-        np.concatenate([image, visualize.colorize(label, dataset.colors, IGNORE)])
+        np.concatenate([image, pictures.colorize(label, dataset.colors, IGNORE)])
         for image, label in drawn
     ]
     half = len(columns) // 2
     rows = [np.concatenate(columns[i : i + half], axis=1) for i in range(0, len(columns), half)]
-    visualize.write_png(path, np.concatenate(rows))
+    pictures.write_png(path, np.concatenate(rows))
     return first
 
 

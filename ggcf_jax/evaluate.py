@@ -9,24 +9,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ggcf_jax import (
-    checkpoint,
-    data,
-    evaluation_files,
-    inference,
-    metrics,
-    models,
-    processes,
-    report,
-)
 from ggcf_jax import config as config_lib
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.console import Progress, iou_table
+from ggcf_jax import data, models
 from ggcf_jax.data import pipeline
-from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.dataset import Dataset
-from ggcf_jax.evaluation import Evaluation, Ranked, Sample, Worst
-from ggcf_jax.state import merge
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.display.console import Progress, iou_table
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.distributed import processes
+from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints, evaluations, report
 
 EvalStep = Callable[
     [nnx.State, nnx.State, jax.Array, Mapping[str, jax.Array]],
@@ -162,7 +156,7 @@ def evaluate_workdir(
     dataset.check_labeled(split, 'evaluated')
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
+    restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
     with (
         jax.set_mesh(mesh),
         Progress(config.train.steps, console=processes.console()) as progress,
@@ -189,7 +183,7 @@ def evaluate_workdir(
             )
         progress.print(f'pixel accuracy {evaluation.pixel_accuracy:.4f}')
     if processes.is_first():
-        evaluation_files.save(evaluation, dataset, restored.step, workdir, plan)
-        evaluation_files.save_confusion(evaluation, restored.step, workdir, plan)
+        evaluations.save(evaluation, dataset, restored.step, workdir, plan)
+        evaluations.save_confusion(evaluation, restored.step, workdir, plan)
         print(f'report: {report.write(workdir)}')
     return evaluation

@@ -18,10 +18,13 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
-from ggcf_jax import checkpoint, classes, inference, models, platform, whole_file
+from ggcf_jax import atomic, models
 from ggcf_jax import config as config_lib
+from ggcf_jax.attention import target as platform
 from ggcf_jax.errors import InputError
-from ggcf_jax.state import merge
+from ggcf_jax.evaluation import inference
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints, classes
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 1  # of the file; a reader refuses a larger one
@@ -154,7 +157,7 @@ def export_workdir(
     named = classes.of_run(config, workdir)
     graphdef, params, stats = models.abstract(config, len(named.names))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, which)
+    restored = checkpoints.restore(workdir, params, stats, device, which)
     weights = flatten(restored.params, restored.stats)
 
     run = jax.jit(program(graphdef, params, stats, plan))
@@ -176,7 +179,7 @@ def export_workdir(
         'config': json.loads(config.to_json()),
         'jax': jax.__version__,
     }
-    with whole_file.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
+    with atomic.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
         file.writestr('metadata.json', json.dumps(metadata, indent=1))
         file.writestr('weights.npz', _npz(weights))
         for name, exported in programs.items():

@@ -14,26 +14,22 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from ggcf_jax import (
-    checkpoint,
-    classes,
-    data,
-    inference,
-    models,
-    prediction_files,
-    prediction_inputs,
-    prediction_parts,
-)
 from ggcf_jax import config as config_lib
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.checksums import checksums
-from ggcf_jax.console import Progress
-from ggcf_jax.data import codec, pipeline
+from ggcf_jax import data, models
+from ggcf_jax.data import pipeline
+from ggcf_jax.data.records import codec
 from ggcf_jax.data.transforms import MEAN_COLOR
+from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
-from ggcf_jax.interrupt import stop_requests
-from ggcf_jax.prediction_inputs import Input
-from ggcf_jax.state import merge
+from ggcf_jax.evaluation import inference
+from ggcf_jax.prediction import inputs as prediction_inputs
+from ggcf_jax.prediction import large_images, outputs
+from ggcf_jax.prediction.inputs import Input
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints, classes
+from ggcf_jax.workdir.checksums import checksums
 
 _SERVER_SUFFIX = '_labelIds'  # the Cityscapes server asks for <city>_<sequence>_<frame>*.png
 
@@ -90,7 +86,7 @@ def predict(
     for_server = config.predict.label_ids == 'server'
     inputs, server_ids = _find(config, source, folder, for_server)
     named = classes.of_run(config, workdir)
-    results = prediction_files.Results(
+    results = outputs.Results(
         folder,
         named.colors,
         np.array(server_ids or range(len(named.names)), np.uint8),
@@ -101,8 +97,8 @@ def predict(
 
     mesh = mesh_lib.make_mesh()
     graphdef, params, stats = models.abstract(config, len(named.names))
-    restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
-    prediction_files.claim(folder, _key(config, plan, restored))
+    restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), which)
+    outputs.claim(folder, _key(config, plan, restored))
     step = make_predict_step(graphdef, mesh, plan, results.probabilities)
 
     sizes = {each.name: each.size() for each in inputs}
@@ -154,9 +150,7 @@ def predict(
     )
     complete = all(results.done(each.name) for each in inputs)
     if for_server:
-        made = (
-            prediction_files.submit(results, sizes) if complete else 'not yet: images are missing'
-        )
+        made = outputs.submit(results, sizes) if complete else 'not yet: images are missing'
         print(f'for the server: {made}')
     return complete
 
@@ -202,7 +196,7 @@ def _find(
     return prediction_inputs.of_split(dataset, source), dataset.server_ids if for_server else ()
 
 
-def _key(config, plan: inference.Plan, restored: checkpoint.Restored) -> dict[str, str]:
+def _key(config, plan: inference.Plan, restored: checkpoints.Restored) -> dict[str, str]:
     """What decides the results, for `predict.json`."""
     sums = np.asarray(checksums((restored.params, restored.stats)))
     return {
@@ -243,10 +237,10 @@ def _jobs(
 
 
 def _predict_small(
-    run: prediction_parts.Run,
+    run: large_images.Run,
     images: Mapping[str, np.ndarray],
     job: Job,
-    results: prediction_files.Results,
+    results: outputs.Results,
     pool: ThreadPoolExecutor,
 ) -> None:
     """Predicts images by name, together, and writes their results."""
@@ -267,21 +261,21 @@ def _predict_small(
 
 
 def _predict_large(
-    run: prediction_parts.Run,
+    run: large_images.Run,
     name: str,
     image: np.ndarray,
     side: int,
     job: Job,
-    results: prediction_files.Results,
+    results: outputs.Results,
 ) -> None:
     """Predicts an image of any size in parts, and writes its results."""
     labels = np.empty(image.shape[:2], np.uint8)
     arguments = (run, image, side, job.batch_size, labels)
     if results.probabilities:
         with results.probabilities_file(name, (*labels.shape, len(results.colors))) as file:
-            prediction_parts.predict(*arguments, file)
+            large_images.predict(*arguments, file)
     else:
-        prediction_parts.predict(*arguments, None)
+        large_images.predict(*arguments, None)
     results.write(name, image, labels)
 
 

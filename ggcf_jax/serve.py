@@ -22,10 +22,10 @@ import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from ggcf_jax import viewer
+from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
-from ggcf_jax.interrupt import stop_requests
-from ggcf_jax.serve_answers import Answers, Refused
+from ggcf_jax.serving import viewer
+from ggcf_jax.serving.answers import Answers, Refused
 
 _READ_SECONDS = 30  # a connection that sends nothing for so long is closed
 _LAST_SECONDS = 60  # that a request may take to end when the server is told to stop
@@ -44,7 +44,7 @@ class Server(ThreadingHTTPServer):
         """
         super().__init__((host, port), _Handler)
         self.answers = answers
-        self.page = importlib.resources.files('ggcf_jax').joinpath('serve.html').read_bytes()
+        self.page = importlib.resources.files('ggcf_jax.serving').joinpath('page.html').read_bytes()
         self.begun: set[threading.Thread] = set()
         self._host = host
 

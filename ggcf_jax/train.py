@@ -6,30 +6,20 @@ import time
 
 import jax
 
-from ggcf_jax import (
-    checkpoint,
-    classes,
-    data,
-    evaluate,
-    evaluation_files,
-    inference,
-    losses,
-    models,
-    optim,
-    processes,
-    provenance,
-    report,
-    train_step,
-)
 from ggcf_jax import config as config_lib
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax import start as start_lib
-from ggcf_jax import state as state_lib
-from ggcf_jax.console import Progress, iou_table
+from ggcf_jax import data, evaluate, models
+from ggcf_jax.display.console import Progress, iou_table
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.distributed import processes
+from ggcf_jax.distributed.preemption import agreed_stop_requests
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import Evaluation
-from ggcf_jax.interrupt import agreed_stop_requests
-from ggcf_jax.writer import NoWriter, Writer
+from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation.results import Evaluation
+from ggcf_jax.training import losses, optim, train_step
+from ggcf_jax.training import state as state_lib
+from ggcf_jax.training import warm_start as start_lib
+from ggcf_jax.workdir import checkpoints, classes, evaluations, provenance, report
+from ggcf_jax.workdir.metrics_log import NoWriter, Writer
 
 
 class NotFinite(InputError):
@@ -67,7 +57,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     models.abstract(config, num_classes=1)
     inference.build(config)
     first = processes.is_first()
-    if first and not checkpoint.exists(workdir):  # a run that resumes needs no weights any more
+    if first and not checkpoints.exists(workdir):  # a run that resumes needs no weights any more
         start_lib.check(config)
     with processes.first_one_first():
         dataset = data.build(config.data)
@@ -83,7 +73,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     # The network, its state on the mesh, and the newest checkpoint if there is one.
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     state = state_lib.creator(config, dataset.num_classes, mesh)()
-    checkpointer = checkpoint.Checkpointer(workdir)
+    checkpointer = checkpoints.Checkpointer(workdir)
     state = checkpointer.restore_latest(state) or start_lib.with_weights(
         config, state, processes.say
     )
@@ -153,7 +143,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
                 seconds = time.perf_counter() - paused
                 writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
                 if first:
-                    panels = evaluation_files.save(evaluation, dataset, step, workdir, single)
+                    panels = evaluations.save(evaluation, dataset, step, workdir, single)
                     for name, panel in panels:
                         writer.image(step, f'validation/{name}', panel)
                 iou = list(evaluation.iou.values())

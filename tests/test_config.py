@@ -1,16 +1,13 @@
 import json
-import pathlib
 
 import pytest
-from conftest import load_config
 
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
+from tests.helpers import ROOT, load_config
 
-CONFIGS = sorted(
-    path.stem for path in (pathlib.Path(__file__).parent.parent / 'configs').glob('*.py')
-)
-CONFIGS.remove('saved')
+CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
+CONFIGS.remove('from_workdir')
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -58,7 +55,7 @@ def test_another_network_is_refused(tiny_config, tmp_path):
 
 def test_saved_config_is_a_config_itself(tiny_config, tmp_path):
     config_lib.save(tiny_config, tmp_path)
-    assert load_config('saved', str(tmp_path)).to_dict() == tiny_config.to_dict()
+    assert load_config('from_workdir', str(tmp_path)).to_dict() == tiny_config.to_dict()
 
 
 def test_workdir_of_another_config_is_refused_and_left_alone(tiny_config, tmp_path):

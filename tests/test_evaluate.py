@@ -6,15 +6,17 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import TINY_MODEL, load_config, make_tiny_config, save_untrained, write_camvid
 
-from ggcf_jax import checkpoint, data, evaluate, inference, metrics, models
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.console import Progress
+from ggcf_jax import data, evaluate, models
 from ggcf_jax.data import pipeline
+from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import Ranked, Worst
-from ggcf_jax.state import merge
+from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation.results import Ranked, Worst
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints
+from tests.helpers import TINY_MODEL, load_config, make_tiny_config, save_untrained, write_camvid
 
 PLAN = {
     'eval.window': (24, 32),
@@ -45,7 +47,7 @@ def _one_by_one(config, workdir, dataset, plan):
     """The confusion matrix of each validation image, by name; images go through alone."""
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, 'latest')
+    restored = checkpoints.restore(workdir, params, stats, device, 'latest')
     run = jax.jit(lambda x: inference.scores(merge(graphdef, *_arrays(restored)), x, plan))
     matrices = {}
     source = dataset.source('validation')
@@ -153,7 +155,7 @@ def test_mixed_sizes_on_one_device_equal_eight(mixed):
     found = []
     for devices in (1, 8):
         mesh = mesh_lib.make_mesh(jax.devices()[:devices])
-        restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
+        restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
         plan = data.evaluation_plan(config, dataset, 'validation')
         assert len(set(plan.sizes)) == 3
         step = evaluate.make_eval_step(graphdef, 3, mesh, inference.SINGLE)

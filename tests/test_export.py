@@ -14,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax import checkpoint, export, inference, models, platform
 from ggcf_jax import config as config_lib
-from ggcf_jax.attention import attend, tiles
+from ggcf_jax import export, models
+from ggcf_jax.attention import attend, block_sizes, target
+from ggcf_jax.attention.graphs import parse
 from ggcf_jax.errors import InputError
-from ggcf_jax.graphs import parse
-from ggcf_jax.state import merge
+from ggcf_jax.evaluation import inference
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 SIZES = {'whole': ((17, 33),), 'windows': ((17, 33), (40, 56))}
 
 # Packages without this one: site-packages without the .pth file of an editable installation.
@@ -80,7 +82,7 @@ def _scores(untrained_run, config, images):
     """What evaluation computes, of the images one by one."""
     graphdef, params, stats = models.abstract(config, 11)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(untrained_run, params, stats, device)
+    restored = checkpoints.restore(untrained_run, params, stats, device)
     plan = inference.build(config)
 
     @jax.jit
@@ -123,9 +125,9 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
     graphdef, params, stats = models.abstract(configs['whole'], 11)
     used = []
     monkeypatch.setattr(
-        'ggcf_jax.models.ggcf.attend',
+        'ggcf_jax.models.contexts.ggcf.attend',
         lambda *arguments, **options: (
-            used.append(tiles.current(1)) or attend(*arguments, **options)
+            used.append(block_sizes.current(1)) or attend(*arguments, **options)
         ),
     )
     run = export.program(graphdef, params, stats, inference.Plan())
@@ -135,7 +137,7 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
     }
     images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(run), platforms=export.PLATFORMS)(weights, images)
-    assert set(used) == {tiles.CPU, tiles.ACCELERATOR}
+    assert set(used) == {block_sizes.CPU, block_sizes.ACCELERATOR}
     # For one platform the other one's network is dropped.
     here = jax.jit(run).lower(weights, images).as_text()
     assert here.count('stablehlo.convolution') == 18
@@ -147,12 +149,12 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
     (graph,) = parse(text)
     graph = graph.bind(graph.init(jax.random.key(0))) if text == 'learned' else graph
     q, k, v = (jnp.float32(rng.normal(size=(1, 19, 23, 1, 4))) for _ in range(3))
-    with platform.tracing_for('tpu'):
-        assert tiles.current(1) == tiles.ACCELERATOR
+    with target.tracing_for('tpu'):
+        assert block_sizes.current(1) == block_sizes.ACCELERATOR
         found = jax.jit(lambda *x: attend(*x, graph))(q, k, v)
     expected = jax.jit(lambda *x: attend(*x, graph, implementation='reference'))(q, k, v)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert tiles.current(1) == tiles.CPU
+    assert block_sizes.current(1) == block_sizes.CPU
 
 
 def test_a_file_that_is_there_stays(setting, untrained_run):

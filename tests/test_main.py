@@ -1,13 +1,12 @@
 """The command line: a mistake ends in one clear line on stderr and exit code 2."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.helpers import ROOT
 
 # All mistakes in one process: importing JAX takes longer than finding them.
 _DRIVER = """

@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,27 +13,18 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from conftest import make_tiny_config, save_untrained, write_camvid
 from PIL import Image
 
-from ggcf_jax import (
-    checkpoint,
-    classes,
-    data,
-    evaluate,
-    inference,
-    models,
-    predict,
-    prediction_files,
-    prediction_inputs,
-    prediction_parts,
-)
-from ggcf_jax.data import camvid, cityscapes
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax import data, evaluate, models, predict
+from ggcf_jax.data.datasets import camvid, cityscapes
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
-from ggcf_jax.state import merge
+from ggcf_jax.evaluation import inference
+from ggcf_jax.prediction import inputs, large_images, outputs
+from ggcf_jax.training.state import merge
+from ggcf_jax.workdir import checkpoints, classes
+from tests.helpers import ROOT, make_tiny_config, save_untrained, write_camvid
 
-ROOT = pathlib.Path(__file__).parent.parent
 SIDE = 64  # of the parts of large images
 
 
@@ -63,7 +53,7 @@ def scores(setting):
     config, workdir = setting
     graphdef, params, stats = models.abstract(config, 11)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoint.restore(workdir, params, stats, device, 'latest')
+    restored = checkpoints.restore(workdir, params, stats, device, 'latest')
     plan = inference.build(config)
     run = jax.jit(
         lambda x: inference.scores(merge(graphdef, restored.params, restored.stats), x, plan)
@@ -161,8 +151,8 @@ def test_a_large_image_is_that_of_its_parts(album, scores):
     root, images, _ = album
     image = images['large']
     expected = np.zeros(image.shape[:2], np.uint8)
-    for top, rows in prediction_parts.cores(150, SIDE):
-        for left, columns in prediction_parts.cores(100, SIDE):
+    for top, rows in large_images.cores(150, SIDE):
+        for left, columns in large_images.cores(100, SIDE):
             part = scores(image[top : top + SIDE, left : left + SIDE]).argmax(-1)
             expected[rows, columns] = part[
                 rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
@@ -178,7 +168,7 @@ def test_a_large_image_is_that_of_its_parts(album, scores):
 
 @pytest.mark.parametrize('length', [1, 63, 64, 65, 100, 112, 113, 1000])
 def test_cores_cover_an_axis_once(length):
-    found = prediction_parts.cores(length, 64)
+    found = large_images.cores(length, 64)
     assert [i for _, core in found for i in range(core.start, core.stop)] == list(range(length))
     for start, core in found:
         assert 0 <= start <= max(length - 64, 0)
@@ -211,32 +201,32 @@ def test_output_folders(tmp_path):
     key = {'checkpoint': 'step 1'}
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='file is a file; give a folder'):
-        prediction_files.claim(tmp_path / 'file', key)
+        outputs.claim(tmp_path / 'file', key)
     with pytest.raises(InputError, match='holds files that are not results'):
-        prediction_files.claim(tmp_path, key)
+        outputs.claim(tmp_path, key)
     (tmp_path / 'empty').mkdir()
-    prediction_files.claim(tmp_path / 'empty', key)
-    prediction_files.claim(tmp_path / 'empty', key)
+    outputs.claim(tmp_path / 'empty', key)
+    outputs.claim(tmp_path / 'empty', key)
     with pytest.raises(InputError, match="checkpoint: 'step 1' there, 'step 2' now"):
-        prediction_files.claim(tmp_path / 'empty', {'checkpoint': 'step 2'})
+        outputs.claim(tmp_path / 'empty', {'checkpoint': 'step 2'})
     (tmp_path / 'empty' / 'predict.json').write_text('{')
     with pytest.raises(InputError, match='is damaged'):
-        prediction_files.claim(tmp_path / 'empty', key)
+        outputs.claim(tmp_path / 'empty', key)
 
 
 def test_inputs(tmp_path, rng):
     with pytest.raises(InputError, match='there are no images; known are'):
-        prediction_inputs.of_path(tmp_path, tmp_path / 'out')
+        inputs.of_path(tmp_path, tmp_path / 'out')
     for name in ('a.png', 'b/a.png', 'b/out/labels/a.png'):
         _write(tmp_path / name, _picture(rng, (5, 7)))
-    found = prediction_inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
+    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
     assert [each.name for each in found] == ['a', 'b/a']
     assert [each.size() for each in found] == [(5, 7)] * 2
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match='have one name'):
-        prediction_inputs.of_path(tmp_path, tmp_path / 'out')
+        inputs.of_path(tmp_path, tmp_path / 'out')
     (tmp_path / 'c.png').write_bytes(b'\x89PNG\r\n\x1a\n')
-    assert prediction_inputs.of_path(tmp_path / 'c.png', tmp_path)[0].size() is None
+    assert inputs.of_path(tmp_path / 'c.png', tmp_path)[0].size() is None
 
 
 def test_neither_path_nor_split(setting, tmp_path):
@@ -289,7 +279,7 @@ def test_files_for_the_server(setting, city, tmp_path, monkeypatch):
 def test_what_the_server_would_refuse(city, tmp_path):
     names, _ = city
     ids = np.array(cityscapes.SERVER_IDS, np.uint8)
-    results = prediction_files.Results(tmp_path, cityscapes.COLORS, ids, '_x', False, False)
+    results = outputs.Results(tmp_path, cityscapes.COLORS, ids, '_x', False, False)
     sizes = {name: (4, 6) for name in names}
     for name, labels in zip(names, (np.full((4, 6), 7), np.full((6, 4), 7), np.full((4, 6), 255))):
         _write(results.label_path(name), np.zeros((1, 1, 3)))
@@ -297,7 +287,7 @@ def test_what_the_server_would_refuse(city, tmp_path):
     cv2.imwrite(str(tmp_path / 'labels' / 'other.png'), ids)
     sizes['bonn'] = (4, 6)
     with pytest.raises(InputError) as error:
-        prediction_files.submit(results, sizes)
+        outputs.submit(results, sizes)
     text = str(error.value)
     assert '4 problems' in text and 'bonn_x.png is missing' in text
     assert 'other.png is not expected' in text and 'holds the values [255]' in text

@@ -15,17 +15,17 @@ import sys
 import threading
 import zlib
 
-import browser
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from ggcf_jax import serve
-from ggcf_jax.serve_answers import Answers
-from ggcf_jax.viewer import Viewer
+from ggcf_jax.serving.answers import Answers
+from ggcf_jax.serving.viewer import Viewer
+from tests import browser
+from tests.helpers import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
 
 

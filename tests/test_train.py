@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,28 +9,20 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import load_config
 
-from ggcf_jax import (
-    checkpoint,
-    data,
-    evaluate,
-    inference,
-    metrics,
-    models,
-    platform,
-    train,
-    train_step,
-)
 from ggcf_jax import config as config_lib
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax import state as state_lib
-from ggcf_jax.console import Progress
+from ggcf_jax import data, evaluate, models, train
+from ggcf_jax.attention import target
 from ggcf_jax.data import pipeline
+from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.writer import read_rows
-
-ROOT = pathlib.Path(__file__).parent.parent
+from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.training import state as state_lib
+from ggcf_jax.training import train_step
+from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir.metrics_log import read_rows
+from tests.helpers import ROOT, load_config
 
 
 def _rows(workdir):
@@ -46,7 +37,7 @@ def _final(workdir, config):
     """Parameters and statistics of the latest checkpoint."""
     _, params, stats = models.abstract(config, 11)
     sharding = mesh_lib.replicated(mesh_lib.make_mesh())
-    restored = checkpoint.restore(workdir, params, stats, sharding, 'latest')
+    restored = checkpoints.restore(workdir, params, stats, sharding, 'latest')
     return restored.step, jax.device_get((restored.params, restored.stats))
 
 
@@ -70,7 +61,7 @@ def test_run_leaves_what_it_promises(tiny_run):
     saved = json.loads((workdir / 'evaluations' / 'validation_00000012.json').read_text())
     assert saved['matrix'] == evaluation.matrix.tolist()
     assert json.loads((workdir / 'run.json').read_text())['versions']['jax'] == jax.__version__
-    assert load_config('saved', str(workdir)).to_dict() == config.to_dict()
+    assert load_config('from_workdir', str(workdir)).to_dict() == config.to_dict()
 
 
 def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
@@ -110,7 +101,7 @@ def _confusion(tiny_run, devices, space, multiple):
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, 11)
     mesh = mesh_lib.make_mesh(jax.devices()[:devices], space)
-    restored = checkpoint.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
+    restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
     plan = pipeline.plan_evaluation(
         dataset, 'validation', multiple=multiple, max_sizes=1, batch_size=devices // space
     )
@@ -276,7 +267,7 @@ def test_unknown_variant():
 def test_config_builds_and_steps(name, monkeypatch):
     """The architecture of every config, made narrow, on a small crop."""
     # As accelerators get it: the unrolled loops of CPUs take three times as long to compile.
-    monkeypatch.setattr(platform, 'scan', jax.lax.scan)
+    monkeypatch.setattr(target, 'scan', jax.lax.scan)
     config = load_config(name)
     if name != 'street_scenes':  # one config keeps its six heads: they take long to compile
         config.model.heads = 'local:2,grid:2'

@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from experiments.benchmark import attention_peers as peers
-from experiments.benchmark.attention_table import DEALT, write_table
-from ggcf_jax import graphs
-from ggcf_jax import mesh as mesh_lib
-from ggcf_jax.attention import attend, selection
+from experiments.benchmark import peers
+from experiments.benchmark.tables import DEALT, write_table
+from ggcf_jax.attention import attend, graphs
+from ggcf_jax.attention import top_k as selection
+from ggcf_jax.distributed import mesh as mesh_lib
 
 # Page faults of glibc's malloc double some times, those of the peers most: keep freed memory.
 MALLOC = {

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from experiments.benchmark.pipeline_files import dataset, make_files, many
-from ggcf_jax.data import codec, compact, pipeline, training_set, transforms
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.data import mixture, pipeline, transforms
+from ggcf_jax.data.records import codec, compact
+from ggcf_jax.data.records.dataset import Dataset
 
 CROP = (769, 769)
 SCALES = (0.5, 1.5)  # the paper's
@@ -34,7 +35,7 @@ BATCH = 8
 def ours(data: Dataset, threads: int, workers: int) -> Iterator:
     """The product's pipeline."""
     return pipeline.train_batches(
-        training_set.records(data, training_set.parse('train')),
+        mixture.records(data, mixture.parse('train')),
         (1.0,),
         transforms.TrainTransform(CROP, SCALES),
         seed=0,

@@ -5,8 +5,8 @@ import pathlib
 
 import cv2
 
-from ggcf_jax.data.dataset import Dataset, identity_label_map
-from ggcf_jax.data.street_painter import classes, paint
+from ggcf_jax.data.datasets.street_painter import classes, paint
+from ggcf_jax.data.records.dataset import Dataset, identity_label_map
 
 SIZE = (1024, 2048)
 BLUR = 0.8  # pixels: the files are then about as large as those of Cityscapes

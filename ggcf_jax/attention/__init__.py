@@ -8,8 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ggcf_jax import graphs
-from ggcf_jax.attention import full, grid, learned, local, reference, rows, spatial, tiles
+from ggcf_jax.attention import (
+    attention_maps,
+    block_sizes,
+    full,
+    graphs,
+    grid,
+    learned,
+    local,
+    reference,
+    sharded,
+)
 from ggcf_jax.attention import pruning as pruning_lib
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla')
@@ -24,7 +33,7 @@ def attend(
     Args:
       q, k: float32 or bfloat16 [b, h, w, heads, dk].
       v: [b, h, w, heads, dv]; or [b, h, w, 1, dv], one v that all heads share.
-      graph: one of `ggcf_jax.graphs`, the same for all heads; or anything with `adjacency(h, w)`.
+      graph: one of `graphs`, the same for all heads; or anything with `adjacency(h, w)`.
       keep: keep so many neighbours a query (Context Pruning, section 3.4); at least 1.
       drop_rate: instead of keep, drop this share of each query's own neighbours (counted inside
         the map, the dropped number rounded down); in [0, 1), in steps of 1/10000.
@@ -77,7 +86,7 @@ def probabilities(
     chosen(graph)
     positions = _check_positions(positions, *q.shape[1:3])
     prune = _prune(keep, drop_rate, pruning, key)
-    return rows.probabilities(q, k, graph, positions, scale=scale, prune=prune)
+    return attention_maps.probabilities(q, k, graph, positions, scale=scale, prune=prune)
 
 
 def neighbours(graph, positions, h, w):
@@ -88,7 +97,7 @@ def neighbours(graph, positions, h, w):
       positions: as for `probabilities`.
     """
     chosen(graph)
-    return rows.neighbours(graph, _check_positions(positions, h, w), h, w)
+    return attention_maps.neighbours(graph, _check_positions(positions, h, w), h, w)
 
 
 def chosen(graph, *, implementation='auto'):
@@ -102,8 +111,8 @@ def chosen(graph, *, implementation='auto'):
         )
     if not callable(getattr(graph, 'adjacency', None)):
         raise ValueError(
-            f'graph {graph!r} has no adjacency(h, w); write one of ggcf_jax.graphs, such as '
-            'Local(8), or parse a text with ggcf_jax.graphs.parse'
+            f'graph {graph!r} has no adjacency(h, w); write a graph such as '
+            'Local(8), or parse a text with ggcf_jax.attention.graphs.parse'
         )
     known = type(graph) in (graphs.Full, graphs.Local, graphs.Grid, graphs.Learned)
     if implementation == 'xla' and not known:
@@ -114,7 +123,7 @@ def chosen(graph, *, implementation='auto'):
 
 
 def _engine(q, k, v, graph, scale, prune):
-    sizes = tiles.current(q.shape[0])
+    sizes = block_sizes.current(q.shape[0])
     settings, table, module = (), (), full
     if isinstance(graph, graphs.Local):
         settings, module = (graph.size,), local
@@ -123,9 +132,9 @@ def _engine(q, k, v, graph, scale, prune):
     elif isinstance(graph, graphs.Learned):
         table, module = (graph.log_table(*q.shape[1:3]),), learned
     if prune is None or prune.keeps_all(graph.neighbours(*q.shape[1:3])):
-        if spatial.devices() > 1:  # each device sees its own arrays there
+        if sharded.devices() > 1:  # each device sees its own arrays there
             sizes = dataclasses.replace(sizes, devices=1)
-            return spatial.attend(q, k, v, *table, *settings, scale, sizes, module)
+            return sharded.attend(q, k, v, *table, *settings, scale, sizes, module)
         return module.attend(q, k, v, *table, *settings, scale, sizes)
 
     def forward(q, k, v, table, prune):

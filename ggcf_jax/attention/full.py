@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import pruning, softmax
-from ggcf_jax.attention.tiles import Tiles, even
+from ggcf_jax.attention.block_sizes import Tiles, even
 
 
 @dataclasses.dataclass(frozen=True)

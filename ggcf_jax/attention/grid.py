@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import full, maps, pruning, softmax
-from ggcf_jax.attention.tiles import Tiles, even
+from ggcf_jax.attention import full, layout, pruning, softmax
+from ggcf_jax.attention.block_sizes import Tiles, even
 
 
 def residues(n, stride):
@@ -67,7 +67,7 @@ class Piece:
         """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
         x = _members(x, 2, strides[1], self.columns, start[1], self.count[1])
         x = _members(x, 1, strides[0], self.rows, start[0], self.count[0])
-        x = maps.divide(x, heads)
+        x = layout.divide(x, heads)
         b, ny, gy, nx, gx, heads, c = x.shape
         return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
 
@@ -147,7 +147,7 @@ def _over_groups(f, arrays, strides, channels, most):
     b, h, w = arrays[0].shape[:3]
     ty, tx = min(strides[0], h), min(strides[1], w)
     apart = (b, -(-h // ty), ty, -(-w // tx), tx)
-    flat = [(maps.merge(x), x.shape[3]) for x in arrays]
+    flat = [(layout.merge(x), x.shape[3]) for x in arrays]
     out = [jnp.zeros((*apart, heads * c), dtype) for heads, c, dtype in channels]
     for piece, starts in _pieces(h, w, strides, most):
 
@@ -161,7 +161,7 @@ def _over_groups(f, arrays, strides, channels, most):
             out, _ = lax.scan(step, out, np.array(starts, np.int32))
     height, width = math.prod(apart[1:3]), math.prod(apart[3:])
     out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
-    return [maps.divide(x, heads) for x, (heads, _, _) in zip(out, channels)]
+    return [layout.divide(x, heads) for x, (heads, _, _) in zip(out, channels)]
 
 
 def attend(q, k, v, stride, scale, tiles):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import full, pruning
-from ggcf_jax.attention.tiles import even
+from ggcf_jax.attention.block_sizes import even
 
 
 def _spread(rows, w):

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import maps, pruning, softmax
-from ggcf_jax.attention.tiles import Tiles
+from ggcf_jax.attention import layout, pruning, softmax
+from ggcf_jax.attention.block_sizes import Tiles
 
 
 def _tile_length(n, size, most):
@@ -76,7 +76,7 @@ def _take(x, at, height, width, heads):
         for i in range(len(at))
     ]
     tiles = jnp.stack(cuts).reshape(-1, b, height * width, channels)
-    return jnp.moveaxis(maps.divide(tiles, heads), 3, 2)
+    return jnp.moveaxis(layout.divide(tiles, heads), 3, 2)
 
 
 def _put(x, tiles, at, height, width, add=False):
@@ -142,7 +142,7 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    flat, vheads = [maps.merge(x) for x in (q, k, v)], v.shape[3]
+    flat, vheads = [layout.merge(x) for x in (q, k, v)], v.shape[3]
     carry = (
         jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype),
         jnp.zeros((b, h, w, heads), jnp.float32),
@@ -162,7 +162,7 @@ def _forward(q, k, v, rows_of_map, size, scale, tiles):
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
-    return maps.divide(carry[0], heads), carry[1]
+    return layout.divide(carry[0], heads), carry[1]
 
 
 def attend(q, k, v, size, scale, tiles):
@@ -192,8 +192,8 @@ def _attend_backward(size, scale, tiles, saved, do):
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    queries = [*map(maps.merge, (q, do)), lse, softmax.row_delta(do, o)]
-    flat, vheads = [maps.merge(x) for x in (k, v)], v.shape[3]
+    queries = [*map(layout.merge, (q, do)), lse, softmax.row_delta(do, o)]
+    flat, vheads = [layout.merge(x) for x in (k, v)], v.shape[3]
     carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries[0], *flat))
     for window, rows in groups.items():
 
@@ -222,7 +222,7 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
     """LOCAL_size attention with Context Pruning, forward only; arguments as for `attend`."""
     b, h, w, heads, _ = q.shape
     tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    flat, vheads = [maps.merge(x) for x in (q, k, v)], v.shape[3]
+    flat, vheads = [layout.merge(x) for x in (q, k, v)], v.shape[3]
     out = jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype)
     for window, rows in groups.items():
 
@@ -238,4 +238,4 @@ def attend_pruned(q, k, v, size, scale, tiles, prune):
             return _put(out, o, query, *tile), None
 
         out, _ = lax.scan(step, out, _stacks(rows, 1))
-    return maps.divide(out, heads)
+    return layout.divide(out, heads)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import selection, softmax
-from ggcf_jax.attention.tiles import even
+from ggcf_jax.attention import softmax, top_k
+from ggcf_jax.attention.block_sizes import even
 
 
 @jax.tree_util.register_dataclass
@@ -110,7 +110,7 @@ def select(s, mask, prune, batch, i, j):
     """
     if prune.seed is not None:
         s = random_priority(prune.seed, batch, s.shape[-3], i, j)
-    return selection.largest(s, mask, prune.kept)
+    return top_k.largest(s, mask, prune.kept)
 
 
 def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):

@@ -1,11 +1,11 @@
 """Data sets and the input pipeline."""
 
-import sys
 from collections.abc import Iterator
 
-from ggcf_jax import named
-from ggcf_jax.data import class_index, class_weights, compact, pipeline, prepare, training_set
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax import registry
+from ggcf_jax.data import class_uniform, class_weights, datasets, mixture, pipeline
+from ggcf_jax.data.records import compact, prepare
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.transforms import TrainTransform
 from ggcf_jax.errors import InputError
 
@@ -18,7 +18,7 @@ def build(data) -> Dataset:
     Raises:
         InputError: an unknown name, or whatever that data set finds wrong with `config.data`.
     """
-    return named.find(sys.modules[__name__], 'DATASETS', data.name, 'config.data.name')(data)
+    return registry.find(datasets, 'DATASETS', data.name, 'config.data.name')(data)
 
 
 def training_batches(
@@ -33,9 +33,9 @@ def training_batches(
             that cannot be decoded.
     """
     data = config.data
-    parts = training_set.parse(data.train_split)
+    parts = mixture.parse(data.train_split)
     directory = prepare.data_directory(data.data_dir)
-    records = training_set.records(dataset, parts)
+    records = mixture.records(dataset, parts)
     if data.storage not in STORAGES:
         raise InputError(
             f'config.data.storage={data.storage!r} is not one of {", ".join(STORAGES)}'
@@ -43,10 +43,10 @@ def training_batches(
     if data.storage == 'compact':
         splits = {split for part in parts for split in part.splits}
         dataset = compact.dataset(dataset, sorted(splits), directory, data.threads)
-        records = training_set.records(dataset, parts)
+        records = mixture.records(dataset, parts)
     indices = None
     if data.class_uniform:
-        indices = tuple(class_index.load_or_build(r, directory, data.threads) for r in records)
+        indices = tuple(class_uniform.load_or_build(r, directory, data.threads) for r in records)
     return pipeline.train_batches(
         records,
         tuple(part.weight for part in parts),
@@ -68,7 +68,7 @@ def class_weights_of(config, dataset: Dataset) -> tuple[float, ...]:
         InputError: not a name or one number a class.
     """
     data = config.data
-    records = training_set.records(dataset, training_set.parse(data.train_split))
+    records = mixture.records(dataset, mixture.parse(data.train_split))
     directory = prepare.data_directory(data.data_dir)
     return class_weights.resolve(config.train.class_weights, records, directory, data.threads)
 

@@ -14,8 +14,8 @@ import pathlib
 
 import numpy as np
 
+from ggcf_jax.data.mixture import Records
 from ggcf_jax.data.scan import scan
-from ggcf_jax.data.training_set import Records
 from ggcf_jax.errors import InputError
 
 CITYSCAPES = (

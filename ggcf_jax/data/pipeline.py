@@ -13,10 +13,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from ggcf_jax.data import training_set
-from ggcf_jax.data.class_index import ClassIndex
-from ggcf_jax.data.codec import IGNORE, label_size
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.data import mixture
+from ggcf_jax.data.class_uniform import ClassIndex
+from ggcf_jax.data.records.codec import IGNORE, label_size
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.transforms import TrainTransform, pad_to
 from ggcf_jax.errors import InputError
 
@@ -80,7 +80,7 @@ class Reading:
 class _TrainSample:
     """(part, index) of a draw -> augmented sample. A class, since worker processes pickle it."""
 
-    parts: tuple[training_set.Records, ...]
+    parts: tuple[mixture.Records, ...]
     indices: tuple[ClassIndex, ...] | None
     class_uniform: float
     transform: TrainTransform
@@ -97,7 +97,7 @@ class _TrainSample:
 
 
 def train_batches(
-    parts: tuple[training_set.Records, ...],
+    parts: tuple[mixture.Records, ...],
     weights: tuple[float, ...],
     transform: TrainTransform,
     *,

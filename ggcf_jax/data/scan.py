@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.dataset import Dataset
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 
 

@@ -9,8 +9,8 @@ import dataclasses
 import cv2
 import numpy as np
 
-from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.tiles import TiledImage
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.jpeg_tiles import TiledImage
 
 MEAN_COLOR = (124, 116, 104)  # ImageNet mean in 8-bit RGB: padding that is zero once normalised
 CROP_TRIES = 10

@@ -1,14 +1,13 @@
 """Backbones, context modules and the segmentation network."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ggcf_jax import named
-from ggcf_jax.models.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
-from ggcf_jax.models.remat import REMATS
+from ggcf_jax import registry
+from ggcf_jax.models import backbones, contexts
+from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
+from ggcf_jax.models.layers.remat import REMATS
 from ggcf_jax.models.segmenter import INPUTS, Segmenter
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
@@ -18,7 +17,7 @@ def build(config, num_classes: int) -> Segmenter:
     """Builds the network of `config.model` with fresh float32 parameters.
 
     Published weights (`model.backbone.weights`) are not read here: training starts from them, see
-    `ggcf_jax.start`.
+    `ggcf_jax.training.warm_start`.
 
     Args:
         config: reads `model`, `train.dtype` (of the computation), `train.remat` and `seed`.
@@ -28,16 +27,17 @@ def build(config, num_classes: int) -> Segmenter:
         InputError: a name that does not exist, or an option that the backbone does not have.
     """
     model = config.model
-    this = sys.modules[__name__]
-    backbone = named.find(this, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
-    context = named.find(this, 'CONTEXTS', model.context, 'config.model.context')
-    named.check(model.activation, ACTIVATIONS, 'config.model.activation')
-    named.check(model.norm, NORMS, 'config.model.norm')
+    backbone = registry.find(
+        backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name'
+    )
+    context = registry.find(contexts, 'CONTEXTS', model.context, 'config.model.context')
+    registry.check(model.activation, ACTIVATIONS, 'config.model.activation')
+    registry.check(model.norm, NORMS, 'config.model.norm')
     statistics = model.backbone.statistics
-    named.check(statistics, STATISTICS, 'config.model.backbone.statistics')
-    named.check(model.input, INPUTS, 'config.model.input')
-    named.check(config.train.dtype, DTYPES, 'config.train.dtype')
-    named.check(config.train.remat, REMATS, 'config.train.remat')
+    registry.check(statistics, STATISTICS, 'config.model.backbone.statistics')
+    registry.check(model.input, INPUTS, 'config.model.input')
+    registry.check(config.train.dtype, DTYPES, 'config.train.dtype')
+    registry.check(config.train.remat, REMATS, 'config.train.remat')
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     shared = dict(
         dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))

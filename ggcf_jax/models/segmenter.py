@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ggcf_jax.models.conv import TORCH_UNIFORM, ConvNorm, conv
-from ggcf_jax.models.norm import Activation, Norm
+from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
+from ggcf_jax.models.layers.norm import Activation, Norm
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from attention.cases import assert_close, inputs
-from ggcf_jax import graphs
-from ggcf_jax.attention import attend
+from ggcf_jax.attention import attend, graphs
+from tests.attention.cases import assert_close, inputs
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
 

@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_graphs import every_graph
 
-from attention.cases import assert_close, inputs, values_and_gradients
-from ggcf_jax import graphs
-from ggcf_jax.attention import attend
-from ggcf_jax.graphs import Full, Grid, Local
+from ggcf_jax.attention import attend, graphs
+from ggcf_jax.attention.graphs import Full, Grid, Local
+from tests.attention.cases import assert_close, inputs, values_and_gradients
+from tests.attention.test_graphs import every_graph
 
 
 @pytest.mark.parametrize('graph', [Local(13), Local(40), Grid(1)], ids=str)

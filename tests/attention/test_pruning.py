@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_graphs import every_graph
 
-from attention.cases import assert_close, inputs
-from ggcf_jax.attention import attend, pruning, selection
-from ggcf_jax.graphs import Full, Grid, Local
+from ggcf_jax.attention import attend, pruning, top_k
+from ggcf_jax.attention.graphs import Full, Grid, Local
+from tests.attention.cases import assert_close, inputs
+from tests.attention.test_graphs import every_graph
 
 RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
 KEEPS = ({'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM)
@@ -123,8 +123,8 @@ def largest_by_sort(x, mask, n):
 
 def test_selection_against_a_sort():
     rng = np.random.default_rng(0)
-    search = jax.jit(lambda x, mask, n: selection.largest(x, mask, lambda c: jnp.minimum(c, n)))
-    unmasked = jax.jit(lambda x, n: selection.largest(x, None, lambda c: jnp.minimum(c, n)))
+    search = jax.jit(lambda x, mask, n: top_k.largest(x, mask, lambda c: jnp.minimum(c, n)))
+    unmasked = jax.jit(lambda x, n: top_k.largest(x, None, lambda c: jnp.minimum(c, n)))
     normal = rng.standard_normal((3, 5, 333))
     rows = {
         'normal': normal,

@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from attention.cases import assert_close, inputs, values_and_gradients
-from ggcf_jax import graphs
-from ggcf_jax.attention import attend
+from ggcf_jax.attention import attend, graphs
+from tests.attention.cases import assert_close, inputs, values_and_gradients
 
 torch = pytest.importorskip('torch', reason='the parity extra (torch) is not installed')
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_graphs import every_graph
 
-from attention.cases import assert_close, inputs, values_and_gradients
-from ggcf_jax import attention, graphs
-from ggcf_jax.attention import attend, tiles
+from ggcf_jax import attention
+from ggcf_jax.attention import attend, block_sizes, graphs
+from tests.attention.cases import assert_close, inputs, values_and_gradients
+from tests.attention.test_graphs import every_graph
 
-SMALL = dataclasses.replace(tiles.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
+SMALL = dataclasses.replace(block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
 
 
 def compare(graph, shape, rel, *, dtype=jnp.float32, v_heads=None, scale=1.0):
@@ -41,8 +41,8 @@ def test_engine_equals_reference(graph, shape):
 
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_many_small_tiles(graph, monkeypatch):
-    monkeypatch.setattr(tiles, 'CPU', SMALL)
-    monkeypatch.setattr(tiles, 'ACCELERATOR', SMALL)
+    monkeypatch.setattr(block_sizes, 'CPU', SMALL)
+    monkeypatch.setattr(block_sizes, 'ACCELERATOR', SMALL)
     compare(graph, (1, 13, 11, 2), 1e-5)
 
 

@@ -4,9 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ggcf_jax.data import class_index, pipeline, training_set, transforms
-from ggcf_jax.data.codec import IGNORE
-from ggcf_jax.data.dataset import Dataset, identity_label_map
+from ggcf_jax.data import class_uniform as class_index
+from ggcf_jax.data import mixture, pipeline, transforms
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
 SIZE = (12, 16)
@@ -61,9 +62,9 @@ def _stream(
     class_uniform=0.0,
     indices=None,
 ):
-    parts = training_set.parse(split)
+    parts = mixture.parse(split)
     batches = pipeline.train_batches(
-        training_set.records(_dataset(count), parts),
+        mixture.records(_dataset(count), parts),
         tuple(part.weight for part in parts),
         transforms.TrainTransform((8, 8), (0.5, 1.5)),
         seed=seed,
@@ -136,7 +137,7 @@ def test_neighbouring_seeds_and_epochs_share_no_augmentation(rng):
     crops = set()
     for seed in (3, 4):
         batches = pipeline.train_batches(
-            training_set.records(dataset, training_set.parse('train')),
+            mixture.records(dataset, mixture.parse('train')),
             (1.0,),
             transforms.TrainTransform((40, 40), (0.5, 1.5)),
             seed=seed,
@@ -173,7 +174,7 @@ def test_a_mixture_draws_by_weight():
 )
 def test_malformed_training_split(text):
     with pytest.raises(InputError, match=r'config.data.train_split=.*write a split such as'):
-        training_set.parse(text)
+        mixture.parse(text)
 
 
 def test_training_on_withheld_labels():
@@ -182,7 +183,7 @@ def test_training_on_withheld_labels():
 
 
 def test_class_uniform_sampling_draws_classes_equally():
-    records = training_set.records(_dataset(5), training_set.parse('train'))
+    records = mixture.records(_dataset(5), mixture.parse('train'))
     index = class_index.build(records[0], 2)
     kept = class_index.ClassIndex(index.points[index.points[:, 1] != 3])  # class 3 unknown to it
     plain, uniform = (
@@ -194,7 +195,7 @@ def test_class_uniform_sampling_draws_classes_equally():
 
 
 def test_class_index_is_built_once(tmp_path):
-    (records,) = training_set.records(_dataset(4), training_set.parse('train'))
+    (records,) = mixture.records(_dataset(4), mixture.parse('train'))
     index = class_index.load_or_build(records, tmp_path, 2)
     (path,) = tmp_path.rglob('*.npy')
     before = path.stat().st_mtime_ns

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ggcf_jax.data import transforms
-from ggcf_jax.data.codec import IGNORE
+from ggcf_jax.data.records.codec import IGNORE
 
 
 def _crop(image, label, rng, scales, crop):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ggcf_jax import models
-from ggcf_jax import state as state_lib
 from ggcf_jax.errors import InputError
+from ggcf_jax.training import state as state_lib
 
 
 def test_training_and_inference_outputs(tiny_config):

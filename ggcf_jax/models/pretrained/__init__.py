@@ -1,7 +1,7 @@
 """Import of published backbone weights: from a file's tensors to the arrays of a backbone.
 
 `files` reads tensors, `layouts` knows how published files name them, `slots` how our networks
-store them. `python -m ggcf_jax.models.pretrained FILE` says what a file holds and which
+store them. `python -m experiments.inspect_weights FILE` says what a file holds and which
 configuration it fits; docs/pretrained.md says where files are published.
 """
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.norm import EPSILON, Norm
+from ggcf_jax.models.layers.norm import EPSILON, Norm
 from ggcf_jax.models.pretrained import files, layouts, slots
 
 _SHOWN = 10  # names listed of each kind of difference

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.norm import Norm
+from ggcf_jax.models.layers.norm import Norm
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.
 _TRUNKS = ('backbone.', 'body.')

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ggcf_jax.models.mobilenet import DEPTHS
+from ggcf_jax.models.backbones.mobilenet import DEPTHS
 from ggcf_jax.models.pretrained.layouts import Layout
 
 _BLOCK = re.compile(r'stages\.(\d+)\.(\d+)\.layers\.(\d+)\.(conv|norm\.norm)')

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ggcf_jax.models.backbones.resnet import ARCHITECTURES, Bottleneck
 from ggcf_jax.models.pretrained.layouts import Layout, count
-from ggcf_jax.models.resnet import ARCHITECTURES, Bottleneck
 
 _BLOCK = re.compile(r'stages\.(\d+)\.(\d+)\.(?:layers\.(\d+)|skip)\.(conv|norm\.norm)')
 _STEM = re.compile(r'stem\.(\d+)\.(conv|norm\.norm)')

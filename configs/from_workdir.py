@@ -1,0 +1,9 @@
+"""The configuration that a run was started with: --config=configs/from_workdir.py:WORKDIR."""
+
+from ml_collections import ConfigDict
+
+from ggcf_jax import config
+
+
+def get_config(workdir: str) -> ConfigDict:
+    return config.load(workdir)

@@ -1,0 +1,151 @@
+"""What a device does in one call of a compiled program: bytes moved, operations, cycles expected.
+
+What is in a loop counts as often as it runs.
+"""
+
+import collections
+import math
+import re
+
+from experiments.ahead import hlo
+
+_NOTHING_MOVED = {
+    'after-all', 'bitcast', 'conditional', 'constant', 'get-tuple-element', 'opt-barrier',
+    'parameter', 'partition-id', 'tuple', 'while',
+}  # fmt: skip
+
+
+def estimated_cycles(text: str) -> int:
+    """Sum of what a TPU's compiler expects its operations to take; 0 in other programs.
+
+    Raises:
+        ValueError: a loop of which the text does not tell how often it runs.
+    """
+    computations, entry = hlo.parse(text)
+    # A fusion carries the estimate of all that is inside.
+    times = hlo.executions(computations, entry, ('body', 'condition', 'to_apply'))
+    return sum(
+        times[name] * int(cycles)
+        for name, instructions in computations.items()
+        for instruction in instructions
+        for cycles in re.findall(r'"estimated_cycles":"(\d+)"', instruction.rest)[:1]
+    )
+
+
+def traffic(text: str) -> int:
+    """Bytes of device memory that a call of the program reads and writes.
+
+    Every operation outside of a fusion, and every fusion as a whole, reads its operands and writes
+    its results once. Of what is sliced or updated in place only the slice counts; arrays in a
+    TPU's on-chip memory do not.
+
+    Raises:
+        ValueError: a loop of which the text does not tell how often it runs.
+    """
+    computations, entry = hlo.parse(text)
+    times = hlo.executions(computations, entry, ('body', 'condition'))
+    bodies = {name: _Body(instructions) for name, instructions in computations.items()}
+    return sum(
+        times[name] * _moved(instruction, body, bodies)
+        for name, body in bodies.items()
+        if times[name]
+        for instruction in body.instructions
+    )
+
+
+def operations(text: str) -> int:
+    """How many operations a call of the program starts on the device (kernels, on a GPU).
+
+    Raises:
+        ValueError: a loop of which the text does not tell how often it runs.
+    """
+    computations, entry = hlo.parse(text)
+    times = hlo.executions(computations, entry, ('body', 'condition'))
+    return sum(
+        times[name] * sum(_starts_something(i) for i in instructions)
+        for name, instructions in computations.items()
+    )
+
+
+def _starts_something(i: hlo.Instruction) -> bool:
+    if i.opcode == 'custom-call':  # on TPUs also for memory that nothing has been written to yet
+        return 'custom_call_target="AllocateBuffer"' not in i.rest
+    return i.opcode not in _NOTHING_MOVED and not i.opcode.endswith('-done')
+
+
+class _Body:
+    """Instructions of a computation, by name and by who uses them; the last is its root."""
+
+    def __init__(self, instructions: list[hlo.Instruction]):
+        self.instructions = instructions
+        self.by_name = {i.name: i for i in instructions}
+        self.users: dict[str, list[hlo.Instruction]] = collections.defaultdict(list)
+        for i in instructions:
+            for operand in set(i.operands):
+                self.users[operand].append(i)
+        self.parameters = {
+            int(i.rest.partition(')')[0]): i for i in instructions if i.opcode == 'parameter'
+        }
+
+    def size(self, name: str) -> int:
+        """Bytes in device memory of what an instruction results in."""
+        return _size(self.by_name[name].result) if name in self.by_name else 0
+
+
+def _size(result: str) -> int:
+    return sum(
+        hlo.item_bytes(dtype) * math.prod(shape)
+        for dtype, shape, layout in hlo.arrays(result)
+        if 'S(' not in layout
+    )
+
+
+def _moved(i: hlo.Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
+    """Bytes that one instruction reads and writes."""
+    if not _starts_something(i):
+        return 0
+    if i.opcode == 'fusion':
+        inner = bodies[dict(hlo.CALLED.findall(i.rest))['calls']]
+        read = sum(
+            min(body.size(name), _read(inner, inner.parameters[n].name, bodies))
+            for n, name in enumerate(i.operands)
+        )
+        return read + min(_size(i.result), _written(inner, inner.instructions[-1]))
+    if i.opcode in ('dynamic-slice', 'slice'):
+        return 2 * _size(i.result)
+    if i.opcode == 'dynamic-update-slice':
+        return 2 * body.size(i.operands[1])
+    if i.opcode.endswith('-start'):  # its result holds its operand once more
+        return _size(i.result)
+    return _size(i.result) + sum(body.size(name) for name in i.operands)
+
+
+def _read(inner: _Body, name: str, bodies: dict[str, _Body]) -> int:
+    """Bytes of the array `name` that a fused computation reads, at most all of it."""
+    read = 0
+    for user in inner.users[name]:
+        if user.opcode in ('dynamic-slice', 'slice'):
+            read += _size(user.result)
+        elif user.opcode == 'bitcast':
+            read += _read(inner, user.name, bodies)
+        elif user.opcode == 'fusion':
+            called = bodies[dict(hlo.CALLED.findall(user.rest))['calls']]
+            read += sum(
+                _read(called, called.parameters[n].name, bodies)
+                for n, operand in enumerate(user.operands)
+                if operand == name
+            )
+        elif user.opcode != 'dynamic-update-slice' or user.operands[0] != name:
+            return inner.size(name)
+    return min(read, inner.size(name))
+
+
+def _written(inner: _Body, root: hlo.Instruction) -> int:
+    """Bytes that a fused computation writes."""
+    if root.opcode == 'tuple':
+        return sum(_written(inner, inner.by_name[name]) for name in root.operands)
+    if root.opcode == 'bitcast' and root.operands[0] in inner.by_name:
+        return _written(inner, inner.by_name[root.operands[0]])
+    if root.opcode == 'dynamic-update-slice':
+        return inner.size(root.operands[1])
+    return _size(root.result)

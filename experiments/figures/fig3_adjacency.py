@@ -1,0 +1,165 @@
+"""Fig. 3: the adjacency of graphs, and how many contexts a position has in each.
+
+    python -m experiments.figures.fig3_adjacency --out=runs/fig3
+    python -m experiments.figures.fig3_adjacency --out=runs/fig3_t --workdir=runs/table1/trainable_e
+
+For every graph of --heads, or of a run's heads with what a learned graph has learned: the
+neighbours (blue) of a position inside the map and of one at its corner (red), and the whole
+adjacency matrix, row i for position i in row-major order. Learned graphs have weights, the largest
+is darkest; without a run they are random ones.
+
+Writes <out>/adjacency.png, <out>/adjacency.csv and <out>/adjacency.md. Run it from the root of the
+repository.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from experiments.common import cli, pictures, runs, tables
+from ggcf_jax.attention import graphs
+from ggcf_jax.errors import InputError
+
+_PAPER_MAP = (128, 256)
+_PAPER_HEADS = {'FULL': 'full', '{LOCAL, GRID}_{8,16,24}': 'local:8,16,24,grid:8,16,24'}
+_PAPER_CONTEXTS = {'FULL': '300K', '{LOCAL, GRID}_{8,16,24}': '0.5K'}  # section 4.2
+_LARGEST = 4096  # positions of a map whose matrix is drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One graph on a map of h x w positions.
+
+    Attributes:
+        graph: as in `config.model.heads`.
+        h, w: of the map.
+        mean, largest: contexts of a position, itself included.
+        density: share of all pairs that are adjacent.
+    """
+
+    graph: str
+    h: int
+    w: int
+    mean: float
+    largest: int
+    density: float
+
+
+def count(graph, h: int, w: int) -> Row:
+    """Counts the contexts that `graph` gives the positions of an h x w map."""
+    mean = graph.pairs(h, w) / (h * w)
+    return Row(str(graph), h, w, mean, graph.neighbours(h, w), mean / (h * w))
+
+
+def draw(path: pathlib.Path, heads: Sequence, h: int, w: int) -> None:
+    """Draws the neighbours of an inner and a corner position and the matrix, a column a graph.
+
+    Raises:
+        InputError: a map that is too large for its matrix.
+    """
+    if h * w > _LARGEST:
+        raise InputError(f'--map={h}x{w} has more than {_LARGEST} positions; draw a smaller one')
+    queries = ((h // 2, w // 2), (min(1, h - 1), min(2, w - 1)))
+    heights = (h / w, h / w, 1)
+    width = 2.25
+    size = (width * len(heads), width * sum(heights) + 0.5)
+    figure = Figure(size, dpi=100, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(3, len(heads), squeeze=False, height_ratios=heights)
+    for graph, column in zip(heads, axes.T):
+        edges = np.asarray(graph.adjacency(h, w), np.float32)
+        for (y, x), axis in zip(queries, column):
+            axis.imshow(edges[y * w + x].reshape(h, w), cmap='Blues', vmin=0, vmax=edges.max())
+            axis.plot(x, y, 'r.', markersize=6)
+        column[2].imshow(edges, cmap='Blues', vmin=0, vmax=edges.max(), interpolation='antialiased')
+        column[0].set_title(str(graph), fontsize=9)
+        for axis in column:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    names = ('a position inside', 'at the corner', 'all pairs')
+    for axis, name in zip(axes[:, 0], names):
+        axis.set_ylabel(name, fontsize=9)
+    pictures.save(figure, path)
+
+
+def parse_heads(text: str) -> list:
+    """The graphs of a head list; learned ones get random parameters, enlarged to be seen."""
+    try:
+        heads = graphs.parse(text)
+    except ValueError as error:
+        raise InputError(f'--heads={text}: {error}') from error
+    return [
+        graph.bind(jax.tree.map(lambda x: 3 * x, graph.init(jax.random.key(1))))
+        if isinstance(graph, graphs.Learned)
+        else graph
+        for graph in heads
+    ]
+
+
+def trained_heads(workdirs: Sequence[str], which: str) -> list:
+    """The graphs of the heads of runs; learned ones with their trained parameters."""
+    found = []
+    for run, trained in runs.load(runs.choose(workdirs), which):
+        context = trained.model.context
+        if not trained.model.heads:
+            raise InputError(f'{run.workdir}: {run.model} has no heads')
+        for graph, params in zip(trained.model.heads, context.graph_params):
+            if isinstance(graph, graphs.Learned):
+                graph = graph.bind({name: p[...] for name, p in params.items()})
+            found.append(graph)
+    return found
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows, and the paper's two models at its own size of map."""
+    table = tables.markdown(
+        ('graph', 'map', 'contexts, mean', 'most', 'of all pairs'),
+        [
+            (r.graph, f'{r.h} x {r.w}', f'{r.mean:.1f}', str(r.largest), f'{100 * r.density:.2f} %')
+            for r in rows
+        ],
+    )
+    lines = []
+    for name, text in _PAPER_HEADS.items():
+        means = [count(graph, *_PAPER_MAP).mean for graph in graphs.parse(text)]
+        lines.append((name, f'{sum(means):.1f}', _PAPER_CONTEXTS[name]))
+    h, w = _PAPER_MAP
+    return (
+        f'{table}\nContexts of a position at {h} x {w}, the map of a Cityscapes image, all heads '
+        'together, counted inside\nthe map. The paper calls its numbers approximate and names no '
+        'map; no map makes both true.\n(GRID_8 alone has 512 here.)\n\n'
+        + tables.markdown(('model', 'counted', 'the paper'), lines)
+    )
+
+
+def _map(text: str) -> tuple[int, int]:
+    h, w = map(int, text.split('x'))
+    if h < 1 or w < 1:
+        raise ValueError
+    return h, w
+
+
+def main(options) -> None:
+    if options.workdir:
+        heads = trained_heads(options.workdir, options.checkpoint)
+    else:
+        heads = parse_heads(options.heads)
+    h, w = options.map
+    draw(options.out / 'adjacency.png', heads, h, w)
+    rows = [count(graph, h, w) for graph in heads]
+    tables.write_csv(options.out / 'adjacency.csv', rows)
+    tables.write_text(options.out / 'adjacency.md', markdown(rows))
+
+
+if __name__ == '__main__':
+    parser = cli.parser(__doc__)
+    runs.add_workdirs(parser, required=False)
+    runs.add_checkpoint(parser)
+    parser.add_argument('--heads', default='full,local:4,grid:4,learned', help='without a run')
+    parser.add_argument('--map', default=(17, 23), type=_map, metavar='HxW', help='[17x23]')
+    cli.run(main, parser)

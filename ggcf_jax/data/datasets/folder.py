@@ -1,0 +1,212 @@
+"""Your own images and label PNGs, read from where they are; `configs/folder.py` says how.
+
+A split is given as a pair of folders, 'IMAGES,LABELS', whose files belong together by their name
+without the extension, or as a list file with one 'image label' pair a line. Paths are relative to
+`config.data.manual_dir`.
+"""
+
+import colorsys
+import csv
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
+from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.errors import InputError
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+SPLITS = ('train', 'validation', 'test')
+
+Pair = tuple[pathlib.Path, pathlib.Path]
+
+
+class FileSource:
+    """Records of (image, label) file pairs."""
+
+    def __init__(self, pairs: Sequence[Pair]):
+        self._pairs = tuple(pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        image, label = self._pairs[index]
+        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
+
+
+def build(data) -> Dataset:
+    """Builds the data set from `config.data`.
+
+    Reads `manual_dir`, `classes`, `ignore` and `splits.train`, `.validation`, `.test`.
+
+    Raises:
+        InputError: a folder, list or class file that is missing or malformed, or an image without
+            its label.
+    """
+    if not data.manual_dir:
+        raise InputError(
+            'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, the folder that '
+            'holds your images, labels and class file'
+        )
+    root = pathlib.Path(data.manual_dir).expanduser()
+    if not root.is_dir():
+        raise InputError(f'config.data.manual_dir={data.manual_dir!r} is not a directory')
+    names, colors, label_map = read_classes(root / data.classes, tuple(data.ignore))
+    pairs = {
+        split: find_pairs(root, data.splits[split], f'config.data.splits.{split}')
+        for split in SPLITS
+        if data.splits[split]
+    }
+    for split in ('train', 'validation'):
+        if split not in pairs:
+            raise InputError(
+                f"config.data.splits.{split} is empty; give 'IMAGES,LABELS' folders or a list file"
+            )
+    sources = {split: FileSource(found) for split, found in pairs.items()}
+    return Dataset('folder', names, colors, sources, label_map, _identity(pairs, label_map))
+
+
+def find_pairs(root: pathlib.Path, text: str, field: str) -> list[Pair]:
+    """Lists the (image, label) files of a split, without reading them."""
+    pairs = _from_folders(root, text, field) if ',' in text else _from_list(root, text, field)
+    if not pairs:
+        raise InputError(f'{field}={text!r}: no images there; known are {", ".join(IMAGES)}')
+    return pairs
+
+
+def _from_folders(root: pathlib.Path, text: str, field: str) -> list[Pair]:
+    folders = [root / part.strip() for part in text.split(',')]
+    if len(folders) != 2:
+        raise InputError(f"{field}={text!r} must be two folders, 'IMAGES,LABELS', or a list file")
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f'{field}={text!r}: {folder} is not a directory')
+    images = by_stem((p for p in folders[0].rglob('*') if p.suffix.lower() in IMAGES), folders[0])
+    labels = by_stem((p for p in folders[1].rglob('*.png')), folders[1])
+    alone = sorted(images.keys() - labels.keys())
+    if alone:
+        raise InputError(
+            f'{field}={text!r}: {len(alone)} of {len(images)} images have no label, the first is '
+            f'{images[alone[0]]}; its label would be {folders[1] / alone[0]}.png'
+        )
+    return [(images[stem], labels[stem]) for stem in sorted(images)]
+
+
+def by_stem(files, folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Files by their path inside the folder, without the extension."""
+    found: dict[str, pathlib.Path] = {}
+    for path in files:
+        stem = path.relative_to(folder).with_suffix('').as_posix()
+        if stem in found:
+            raise InputError(f'{found[stem]} and {path} have one name; rename or remove one')
+        found[stem] = path
+    return found
+
+
+def _from_list(root: pathlib.Path, text: str, field: str) -> list[Pair]:
+    path = root / text
+    if not path.is_file():
+        raise InputError(
+            f"{field}={text!r}: {path} is not a file; give 'IMAGES,LABELS' folders or a list file"
+        )
+    pairs = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+        if not line.strip() or line.startswith('#'):
+            continue
+        # A comma or tab where names hold spaces.
+        separator = next((s for s in ('\t', ',') if s in line), None)
+        parts = [part.strip() for part in line.split(separator)]
+        if len(parts) != 2:
+            raise InputError(f"{path}:{number}: {line!r} is not 'image label'")
+        pair = (root / parts[0], root / parts[1])
+        for file in pair:
+            if not file.is_file():
+                raise InputError(f'{path}:{number}: there is no file {file}')
+        pairs.append(pair)
+    return pairs
+
+
+def read_classes(
+    path: pathlib.Path, ignore: tuple[int, ...]
+) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], np.ndarray]:
+    """Reads names, colours and the id map from the class file.
+
+    A text file has one name a line: the n-th is label value n. A .csv file has the columns
+    name, optionally red, green, blue (0..255), and optionally ids, the label values of the class
+    separated by spaces (several values may become one class).
+
+    Returns:
+        names, RGB colours, label map uint8 [256].
+    """
+    if not path.is_file():
+        raise InputError(f'config.data.classes: there is no file {path}')
+    with path.open(encoding='utf-8-sig', newline='') as file:
+        if path.suffix.lower() == '.csv':
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+        else:
+            rows = [{'name': line.strip()} for line in file if line.strip()]
+    if not rows or 'name' not in rows[0]:
+        raise InputError(f'{path}: no classes; write one name a line, or a CSV with a column name')
+    if len(rows) > NOT_ALLOWED:
+        raise InputError(f'{path}: {len(rows)} classes; at most {NOT_ALLOWED} fit 8-bit labels')
+    names = tuple((row['name'] or '').strip() for row in rows)
+    for name in names:
+        if not name or names.count(name) > 1:
+            raise InputError(f'{path}: class name {name!r} is empty or there twice')
+    return names, _colors(path, rows), _label_map(path, rows, ignore)
+
+
+def _colors(path: pathlib.Path, rows: list[dict]) -> tuple[tuple[int, int, int], ...]:
+    if 'red' not in rows[0]:
+        # Hues by the golden ratio: neighbours differ, however many there are.
+        hues = (0.618034 * i % 1 for i in range(len(rows)))
+        return tuple(
+            tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.65, 0.9)) for hue in hues
+        )
+    return tuple(
+        tuple(_byte(path, row, channel, row.get(channel)) for channel in ('red', 'green', 'blue'))
+        for row in rows
+    )
+
+
+def _label_map(path: pathlib.Path, rows: list[dict], ignore: tuple[int, ...]) -> np.ndarray:
+    label_map = np.full(256, NOT_ALLOWED, np.uint8)
+    for value in ignore:
+        if not 0 <= value <= 255:
+            raise InputError(f'config.data.ignore={ignore} must hold values in 0..255')
+        label_map[value] = IGNORE
+    for index, row in enumerate(rows):
+        ids = str(index) if 'ids' not in row else row['ids'] or ''
+        if not ids.split():
+            raise InputError(f'{path}: class {row["name"]!r} has no ids')
+        for text in ids.split():
+            value = _byte(path, row, 'ids', text)
+            if label_map[value] != NOT_ALLOWED:
+                raise InputError(
+                    f'{path}: label value {value} of class {row["name"]!r} belongs to another '
+                    f'class or to config.data.ignore={ignore} already'
+                )
+            label_map[value] = index
+    return label_map
+
+
+def _byte(path: pathlib.Path, row: dict, column: str, text: str | None) -> int:
+    if text is None or not text.strip().isdigit() or int(text) > 255:
+        raise InputError(f'{path}: {column} {text!r} of class {row["name"]!r} is not 0..255')
+    return int(text)
+
+
+def _identity(pairs: dict[str, list[Pair]], label_map: np.ndarray) -> str:
+    """Changes with the files' names, sizes and times and with the id map."""
+    digest = hashlib.sha256(label_map.tobytes())
+    for split, files in pairs.items():
+        for path in (path for pair in files for path in pair):
+            stat = path.stat()
+            digest.update(f'{split}/{path} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
+    return f'folder/{digest.hexdigest()[:16]}'
+
+
+DATASETS = {'folder': build}

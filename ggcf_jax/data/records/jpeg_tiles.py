@@ -1,0 +1,99 @@
+"""Images as JPEG tiles, of which only those are decoded that a window touches.
+
+A crop shows a third of a large image on average; decoding is what a sample costs most.
+
+Layout: height and width, then the length of each tile, all little-endian uint32; then the tiles by
+row, each a JPEG file of quality 92 without chroma subsampling. Tiles begin at multiples of JPEG's
+blocks of 8 pixels, so that all of them together are the pixels of one JPEG file of that quality.
+"""
+
+import struct
+
+import cv2
+import imagecodecs
+import numpy as np
+
+from ggcf_jax.data.records import codec
+
+SIDE = 256
+JPEG = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    92,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
+
+_END = b'\xff\xd9'
+_SIZE = struct.Struct('<II')
+
+
+def encode(image: np.ndarray) -> bytes:
+    """Encodes an image, uint8 [h, w, 3] RGB."""
+    height, width = image.shape[:2]
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    # Tables made for each tile save the bytes that a file for each tile adds.
+    flags = (*JPEG, cv2.IMWRITE_JPEG_OPTIMIZE, 1)
+    tiles = [
+        cv2.imencode('.jpg', bgr[y : y + SIDE, x : x + SIDE], flags)[1].tobytes()
+        for y in range(0, height, SIDE)
+        for x in range(0, width, SIDE)
+    ]
+    lengths = np.array([len(tile) for tile in tiles], '<u4')
+    return b''.join([_SIZE.pack(height, width), lengths.tobytes(), *tiles])
+
+
+class TiledImage:
+    """An encoded image: `image[rows, columns]` decodes what the two slices cut out of it.
+
+    Attributes:
+        shape: (h, w, 3).
+    """
+
+    def __init__(self, data: bytes, name: str):
+        """Reads the layout; InputError, naming the image, if `data` is not all of it."""
+        self._data, self._name = data, name
+        try:
+            height, width = _SIZE.unpack_from(data)
+            self._columns = -(-width // SIDE)
+            count = -(-height // SIDE) * self._columns
+            lengths = np.frombuffer(data, '<u4', count, _SIZE.size).tolist()
+        except (struct.error, ValueError) as error:
+            raise codec.undecodable(name) from error
+        self.shape = (height, width, 3)
+        self._edges = np.cumsum([_SIZE.size + 4 * count, *lengths]).tolist()
+        if self._edges[-1] != len(data):
+            raise codec.undecodable(name)
+
+    def __getitem__(self, window: tuple[slice, slice]) -> np.ndarray:
+        """Decodes the pixels of (rows, columns), slices without a step: uint8 [., ., 3] RGB.
+
+        Raises:
+            InputError: a tile that cannot be decoded or is of another size.
+        """
+        (top, bottom, _), (left, right, _) = (
+            axis.indices(length) for axis, length in zip(window, self.shape)
+        )
+        pixels = np.empty((bottom - top, right - left, 3), np.uint8)
+        room = np.empty(SIDE * SIDE * 3, np.uint8)  # for each tile in turn
+        for y in range(top // SIDE * SIDE, bottom, SIDE):
+            for x in range(left // SIDE * SIDE, right, SIDE):
+                tile = self._decode(y // SIDE, x // SIDE, room)
+                # Where the tile begins in the window, or the window in the tile.
+                pixels[max(0, y - top) : y + SIDE - top, max(0, x - left) : x + SIDE - left] = tile[
+                    max(0, top - y) : bottom - y, max(0, left - x) : right - x
+                ]
+        return pixels
+
+    def _decode(self, row: int, column: int, room: np.ndarray) -> np.ndarray:
+        """The tile at (row, column), decoded into `room`."""
+        height, width = (min(SIDE, n - SIDE * i) for n, i in zip(self.shape, (row, column)))
+        tile = room[: height * width * 3].reshape(height, width, 3)
+        start, stop = self._edges[row * self._columns + column :][:2]
+        data = self._data[start:stop]
+        try:
+            # The decoder would fill what is missing of a cut-off tile with grey.
+            if data.endswith(_END):
+                return imagecodecs.jpeg8_decode(data, out=tile)
+        except (imagecodecs.Jpeg8Error, ValueError) as error:  # ValueError: of another size
+            raise codec.undecodable(self._name) from error
+        raise codec.undecodable(self._name)

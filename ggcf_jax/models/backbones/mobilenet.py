@@ -1,0 +1,231 @@
+"""MobileNetV2 (Sandler et al., 2018): the backbone for laptops and edge devices.
+
+The 1x1 convolution to 1280 channels belongs to the classifier and is left out, as in CSAIL's and
+mmseg's segmentation networks. `width` is the number of channels of the first convolution: 32 is the
+published network of width multiplier 1.0.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ggcf_jax.errors import InputError
+from ggcf_jax.models.backbones import dilation as dilation_lib
+from ggcf_jax.models.layers.conv import HE_FAN_OUT, ConvNorm
+from ggcf_jax.models.layers.norm import ActivatedNorm, Norm
+from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
+from ggcf_jax.models.layers.repeat import Repeated
+
+# Groups of equal blocks: (expansion, output channels at width 32, blocks). One row a stage, at 1/4,
+# 1/8, 1/16 and 1/32 of the image before dilation; the first block of a row has its stride.
+STAGES = (
+    ((1, 16, 1), (6, 24, 2)),
+    ((6, 32, 3),),
+    ((6, 64, 4), (6, 96, 3)),
+    ((6, 160, 3), (6, 320, 1)),
+)
+DEPTHS = (3, 3, 7, 4)
+
+
+class Depthwise(nnx.Module):
+    """A 3x3 convolution of each channel by itself, as nine shifted products.
+
+    Gradients of grouped convolutions are slow in XLA on CPUs: one of the whole network, four images
+    of 96 x 96, took 18.2 s on a busy two-core machine, and 1.4 s in this form.
+    """
+
+    def __init__(self, features: int, *, stride: int, dilation: int, dtype, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(HE_FAN_OUT(rngs.params(), (3, 3, 1, features), jnp.float32))
+        self.stride = stride
+        self.dilation = dilation
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x [b, h, w, features] -> [b, ceil(h / stride), ceil(w / stride), features]."""
+        b, h, w, features = x.shape
+        step, reach = self.stride, self.dilation
+        rows, columns = -(-h // step), -(-w // step)
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        kernel = self.kernel[...].astype(self.dtype).astype(jnp.float32)
+        y = jnp.zeros((b, rows, columns, features), jnp.float32)
+        for i in range(3):
+            for j in range(3):
+                first = (0, i * reach, j * reach, 0)
+                last = (b, first[1] + step * (rows - 1) + 1, first[2] + step * (columns - 1) + 1)
+                shifted = jax.lax.slice(x, first, (*last, features), (1, step, step, 1))
+                y += shifted.astype(jnp.float32) * kernel[i, j, 0]
+        return y.astype(self.dtype)
+
+
+class DepthwiseNorm(nnx.Module):
+    """Depthwise convolution -> batch norm -> ReLU6."""
+
+    def __init__(self, features: int, *, stride, dilation, norm: Norm, dtype, rngs: nnx.Rngs):
+        shared = dict(dtype=dtype, rngs=rngs)
+        self.conv = Depthwise(features, stride=stride, dilation=dilation, **shared)
+        self.norm = ActivatedNorm(features, 'relu6', norm=norm, **shared)
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.norm(mark_convolution(self.conv(x)), train)
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 expansion, depthwise 3x3, linear 1x1; a skip where the shape stays."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        expansion: int,
+        stride: int,
+        dilation: int,
+        norm: Norm,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        hidden = in_features * expansion
+        layers = []
+        if expansion != 1:
+            layers.append(ConvNorm(in_features, hidden, 1, 'relu6', **shared))
+        layers.append(DepthwiseNorm(hidden, stride=stride, dilation=dilation, **shared))
+        layers.append(ConvNorm(hidden, out_features, 1, 'identity', **shared))
+        self.layers = nnx.List(layers)
+        self.skip = stride == 1 and in_features == out_features
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = x
+        for layer in self.layers:
+            y = layer(y, train)
+        return x + y if self.skip else y
+
+
+class MobileNetV2(nnx.Module):
+    """MobileNetV2 up to its last inverted residual; the activation is always ReLU6.
+
+    Attributes:
+        features: channels of the four stages, at width 32 (24, 32, 96, 320).
+        stride: output stride.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[dilation_lib.Stage, ...],
+        *,
+        width: int,
+        norm: Norm = 'batch_norm',
+        remat: Remat = 'none',
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        stages: strides and dilations for `DEPTHS`, see `dilation.plan`.
+        width: channels of the first convolution, rounded to a multiple of 8.
+        remat: see `remat.run`.
+        """
+        self.remat = remat
+        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        features = _divisible(width)
+        self.stem = ConvNorm(3, features, 3, 'relu6', stride=2, **shared)
+        self.stride = 4
+        self.features = tuple(_divisible(width * row[-1][1] / 32) for row in STAGES)
+        rows = []
+        for i, (row, stage) in enumerate(zip(STAGES, stages)):
+            blocks = []
+            for j, (expansion, number, count) in enumerate(row):
+                # Stage 1 has its stride in its second group, the others in their first.
+                stride, first = (2, 1) if (i, j) == (0, 1) else (1, stage.dilations[0])
+                if j == 0 and i > 0:
+                    stride, first = stage.stride, stage.first
+                channels = _divisible(width * number / 32)
+                blocks += _group(
+                    features,
+                    channels,
+                    expansion,
+                    count,
+                    stride,
+                    first,
+                    stage.dilations[0],
+                    remat,
+                    shared,
+                )
+                features = channels
+            rows.append(nnx.List(blocks))
+            self.stride *= stage.stride
+        self.stages = nnx.List(rows)
+
+    def __call__(
+        self, x: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Features of the four stages of x [b, h, w, 3].
+
+        Args:
+            x: normalised images.
+            train: whether batch statistics are used and updated.
+            key: not needed, this network has no dropout.
+
+        Returns:
+            [b, h / 4, w / 4, features[0]], then one a stage at 1/8, 1/16 and 1/32 or, past the
+            output stride, at the output stride; sizes rounded up.
+        """
+        del key
+        x = self.stem(x, train)
+        outputs = []
+        for stage in self.stages:
+            for block in stage:
+                x = run(self.remat, block, x, train)
+            outputs.append(x)
+        return tuple(outputs)
+
+
+def _group(in_features, channels, expansion, count, stride, first, dilation, remat, shared) -> list:
+    """The block that may change the shape and, if there are more, the others as one."""
+    norm, dtype = shared['norm'], shared['dtype']
+
+    def make(in_features, stride, dilation, rngs):
+        return InvertedResidual(
+            in_features,
+            channels,
+            expansion=expansion,
+            stride=stride,
+            dilation=dilation,
+            norm=norm,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    blocks = [make(in_features, stride, first, shared['rngs'])]
+    if count > 1:
+        equal = lambda rngs: make(channels, 1, dilation, rngs)  # noqa: E731
+        blocks.append(Repeated(equal, count - 1, remat=remat, rngs=shared['rngs']))
+    return blocks
+
+
+def _divisible(channels: float) -> int:
+    """Rounds to a multiple of 8, never down by more than a tenth, as the published networks do."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> MobileNetV2:
+    """Builds the network from `config.model` (reads `backbone` and `norm`).
+
+    Of `backbone` there is no `stem` and no multi-grid.
+    """
+    if tuple(model.backbone.multi_grid):
+        raise InputError(
+            f'config.model.backbone.multi_grid={tuple(model.backbone.multi_grid)} does not exist '
+            'for mobilenet_v2; leave it empty'
+        )
+    return MobileNetV2(
+        dilation_lib.from_config(model.backbone, DEPTHS),
+        width=model.backbone.width,
+        norm=model.norm,
+        remat=remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+BACKBONES = {'mobilenet_v2': build}

@@ -1,0 +1,191 @@
+"""WideResNet-38 in the form A2 of InPlace-ABN (Rota Bulo et al., 2018; Wu et al., 2019).
+
+Six modules of residual blocks with the norm before the convolution; the first two start with max
+pooling, the others with a stride or, to reach output stride 8, dilation 2 and 4. The layers are
+those of `WiderResNetA2` in github.com/mapillary/inplace_abn, scripts/models/wider_resnet.py.
+`width` scales every layer: 64 is the published network with 4096 channels of output.
+"""
+
+import functools
+
+import jax
+from flax import nnx
+
+from ggcf_jax.errors import InputError
+from ggcf_jax.models.backbones import dilation as dilation_lib
+from ggcf_jax.models.layers.conv import conv
+from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
+from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
+from ggcf_jax.models.layers.repeat import Repeated
+
+# Blocks of mod2 to mod7, and the output channels of each block's convolutions in units of `width`.
+DEPTHS = (3, 3, 6, 3, 1, 1)
+CHANNELS = ((2, 2), (4, 4), (8, 8), (8, 16), (8, 16, 32), (16, 32, 64))
+DROPOUT = (0.0, 0.0, 0.0, 0.0, 0.3, 0.5)
+# Blocks as stages of one resolution: mod2 and mod3, mod4, mod5, mod6 and mod7. Multi-grid, which
+# nobody published for this network, takes two numbers: of mod6 and of mod7.
+PLANNED = (6, 6, 3, 2)
+
+
+class PreActivationBlock(nnx.Module):
+    """Norm and convolution two (3x3, 3x3) or three times (1x1, 3x3, 1x1) around a skip.
+
+    Where the shape changes, the skip is a 1x1 convolution of the first norm's output.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        channels: tuple[int, ...],
+        activation: Activation,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        dropout: float = 0.0,
+        norm: Norm,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        channels: of the two or three convolutions; the first has the stride.
+        dropout: rate of whole channels before the last convolution.
+        """
+        shared = dict(dtype=dtype, rngs=rngs)
+        kernels = (3, 3) if len(channels) == 2 else (1, 3, 1)
+        inputs = (in_features, *channels[:-1])
+        self.norms = nnx.List([ActivatedNorm(n, activation, norm=norm, **shared) for n in inputs])
+        self.convs = nnx.List(
+            [
+                conv(n, m, kernel, stride=stride if i == 0 else 1, dilation=dilation, **shared)
+                for i, (n, m, kernel) in enumerate(zip(inputs, channels, kernels))
+            ]
+        )
+        changes = stride != 1 or in_features != channels[-1]
+        self.skip = conv(in_features, channels[-1], 1, stride=stride, **shared) if changes else None
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+
+    def __call__(self, x: jax.Array, train: bool, key: jax.Array | None = None) -> jax.Array:
+        """x [b, h, w, in_features] -> [b, ceil(h / stride), ceil(w / stride), channels[-1]]."""
+        y = self.norms[0](x, train)
+        skip = x if self.skip is None else self.skip(y)
+        for layer, norm in zip(self.convs, self.norms[1:]):
+            y = norm(mark_convolution(layer(y)), train)
+        if self.dropout.rate:
+            y = self.dropout(y, deterministic=not train, rngs=key)
+        return skip + self.convs[-1](y)
+
+
+class WideResNet(nnx.Module):
+    """WideResNet-38 (A2) without classifier.
+
+    Attributes:
+        features: channels of the four stages, at width 64 (256, 512, 2048, 4096).
+        stride: output stride.
+    """
+
+    def __init__(
+        self,
+        stages: tuple[dilation_lib.Stage, ...],
+        *,
+        width: int,
+        activation: Activation,
+        norm: Norm = 'batch_norm',
+        remat: Remat = 'none',
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        """Args:
+        stages: strides and dilations for `PLANNED`, see `dilation.plan`.
+        width: channels of the first convolution.
+        remat: see `remat.run`.
+        """
+        self.remat = remat
+        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        self.stem = conv(3, width, 3, dtype=dtype, rngs=rngs)
+        strides = (1, 1, *(stage.stride for stage in stages[1:]), 1)
+        *others, (mod6, mod7) = (stage.dilations for stage in stages)
+        dilations = (1, *(numbers[0] for numbers in others), mod6, mod7)
+        self.stride = 4
+        features = width
+        modules = []
+        for i, depth in enumerate(DEPTHS):
+            channels = tuple(width * number for number in CHANNELS[i])
+            options = dict(dilation=dilations[i], dropout=DROPOUT[i])
+            make = functools.partial(_block, channels, activation, norm, dtype, **options)
+            blocks = [make(features, strides[i], rngs)]
+            features = channels[-1]
+            if depth > 1:
+                equal = functools.partial(make, features, 1)
+                blocks.append(Repeated(equal, depth - 1, remat=remat, rngs=rngs))
+            modules.append(nnx.List(blocks))
+            self.stride *= strides[i]
+        self.mods = nnx.List(modules)
+        self.norm = ActivatedNorm(features, activation, **shared)
+        self.features = tuple(width * CHANNELS[i][-1] for i in (1, 2, 4, 5))
+
+    def __call__(
+        self, x: jax.Array, train: bool, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Features of x [b, h, w, 3], before the norm but for the last.
+
+        Args:
+            x: normalised images.
+            train: whether batch statistics are used and updated, and dropout is active.
+            key: for dropout, needed when training.
+
+        Returns:
+            Outputs of mod3 [b, h / 4, w / 4, features[0]], mod4 (1/8), mod6 and, normalised, mod7
+            (at the output stride); sizes rounded up.
+        """
+        x = self.stem(x)
+        outputs = []
+        for i, blocks in enumerate(self.mods):
+            if i < 2:
+                x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            for block in blocks:
+                if DROPOUT[i] and train:
+                    key, own = jax.random.split(key)
+                    x = run(self.remat, block, x, train, own)
+                else:
+                    x = run(self.remat, block, x, train)
+            outputs.append(x)
+        _, mod3, mod4, _, mod6, mod7 = outputs
+        return mod3, mod4, mod6, self.norm(mod7, train)
+
+
+def _block(channels, activation, norm, dtype, in_features, stride, rngs, *, dilation, dropout):
+    return PreActivationBlock(
+        in_features,
+        channels,
+        activation,
+        stride=stride,
+        dilation=dilation,
+        dropout=dropout,
+        norm=norm,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> WideResNet:
+    """Builds the network from `config.model` (reads `backbone`, `activation` and `norm`).
+
+    Of `backbone` there is no `stem`, and `first_dilation` is that of the published network.
+    """
+    if model.backbone.first_dilation != 'full':
+        raise InputError(
+            f'config.model.backbone.first_dilation={model.backbone.first_dilation!r} does not exist'
+            ' for wide_resnet38; it has only full'
+        )
+    return WideResNet(
+        dilation_lib.from_config(model.backbone, PLANNED),
+        width=model.backbone.width,
+        activation=model.activation,
+        norm=model.norm,
+        remat=remat,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+BACKBONES = {'wide_resnet38': build}

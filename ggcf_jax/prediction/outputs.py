@@ -1,0 +1,163 @@
+"""The output folder of a prediction: which model and plan it belongs to, and its files."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from ggcf_jax import atomic
+from ggcf_jax.display import pictures
+from ggcf_jax.errors import InputError
+
+KEY_FILE = 'predict.json'
+SUBMISSION = 'submission.zip'
+_ROWS = 256  # painted at a time: colouring an image of 100 megapixels at once takes a gigabyte
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Where and how the results of an image are written.
+
+    Attributes:
+        folder: of all results.
+        colors: RGB of the classes.
+        ids: uint8 [C], the value of each class in the label files.
+        suffix: between the name of an image and `.png` in the name of its label file.
+        overlays: whether pictures of the classes over the image are written.
+        probabilities: whether the probabilities are.
+    """
+
+    folder: pathlib.Path
+    colors: tuple[tuple[int, int, int], ...]
+    ids: np.ndarray
+    suffix: str
+    overlays: bool
+    probabilities: bool
+
+    def label_path(self, name: str) -> pathlib.Path:
+        return self.folder / 'labels' / f'{name}{self.suffix}.png'
+
+    def overlay_path(self, name: str) -> pathlib.Path:
+        return self.folder / 'overlays' / f'{name}.png'
+
+    def probabilities_path(self, name: str) -> pathlib.Path:
+        return self.folder / 'probabilities' / f'{name}.npy'
+
+    def done(self, name: str) -> bool:
+        """Whether everything wanted of an image is there."""
+        paths = [self.label_path(name)]
+        paths += [self.overlay_path(name)] if self.overlays else []
+        paths += [self.probabilities_path(name)] if self.probabilities else []
+        return all(path.is_file() for path in paths)
+
+    def write(self, name: str, image: np.ndarray, labels: np.ndarray) -> None:
+        """Writes label file and overlay.
+
+        Args:
+            image: uint8 [h, w, 3]; is painted over.
+            labels: train ids, uint8 [h, w].
+        """
+        if self.overlays:
+            for top in range(0, len(image), _ROWS):
+                rows = slice(top, top + _ROWS)
+                painted = pictures.colorize(labels[rows], self.colors, ignore=255)
+                image[rows] = cv2.addWeighted(image[rows], 0.5, painted, 0.5, 0)
+            pictures.write_png(self.overlay_path(name), image)
+        encoded = cv2.imencode('.png', self.ids[labels])[1].tobytes()
+        atomic.write(self.label_path(name), encoded)
+
+    @contextlib.contextmanager
+    def probabilities_file(self, name: str, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
+        """Yields a float16 array [h, w, C] that lies in the file; to be filled."""
+        with atomic.replacing(self.probabilities_path(name)) as temporary:
+            array = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
+            yield array
+            array.flush()
+
+
+def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
+    """Makes the folder and writes `predict.json` there, or checks that the one there is equal.
+
+    Args:
+        key: what decides the results, by name.
+
+    Raises:
+        InputError: the folder holds results of another model or plan, or something else.
+    """
+    path = folder / KEY_FILE
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'--output={folder} is a file; give a folder')
+    if not path.exists():
+        if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
+            raise InputError(
+                f'--output={folder} holds files that are not results of a prediction; '
+                'give an empty or a new folder'
+            )
+        atomic.write(path, json.dumps(key, indent=2).encode())
+        return
+    try:
+        there = dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError) as error:
+        raise InputError(f'{path} is damaged ({error}); give another --output') from error
+    differences = [
+        f'{name}: {there.get(name)!r} there, {key.get(name)!r} now'
+        for name in sorted({*there, *key})
+        if there.get(name) != key.get(name)
+    ]
+    if differences:
+        raise InputError(
+            f'--output={folder} holds results of another model or plan:\n  '
+            + '\n  '.join(differences)
+            + '\ngive another folder'
+        )
+
+
+def submit(results: Results, sizes: Mapping[str, tuple[int, int]]) -> pathlib.Path:
+    """Checks the label files against the images that the server expects, and zips them.
+
+    Args:
+        sizes: (h, w) of every image, by name.
+
+    Raises:
+        InputError: a file is missing, superfluous, of another size, or holds other values.
+    """
+    folder = results.folder / 'labels'
+    expected = {results.label_path(name): size for name, size in sizes.items()}
+    there = set(folder.rglob('*.png'))
+    problems = [f'{path} is missing' for path in sorted(expected.keys() - there)]
+    problems += [f'{path} is not expected' for path in sorted(there - expected.keys())]
+    problems += [
+        problem
+        for path in sorted(there & expected.keys())
+        if (problem := _problem(path, expected[path], results.ids))
+    ]
+    if problems:
+        raise InputError(_report(problems, folder))
+    path = results.folder / SUBMISSION
+    with (
+        atomic.replacing(path) as temporary,
+        zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as file,
+    ):
+        for each in sorted(expected):  # PNG files are compressed already
+            file.write(each, each.name)
+    return path
+
+
+def _problem(path: pathlib.Path, size: tuple[int, int], ids: np.ndarray) -> str | None:
+    labels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
+        return f'{path} is not an 8-bit grey PNG'
+    if labels.shape != size:
+        return f'{path} is {labels.shape[0]} x {labels.shape[1]}, its image {size[0]} x {size[1]}'
+    other = np.setdiff1d(labels, ids)
+    return f'{path} holds the values {other.tolist()}' if len(other) else None
+
+
+def _report(problems: Sequence[str], folder: pathlib.Path) -> str:
+    shown = '\n  '.join(problems[:10])
+    return f'{folder} is not what the server expects, {len(problems)} problems:\n  {shown}'

@@ -1,0 +1,172 @@
+"""What the page of `serve` asks a model, and what it is answered: JSON with pictures inside."""
+
+import base64
+import collections
+import contextlib
+import http
+import io
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+
+import cv2
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from ggcf_jax.data.records import codec
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.display.pictures import colorize
+from ggcf_jax.errors import InputError
+from ggcf_jax.serving.viewer import Viewer
+
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 2**22  # 2048 x 2048: a FULL head sees 65,536 positions then
+_IMAGES = 8  # that can still be asked about, the latest
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: http.HTTPStatus, text: str):
+        super().__init__(text)
+        self.status = status
+
+
+class Answers:
+    """Answers about images, of one model, one at a time.
+
+    Attributes:
+        max_bytes: of a file.
+    """
+
+    def __init__(self, viewer: Viewer, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS):
+        """Args:
+        max_pixels: of an image.
+        """
+        self.max_bytes = max_bytes
+        self._computing = threading.Lock()
+        self._viewer = viewer
+        self._max_pixels = max_pixels
+        # Image and labels by the name that the page knows them by, the oldest first.
+        self._images: collections.OrderedDict[str, tuple] = collections.OrderedDict()
+
+    def about(self) -> dict:
+        """What the page is about."""
+        return {
+            'name': self._viewer.name,
+            'classes': self._viewer.classes,
+            'colors': self._viewer.colors,
+            'heads': self._viewer.heads,
+            'step': self._viewer.step,
+            'plan': self._viewer.plan,
+            'stride': self._viewer.stride,
+            'max_bytes': self.max_bytes,
+            'max_pixels': self._max_pixels,
+        }
+
+    def segment(self, content: bytes) -> dict:
+        """The classes of an image file; it can be asked about afterwards."""
+        image = self._decode(content)
+        with self._alone():
+            began = time.perf_counter()
+            labels = self._viewer.segment(image)
+            seconds = time.perf_counter() - began
+            name = secrets.token_urlsafe(12)
+            self._images[name] = (image, labels)
+            while len(self._images) > _IMAGES:
+                self._images.popitem(last=False)
+        counts = np.bincount(labels.reshape(-1), minlength=len(self._viewer.classes))
+        return {
+            'id': name,
+            'height': image.shape[0],
+            'width': image.shape[1],
+            'image': _png_url(image[..., ::-1]),
+            'overlay': _png_url(colorize(labels, self._viewer.colors, IGNORE)[..., ::-1]),
+            'shares': (counts / labels.size).tolist(),
+            'seconds': seconds,
+        }
+
+    def attention(self, name: str, y: int, x: int) -> dict:
+        """Where each head looks from a pixel: pictures of the map, and where on the image it lies.
+
+        The box is [left, top, width, height] in pixels: position i is the middle of its square.
+        """
+        if not self._viewer.heads:
+            raise Refused(http.HTTPStatus.CONFLICT, 'This model has no attention heads.')
+        with self._alone():
+            if name not in self._images:
+                raise Refused(http.HTTPStatus.GONE, 'This image is no longer kept: send it again.')
+            image, labels = self._images[name]
+            height, width = labels.shape
+            if not (0 <= y < height and 0 <= x < width):
+                raise Refused(
+                    http.HTTPStatus.BAD_REQUEST,
+                    f'Pixel ({y}, {x}) lies outside of the image of {height} x {width}.',
+                )
+            weights = self._viewer.attend(image, (y, x))
+        stride = self._viewer.stride
+        rows, columns = weights.shape[1:]
+        return {
+            'y': y,
+            'x': x,
+            'label': int(labels[y, x]),
+            'box': [-stride / 2, -stride / 2, columns * stride, rows * stride],
+            'heads': [
+                {'graph': graph, 'largest': float(w.max()), 'heat': _png_url(_heat(w))}
+                for graph, w in zip(self._viewer.heads, weights)
+            ],
+        }
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuses at once where another request computes."""
+        if not self._computing.acquire(blocking=False):
+            raise Refused(
+                http.HTTPStatus.SERVICE_UNAVAILABLE,
+                'The model is busy with another request: try again in a moment.',
+            )
+        try:
+            yield
+        finally:
+            self._computing.release()
+
+    def _decode(self, content: bytes) -> np.ndarray:
+        """The image, upright, refusing what is too large before it is unpacked."""
+        bad = http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        if not content:
+            raise Refused(http.HTTPStatus.BAD_REQUEST, 'The file is empty.')
+        try:
+            width, height = Image.open(io.BytesIO(content)).size
+        except Image.DecompressionBombError as error:
+            raise self._too_many_pixels('far more than') from error
+        except Exception as error:  # Pillow's readers raise what they like for broken headers
+            raise Refused(bad, 'This is not an image that can be read: try PNG or JPEG.') from error
+        if width * height > self._max_pixels:
+            raise self._too_many_pixels(f'{width} x {height}, more than')
+        try:
+            return codec.decode_upright(content, 'this file')
+        except InputError as error:
+            raise Refused(bad, f'The image cannot be used. {error}') from error
+
+    def _too_many_pixels(self, size: str) -> Refused:
+        return Refused(
+            http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f'The image is too large: {size} {self._max_pixels:,} pixels. Make it smaller first.',
+        )
+
+
+def _heat(weights: np.ndarray) -> np.ndarray:
+    """BGRA picture uint8 [h, w, 4] of weights, the largest opaque."""
+    shares = weights / weights.max()
+    picture = matplotlib.colormaps['inferno'](shares)
+    picture[..., 3] = np.sqrt(shares)
+    return np.round(255 * picture).astype(np.uint8)[..., [2, 1, 0, 3]]
+
+
+def _png_url(picture: np.ndarray) -> str:
+    """A data URL of a BGR or BGRA picture."""
+    quick = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+    content = cv2.imencode('.png', picture, quick)[1].tobytes()
+    return 'data:image/png;base64,' + base64.b64encode(content).decode('ascii')

@@ -1,0 +1,86 @@
+"""Everything that training needs to continue."""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from ggcf_jax import models
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models import Segmenter
+from ggcf_jax.training import optim
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The training state: one pytree, one checkpoint.
+
+    Attributes:
+        step: int32, number of steps done; the whole state of the data pipeline.
+        seed: uint32, of data order, augmentation and dropout.
+        params: float32 parameters.
+        stats: float32 running batch statistics.
+        opt_state: of the optimiser.
+        averaged: exponential moving average of the parameters, or None without one.
+        running: sums of the training metrics since they were last reported.
+        skipped: int32, steps left out since the last good one because they were not finite.
+    """
+
+    step: jax.Array
+    seed: jax.Array
+    params: nnx.State
+    stats: nnx.State
+    opt_state: optax.OptState
+    averaged: nnx.State | None
+    running: dict[str, jax.Array]
+    skipped: jax.Array
+
+    @property
+    def evaluated(self) -> nnx.State:
+        """The parameters that are evaluated: the averaged ones where there are any."""
+        return self.params if self.averaged is None else self.averaged
+
+
+def creator(config, num_classes: int, mesh: jax.sharding.Mesh) -> Callable[[], TrainState]:
+    """The jitted function that draws the state at step 0 of `config`, a copy on every device."""
+    tx = optim.optimizer(config.train)
+
+    def initial() -> TrainState:
+        model = models.build(config, num_classes)
+        return create(model, tx, config.seed, config.train.ema_decay)
+
+    return jax.jit(initial, out_shardings=mesh_lib.replicated(mesh))
+
+
+RUNNING = ('loss', 'aux_loss', 'grad_norm', 'skipped')
+
+
+def split(model: Segmenter) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits a model into (graphdef, params, stats); `merge` puts it together again."""
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graphdef, nnx.as_pure(params), nnx.as_pure(stats)
+
+
+def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmenter:
+    """A model of its own over these arrays, usable inside `jax.jit`."""
+    return nnx.merge(graphdef, params, stats, copy=True)
+
+
+def create(
+    model: Segmenter, tx: optax.GradientTransformation, seed: int, ema_decay: float
+) -> TrainState:
+    """The state at step 0 of a freshly initialised model; averages where `ema_decay` > 0."""
+    _, params, stats = split(model)
+    return TrainState(
+        step=jnp.int32(0),
+        seed=jnp.uint32(seed),
+        params=params,
+        stats=stats,
+        opt_state=tx.init(params),
+        averaged=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        running={name: jnp.float32(0) for name in RUNNING},
+        skipped=jnp.int32(0),
+    )

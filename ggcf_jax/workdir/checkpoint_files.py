@@ -1,0 +1,215 @@
+"""One checkpoint on disk: written by Orbax, sealed with checksums, and verified when it is read.
+
+Orbax writes a checkpoint under a temporary name, in the background, and renames it when it is
+complete. It does not notice damaged array bytes, so checksums are stored and compared on load; they
+lie with the mIoU in the metadata of the checkpoint, the file that is its mark of completeness.
+
+Reading is done by one process for itself; in a save Orbax makes all processes wait for each other.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from ggcf_jax.errors import InputError
+from ggcf_jax.workdir.checksums import checksums
+
+TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of what Orbax has not finished
+
+
+class Damaged(Exception):
+    """A checkpoint whose bytes are not those that were saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sealed:
+    """What is written beside the arrays.
+
+    Attributes:
+        miou: of the evaluation at this step; minus infinity if that was not a number, None if there
+            was no evaluation.
+        checksums: of the arrays of each tree.
+    """
+
+    miou: float | None
+    checksums: dict[str, list[int]]
+
+
+class Saving:
+    """A checkpoint that is being written in the background."""
+
+    def __init__(self, path: pathlib.Path, trees: dict[str, Any], miou: float | None):
+        """Returns when the arrays have been copied to the host.
+
+        Args:
+            path: of the checkpoint, which does not exist.
+            trees: name -> tree of arrays.
+            miou: of an evaluation of them.
+
+        Raises:
+            InputError: it cannot be written, because the disk is full for example.
+        """
+        self._path = path
+        with self._failures():
+            self._response = ocp.save_checkpointables_async(
+                path, trees, custom_metadata=_seal(trees, miou)
+            )
+
+    def wait(self) -> None:
+        """Waits until it is on disk.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        with self._failures():
+            self._response.result()
+
+    @contextlib.contextmanager
+    def _failures(self):
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore have many words for a full disk
+            directory = self._path.parent
+            free = shutil.disk_usage(directory).free / 2**20
+            raise InputError(
+                f'checkpoint {self._path.name} could not be written to {directory} '
+                f'({_first_line(error)}; {free:.0f} MiB are free there). The checkpoints before it '
+                'are as they were: make room, and the same command resumes'
+            ) from error
+
+
+def inspect(path: pathlib.Path) -> Sealed:
+    """Reads what lies beside the arrays of a checkpoint, and sees that its files are whole.
+
+    Raises:
+        Damaged: a mark that Orbax leaves when all is written is missing or unreadable.
+    """
+    marks = [path / '_CHECKPOINT_METADATA', path / 'commit_success.txt']
+    for mark in marks:
+        if not mark.is_file():
+            missing = mark.relative_to(path.parent)
+            raise Damaged(f'checkpoint {path} is not whole: {missing} is missing')
+    with _unreadable(path):
+        content = dict(json.loads(marks[0].read_text(encoding='utf-8'))['custom_metadata'])
+        if content.pop('crc') != _crc(content):
+            raise ValueError(f'the checksum of {marks[0].name} differs')
+    miou = content['miou']
+    if content['evaluated'] and miou is None:
+        miou = float('-inf')
+    return Sealed(miou, content['checksums'])
+
+
+def shapes(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+    """The named trees of a checkpoint as shapes and dtypes, in nested dictionaries.
+
+    Raises:
+        Damaged: they cannot be read.
+    """
+    with _unreadable(path), _alone():
+        saved = ocp.checkpointables_metadata(path).metadata
+        return {
+            name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved[name])
+            for name in names
+        }
+
+
+def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
+    """Reads the named trees of a checkpoint onto the host.
+
+    Args:
+        path: of the checkpoint.
+        trees: name -> tree of arrays or shapes.
+
+    Raises:
+        Damaged: it cannot be read or its checksums differ.
+        InputError: it is of another model.
+    """
+    sealed = inspect(path)
+    saved = {name: _by_path(tree) for name, tree in shapes(path, trees).items()}
+    for name, tree in trees.items():
+        if not saved[name]:
+            raise Damaged(f'checkpoint {path} is damaged: {name!r} is not in it')
+        _compare(saved[name], _by_path(tree), path)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), trees
+    )
+    with _unreadable(path), _alone():
+        loaded = ocp.load_checkpointables(path, abstract)
+    loaded = jax.device_get(loaded)
+    for name in trees:
+        if checksums(loaded[name]) != sealed.checksums[name]:
+            raise Damaged(f'checkpoint {path} is damaged: the checksums of {name!r} differ')
+    return loaded
+
+
+def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:
+    """What `inspect` reads, with a checksum of its own."""
+    content = {
+        'evaluated': miou is not None,
+        'miou': None if miou is None or miou != miou else float(miou),
+        'checksums': {name: checksums(tree) for name, tree in trees.items()},
+    }
+    return content | {'crc': _crc(content)}
+
+
+def _crc(content: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def _unreadable(path: pathlib.Path):
+    """Orbax, TensorStore and json raise whatever they stumble over in damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
+
+
+def _alone() -> ocp.Context:
+    """Orbax works for this process only and waits for no other."""
+    own = jax.process_index()
+    context = ocp.Context()
+    context.multiprocessing.primary_host = own
+    context.multiprocessing.active_processes = {own}
+    return context
+
+
+def _by_path(tree: Any) -> dict[str, tuple]:
+    """Path of each array -> (shape, dtype)."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): (tuple(x.shape), np.dtype(x.dtype))
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], path: pathlib.Path) -> None:
+    """Refuses a checkpoint of another model: Orbax would cast types and name few differences."""
+    differences = [
+        f'{name}: {_describe(saved.get(name))} saved, {_describe(wanted.get(name))} in this model'
+        for name in sorted({*saved, *wanted})
+        if saved.get(name) != wanted.get(name)
+    ]
+    if differences:
+        shown = '\n  '.join(differences[:5])
+        raise InputError(
+            f'checkpoint {path} is of another model, {len(differences)} arrays differ:\n  {shown}\n'
+            'use the configuration it was trained with, or another --workdir'
+        )
+
+
+def _describe(entry: tuple | None) -> str:
+    return 'nothing' if entry is None else f'{entry[1]} {list(entry[0])}'
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'

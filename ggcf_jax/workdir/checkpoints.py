@@ -1,0 +1,286 @@
+"""The checkpoints of a run: which are kept, which is resumed from, which is analysed.
+
+Each holds everything that training needs to continue, in one directory a step
+(`checkpoint_files`). The state is the same on every device. In a save each process writes a share
+of it; process 0 alone reads it and decides what is restored and what is removed: no process acts on
+a directory that another one sees differently.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.distributed import processes
+from ggcf_jax.errors import InputError
+from ggcf_jax.training.state import TrainState
+from ggcf_jax.workdir import checkpoint_files
+from ggcf_jax.workdir.checkpoint_files import Damaged
+
+_LATEST = 2  # so many, so that there is one to fall back to should the newest turn out damaged
+_REMOVING = 'removing-'
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A model read back: what every analysis starts from."""
+
+    step: int
+    params: nnx.State
+    stats: nnx.State
+
+
+class Checkpointer:
+    """Saves and restores the training state of one workdir; keeps the latest two and the best.
+
+    Every process calls the same methods, since Orbax makes them wait for each other in a save.
+    """
+
+    def __init__(self, workdir: pathlib.Path, report: Callable[[str], None] = print):
+        """Removes what a kill has left half written; only one run may use a workdir at a time.
+
+        Args:
+            workdir: checkpoints go to its folder `checkpoints`.
+            report: is told about damaged checkpoints.
+        """
+        self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+        self._report = report
+        self._pending: checkpoint_files.Saving | None = None
+        if not processes.is_first():
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for path in self.directory.iterdir():
+            if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
+                shutil.rmtree(path)
+
+    def save(self, state: TrainState, miou: float | None) -> None:
+        """Saves in the background; returns when the arrays have been copied to the host.
+
+        Args:
+            state: the training state.
+            miou: of an evaluation at this step, by which the best checkpoint is chosen.
+
+        Raises:
+            InputError: this or the save before failed, because the disk is full for example; the
+                checkpoints before it are as they were.
+        """
+        self.wait()
+        path = self.directory / str(int(state.step))
+        self._pending = checkpoint_files.Saving(path, _trees(state), miou)
+
+    def restore_latest(self, state: TrainState) -> TrainState | None:
+        """Restores the newest sound checkpoint onto the shardings of `state`.
+
+        A damaged one is named, renamed to `damaged-<step>` and the one before is tried. Process 0
+        decides and sends the arrays to the others, which need not even see the files.
+
+        Returns:
+            The restored state, or None if there is no checkpoint.
+
+        Raises:
+            InputError: a checkpoint is sound but of another model or optimiser, or all there are
+                turned out damaged.
+        """
+        trees = _trees(state)
+        found = self._newest_sound(trees) if processes.is_first() else None
+        if not processes.from_first(np.bool_(found is not None)):
+            return None
+        return _state(_spread(found, trees))
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        pending.wait()
+        if processes.is_first():
+            self._remove_superseded()
+
+    def close(self) -> None:
+        """Waits for the last save; raises as `wait`."""
+        self.wait()
+
+    def _remove_superseded(self) -> None:
+        """Removes all but the latest and the best."""
+        paths = _steps(self.directory)
+        kept = [*sorted(paths)[-_LATEST:], _best(self._scores(paths))]
+        for step in set(paths) - set(kept):
+            # Renamed first: half of a checkpoint under its own name would look damaged.
+            away = self.directory / f'{_REMOVING}{step}'
+            paths[step].rename(away)
+            shutil.rmtree(away)
+
+    def _scores(self, paths: dict[int, pathlib.Path]) -> dict[int, float | None]:
+        """mIoU of each checkpoint; what turns out damaged is left where it is and out."""
+        scores = {}
+        for step, path in paths.items():
+            with contextlib.suppress(Damaged):
+                scores[step] = checkpoint_files.inspect(path).miou
+        return scores
+
+    def _newest_sound(self, trees: dict[str, Any]) -> dict[str, Any] | None:
+        for path in reversed(_steps(self.directory).values()):
+            try:
+                return checkpoint_files.load(path, trees)
+            except Damaged as error:
+                self._set_aside(path, error)
+        aside = sorted(path.name for path in self.directory.glob('damaged-*'))
+        if aside:
+            raise InputError(
+                f'{self.directory} holds only damaged checkpoints ({", ".join(aside)}): there is '
+                'nothing to resume from; remove that directory to start from the beginning'
+            )
+        return None
+
+    def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
+        aside = self.directory / f'damaged-{path.name}'
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+        path.rename(aside)
+        self._report(f'{error}; it was renamed to {aside.name}, trying the one before')
+
+
+def exists(workdir: pathlib.Path) -> bool:
+    """Whether a workdir holds a checkpoint, sound or not."""
+    directory = pathlib.Path(workdir) / 'checkpoints'
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def steps(workdir: pathlib.Path) -> dict[int, float | None]:
+    """The saved steps in ascending order with their mIoU, None where there was none.
+
+    Raises:
+        Damaged: a checkpoint is not whole.
+    """
+    paths = _steps(pathlib.Path(workdir).absolute() / 'checkpoints')
+    return {step: checkpoint_files.inspect(path).miou for step, path in paths.items()}
+
+
+def restore(
+    workdir: pathlib.Path,
+    params: nnx.State,
+    stats: nnx.State,
+    sharding: jax.sharding.Sharding,
+    which: Literal['best', 'latest'] | int = 'best',
+) -> Restored:
+    """Reads a model from a workdir, also while it trains: the start of every analysis.
+
+    Args:
+        workdir: of a training run.
+        params: shapes of the parameters. stats: of the batch statistics (`models.abstract`).
+        sharding: where the arrays shall lie.
+        which: the checkpoint with the highest validation mIoU, the latest, or a step.
+
+    Raises:
+        InputError: no such checkpoint, a damaged one, or one of another model.
+    """
+    tree = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        {'model': {'params': params, 'stats': stats}},
+    )
+    step, found = 0, None
+    if processes.is_first():
+        with _readable('choose another with --checkpoint'):
+            step, path = _choose(workdir, which)
+            found = checkpoint_files.load(path, tree)
+    step = processes.from_first(np.int32(step))
+    return Restored(int(step), **_spread(found, tree)['model'])
+
+
+def restore_as_saved(workdir: pathlib.Path) -> Restored:
+    """Reads the best model of a workdir without knowing its network: as nested dictionaries.
+
+    Every process reads for itself.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    with _readable('remove it to use another'):
+        step, path = _choose(workdir, 'best')
+        shapes = checkpoint_files.shapes(path, ['model'])
+        return Restored(step, **checkpoint_files.load(path, shapes)['model'])
+
+
+@contextlib.contextmanager
+def _readable(cure: str):
+    try:
+        yield
+    except Damaged as error:
+        raise InputError(f'{error}; {cure}') from error
+
+
+def _choose(workdir: pathlib.Path, which: str | int) -> tuple[int, pathlib.Path]:
+    """The step that `which` means, and where it lies."""
+    directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    if not directory.is_dir():
+        raise InputError(f'{workdir} holds no checkpoints; train there first')
+    paths = _steps(directory)
+    if not paths:
+        raise InputError(f'{directory} holds no complete checkpoint; train first')
+    if which == 'best':
+        step = _best(steps(workdir))
+    elif which == 'latest':
+        step = max(paths)
+    elif which in paths:
+        step = int(which)
+    else:
+        raise InputError(
+            f'checkpoint {which!r} is not in {directory}: there are best, latest and '
+            f'{", ".join(map(str, paths))}'
+        )
+    return step, paths[step]
+
+
+def _steps(directory: pathlib.Path) -> dict[int, pathlib.Path]:
+    """The checkpoints of a directory by step, in ascending order, whole or not."""
+    if not directory.is_dir():
+        return {}
+    found = {int(path.name): path for path in directory.iterdir() if path.name.isdigit()}
+    return dict(sorted(found.items()))
+
+
+def _best(scores: dict[int, float | None]) -> int:
+    """The step with the highest mIoU, the later one of equals; without any the latest."""
+    ranked = {step: miou for step, miou in scores.items() if miou is not None}
+    return max(ranked, key=lambda step: (ranked[step], step)) if ranked else max(scores)
+
+
+def _spread(found: Any, tree: Any) -> Any:
+    """Process 0's host arrays `found` on every process, with the shardings of `tree`."""
+    if not processes.is_first():
+        found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
+    found = processes.from_first(found)
+    return jax.tree.map(lambda x, like: mesh_lib.place(x, like.sharding), found, tree)
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    """The model apart from the rest, so that analyses need not know the optimiser.
+
+    The model's parameters are those that are evaluated; where these are averages, the ones that
+    are trained are among the rest.
+    """
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    model = {'params': state.evaluated, 'stats': fields.pop('stats')}
+    if fields.pop('averaged') is None:
+        del fields['params']
+    return {'model': model, 'training': fields}
+
+
+def _state(trees: dict[str, Any]) -> TrainState:
+    """The state that `_trees` was made from."""
+    model, training = trees['model'], trees['training']
+    if 'params' in training:
+        return TrainState(**training, averaged=model['params'], stats=model['stats'])
+    return TrainState(**training, **model, averaged=None)

@@ -1,0 +1,45 @@
+"""The classes that a run was trained on, kept in its workdir.
+
+Predicting and showing a model needs their names and colours, but not the data set.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from ggcf_jax import atomic, data
+from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.errors import InputError
+
+FILE_NAME = 'classes.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Names and RGB colours (0..255) in train-id order."""
+
+    names: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+
+
+def save(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Writes `classes.json` into the workdir."""
+    content = {'dataset': dataset.name, 'names': dataset.classes, 'colors': dataset.colors}
+    atomic.write(workdir / FILE_NAME, json.dumps(content).encode())
+
+
+def of_run(config, workdir: pathlib.Path) -> Classes:
+    """The classes of a run; of one that did not keep them, those of its data set.
+
+    Raises:
+        InputError: the file is damaged; or there is none, and the data set cannot be built.
+    """
+    path = workdir / FILE_NAME
+    if not path.exists():
+        dataset = data.build(config.data)
+        return Classes(dataset.classes, dataset.colors)
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        return Classes(tuple(content['names']), tuple(map(tuple, content['colors'])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f'{path} is damaged ({error}); delete it to use the data set') from error

@@ -1,0 +1,256 @@
+"""`report.html`: one self-contained page about a run, made from its workdir alone."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ggcf_jax import atomic
+from ggcf_jax.display import html, pictures
+from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import metrics_log, report_panels
+
+FILE_NAME = 'report.html'
+
+# What `inference.Plan` calls one view of the whole image.
+_SINGLE = 'whole image'
+
+# Classes in one bar chart; more are shown in several side by side.
+_BARS = 50
+
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` into the workdir of a run, finished or not.
+
+    Reads metrics.jsonl, config.json, run.json, evaluations/*.json and the latest panels; what is
+    not there yet is left out and said so. The page has no scripts and refers to no other file.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        InputError: the workdir does not exist, or a file in it is damaged.
+    """
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise InputError(f'workdir {workdir} does not exist; give the directory of a run')
+    config = _load(workdir / 'config.json')
+    run = _load(workdir / 'run.json')
+    rows = _merged(metrics_log.read_rows(workdir))
+    paths = sorted((workdir / 'evaluations').glob('*.json'))
+    evaluations = sorted(map(_load, paths), key=lambda each: each['step'])
+    main = _main_split(evaluations)
+    # The other plans of an evaluation are not what training measured on the way.
+    main = [each for each in main if _inference(each) == _SINGLE] or main
+    best = max(main, key=lambda each: _score(each['miou']), default=None)
+
+    body = [html.facts(_facts(config, rows, main, best)), _curves(rows)]
+    if best is None:
+        body.append(html.section('Evaluation', html.text('No evaluation yet.')))
+    else:
+        body.append(_classes(best))
+    body.append(report_panels.latest(workdir, evaluations))
+    body += [
+        report_panels.worst(workdir, each, _inference(each))
+        for each in evaluations
+        if each.get('worst')
+    ][-1:]
+    history = [_evaluations(evaluations)] if evaluations else []
+    body.append(html.group('pair', [*history, _provenance(run)]))
+    body.append(_configuration(config))
+    title = str(config.get('data', {}).get('name') or workdir.resolve().name)
+    document = html.page(f'GGCF on {title}', _subtitle(config, run), body)
+
+    path = workdir / FILE_NAME
+    atomic.write(path, document.encode())
+    return path
+
+
+def _load(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object, {} where the file is missing."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
+        raise InputError(f'{path} is not JSON ({error}); restore or delete it') from error
+    if not isinstance(content, dict):
+        raise InputError(f'{path} is not a JSON object; restore or delete it')
+    return content
+
+
+def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a step in step order; a later row wins, as when a finished run evaluates again."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        steps.setdefault(row['step'], {}).update(row)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _main_split(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations of the validation split, or else of the first split there is."""
+    splits = sorted({each['split'] for each in evaluations}, key=lambda s: (s != 'validation', s))
+    return [each for each in evaluations if each['split'] == splits[0]] if splits else []
+
+
+def _inference(evaluation: Mapping[str, Any]) -> str:
+    """How it was evaluated; files of older versions do not say."""
+    return evaluation.get('inference', _SINGLE)
+
+
+def _score(miou: float | None) -> float:
+    return -math.inf if miou is None or math.isnan(miou) else miou
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float | None]]:
+    """Steps and values of the rows that have `name`; NaN was written as null and reads as None."""
+    found = [(row['step'], row[name]) for row in rows if name in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def _facts(config, rows, main, best) -> list[tuple[str, str, str]]:
+    items = []
+    if best is not None:
+        items.append(('best mIoU', _fixed(best['miou']), f'{best["split"]}, step {best["step"]}'))
+        final = main[-1]
+        items.append(('final mIoU', _fixed(final['miou']), f'step {final["step"]}'))
+        items.append(('pixel accuracy', _fixed(best['pixel_accuracy']), 'at the best mIoU'))
+    else:
+        items.append(('best mIoU', '–', 'no evaluation yet'))
+    planned = config.get('train', {}).get('steps')
+    done = max((row['step'] for row in rows), default=0)
+    items.append(('steps', f'{done:,}', f'of {planned:,}' if isinstance(planned, int) else ''))
+    rates = [value for value in _column(rows, 'train/images_per_sec')[1] if value is not None]
+    if rates:
+        rate = statistics.median(rates)
+        items.append(('throughput', f'{rate:.{0 if rate >= 100 else 1}f}', 'images/s, median'))
+    seconds = _wall_time(_column(rows, 'train/elapsed_sec')[1])
+    if seconds:
+        items.append(('wall time', _duration(seconds), 'of training'))
+    return items
+
+
+def _wall_time(elapsed: Sequence[float | None]) -> float:
+    """Seconds over all the sessions of a run: the clock may start again where it was resumed."""
+    total = last = 0.0
+    for value in elapsed:
+        if value is not None:
+            total += value - last if value >= last else value
+            last = value
+    return total
+
+
+def _curves(rows) -> str:
+    losses = {
+        label: _column(rows, name)
+        for label, name in (('loss', 'train/loss'), ('auxiliary loss', 'train/aux_loss'))
+    }
+    losses = {label: column for label, column in losses.items() if column[0]}
+    rate, miou = _column(rows, 'train/learning_rate'), _column(rows, 'val/miou')
+    charts = []
+    if losses:
+        charts.append(pictures.curve_chart('training loss', losses))
+    if rate[0]:
+        charts.append(pictures.curve_chart('learning rate', {'learning rate': rate}))
+    if miou[0]:
+        charts.append(pictures.curve_chart('validation mIoU', {'mIoU': miou}))
+    if not charts:
+        return html.section('Training', html.text('No metrics yet.'))
+    parts = [html.group('charts', (chart.decode() for chart in charts))]
+    lost = sum(value is None for value in losses.get('loss', ([], []))[1])
+    if lost:
+        parts.append(html.text(f'Not finite in {lost} rows: gaps in the loss curve.'))
+    return html.section('Training', *parts)
+
+
+def _classes(best: Mapping[str, Any]) -> str:
+    names, colors = best['classes'], best['colors']
+    source = f'{best["split"]}, step {best["step"]}'
+    charts = []
+    for first in range(0, len(names), _BARS):
+        part = slice(first, first + _BARS)
+        iou = [best['iou'][name] for name in names[part]]
+        charts.append(pictures.iou_chart(names[part], iou, colors[part]).decode())
+    absent = 'Every class occurs in the ground truth or the prediction.'
+    if best['absent']:
+        absent = (
+            'Absent, in neither ground truth nor prediction, and excluded from the mean: '
+            + ', '.join(best['absent'])
+            + '.'
+        )
+    bars = html.section(
+        'IoU per class',
+        html.text(source),
+        html.group('charts', charts),
+        html.text(absent),
+    )
+    matrix = html.section(
+        'Confusion matrix',
+        html.text(f'{source}; percent of the pixels of each ground truth class'),
+        pictures.confusion_chart(np.asarray(best['matrix']), names).decode(),
+    )
+    return html.group('pair', [bars, matrix]) if len(charts) == 1 else bars + matrix
+
+
+def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        (str(e['step']), e['split'], _inference(e), _fixed(e['miou']), _fixed(e['pixel_accuracy']))
+        for e in evaluations
+    ]
+    header = ('step', 'split', 'inference', 'mIoU', 'pixel accuracy')
+    return html.section('Evaluations', html.group('wide', [html.table(rows, header)]))
+
+
+def _provenance(run: Mapping[str, Any]) -> str:
+    if not run:
+        text = 'run.json is missing: command and versions were not recorded.'
+        return html.section('How it was made', html.text(text))
+    parts = [html.verbatim(str(run['command']))] if run.get('command') else []
+    names = ('started', 'devices', 'platform', 'git')
+    facts = [(name, str(run[name])) for name in names if run.get(name) is not None]
+    versions = run.get('versions') or {}
+    if versions:
+        facts.append(('versions', ', '.join(f'{name} {value}' for name, value in versions.items())))
+    return html.section('How it was made', *parts, html.table(facts))
+
+
+def _configuration(config: Mapping[str, Any]) -> str:
+    rows = _flat(config)
+    if not rows:
+        return html.section(
+            'Configuration', html.text('config.json is missing: it was not recorded.')
+        )
+    return html.section('Configuration', html.group('columns', [html.table(rows)]))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+    """Dotted names and values, in the file's order; values as JSON writes them, text bare."""
+    rows = []
+    for name, value in config.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f'{prefix}{name}.')
+        else:
+            rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+    return rows
+
+
+def _subtitle(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    model = config.get('model', {})
+    backbone = model.get('backbone', {}).get('name')
+    context, heads = model.get('context'), model.get('heads')
+    pieces = [backbone, context, heads if context == 'ggcf' else None, run.get('started')]
+    return ' · '.join(str(piece) for piece in pieces if piece)
+
+
+def _fixed(value: float | None) -> str:
+    return 'undefined' if _score(value) == -math.inf else f'{value:.4f}'
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {rest:02d} s'

@@ -1,0 +1,64 @@
+"""Rows of a map over devices: the values and gradients of one device, by the collectives meant."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ggcf_jax.attention import attend, graphs, sharded
+from tests.attention.cases import assert_close, inputs
+from tests.attention.test_compiled import collectives, forward_and_backward
+
+FETCHED = {
+    'local': {'collective-permute'},
+    'grid': {'all-to-all'},
+    # The transposed gather; XLA:CPU writes a reduce-scatter as all-reduce or all-to-all.
+    'full': {'all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all'},
+}
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return jax.make_mesh((2, 4), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
+
+
+# 12 rows, 3 on each device: halos of less, of more than one neighbour and of more than the map;
+# residues that do and do not divide rows, columns and devices.
+@pytest.mark.parametrize('text', ['local:2', 'local:5', 'local:40', 'grid:4', 'grid:5', 'full'])
+def test_rows_over_devices(mesh, text):
+    graph = graphs.parse(text)[0]
+    arrays = inputs(2, 12, 11, 1, 8, 4)[:3]
+    expected = forward_and_backward(graph)(*arrays)
+    sharding = NamedSharding(mesh, PartitionSpec('data', 'space'))
+    with jax.set_mesh(mesh):
+        dealt = [jax.device_put(x, sharding) for x in arrays]
+        f = jax.jit(forward_and_backward(graph), out_shardings=sharding)
+        compiled = f.lower(*dealt).compile()
+        assert_close(compiled(*dealt), expected, 1e-5)
+    assert 0 < len(collectives(compiled)) <= len(FETCHED[text.split(':')[0]])
+    assert set(collectives(compiled)) <= FETCHED[text.split(':')[0]]
+
+
+def test_learned_graph_over_devices(mesh):
+    graph = graphs.parse('learned')[0]
+    params = graph.init(jax.random.key(0))
+    q, k, v = inputs(2, 8, 5, 1, 4, 4)[:3]
+
+    def value(params, q):
+        return jnp.sin(attend(q, k, v, graph.bind(params))).sum()
+
+    f = jax.value_and_grad(value, argnums=(0, 1))
+    expected = jax.jit(f)(params, q)
+    sharding = NamedSharding(mesh, PartitionSpec('data', 'space'))
+    with jax.set_mesh(mesh):
+        found = jax.jit(f)(params, jax.device_put(q, sharding))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_cannot_be_dealt(mesh):
+    q, k, v = inputs(2, 10, 5, 1, 4, 4)[:3]
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r'height 10 .* divisible by 4'):
+        attend(q, k, v, graphs.Local(1))
+    assert sharded.devices() == 1

@@ -1,0 +1,361 @@
+import json
+import os
+import pathlib
+import pickle
+import sys
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from cityscapesscripts.helpers import labels as cityscapes_labels
+from ml_collections import ConfigDict
+from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder as official
+
+from ggcf_jax import data
+from ggcf_jax.data.datasets import cityscapes
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
+from ggcf_jax.errors import InputError
+from tests.helpers import train_with_main
+
+SKIP = tfds.decode.SkipDecoding()
+DECODERS = {'image_left': SKIP, 'segmentation_label': SKIP}
+FINE = {
+    'train': ['aachen_000000_000019', 'aachen_000001_000019', 'bochum_000000_000313'],
+    'val': ['frankfurt_000000_000294', 'munster_000000_000019'],
+    'test': ['berlin_000000_000019'],
+}
+EXTRA = {'train_extra': ['augsburg_000000_000000', cityscapes.BROKEN, 'troisdorf_000000_000074']}
+FULL_SIZE = ('aachen_000000_000019', 'frankfurt_000000_000294')
+IMAGES, LABELS = 'leftImg8bit_trainvaltest.zip', 'gtFine_trainvaltest.zip'
+MEMBER = 'leftImg8bit/train/aachen/aachen_000001_000019_leftImg8bit.png'
+LABEL_MEMBER = 'gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png'
+
+
+@pytest.fixture
+def folder(tmp_path, rng):
+    """The two fine zips in their true layout."""
+    root = tmp_path / 'zips'
+    root.mkdir()
+    write_zip(root / IMAGES, images(FINE, rng))
+    write_zip(root / LABELS, labels(FINE, 'gtFine', rng))
+    return root
+
+
+@pytest.fixture
+def coarse_folder(folder, rng):
+    write_zip(folder / 'leftImg8bit_trainextra.zip', images(EXTRA, rng))
+    coarse = {'train': FINE['train'], 'val': FINE['val'], **EXTRA}
+    write_zip(folder / 'gtCoarse.zip', labels(coarse, 'gtCoarse', rng))
+    return folder
+
+
+def write_zip(path: pathlib.Path, members: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, 'w') as file:
+        file.writestr('README', 'as published')
+        for name, content in members.items():
+            file.writestr(name, content)
+
+
+def members(path: pathlib.Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as file:
+        return {name: file.read(name) for name in file.namelist() if name != 'README'}
+
+
+def images(splits, rng) -> dict[str, bytes]:
+    return {
+        f'leftImg8bit/{split}/{name.split("_")[0]}/{name}_leftImg8bit.png': png(
+            rng.integers(0, 255, (4, 8, 3), dtype=np.uint8), name
+        )
+        for split, names in splits.items()
+        for name in names
+    }
+
+
+def labels(splits, root, rng) -> dict[str, bytes]:
+    content = {}
+    for split, names in splits.items():
+        for name in names:
+            stem = f'{root}/{split}/{name.split("_")[0]}/{name}_{root}'
+            ids = rng.integers(0, 4 if split == 'test' else 34, (4, 8), dtype=np.uint8)
+            content[f'{stem}_labelIds.png'] = png(ids, name)
+            content[f'{stem}_instanceIds.png'] = b'not read'
+            content[f'{stem}_polygons.json'] = b'{}'
+    return content
+
+
+def png(pixels: np.ndarray, name: str) -> bytes:
+    repeat = 256 if name in FULL_SIZE else 4
+    pixels = pixels.repeat(repeat, 0).repeat(repeat, 1)
+    return cv2.imencode('.png', pixels)[1].tobytes()
+
+
+def config(folder, tmp_path) -> ConfigDict:
+    return ConfigDict(
+        {
+            'name': 'cityscapes',
+            'manual_dir': None if folder is None else str(folder),
+            'data_dir': str(tmp_path / 'prepared'),
+        }
+    )
+
+
+def by_name(source) -> dict[str, dict]:
+    records = [source[i] for i in range(len(source))]
+    assert len({record['name'] for record in records}) == len(records)
+    return {record['name']: record for record in records}
+
+
+def shards(tmp_path) -> list[pathlib.Path]:
+    return list((tmp_path / 'prepared').rglob('*array_record*'))
+
+
+def test_fine_round_trip(folder, tmp_path):
+    dataset = data.build(config(folder, tmp_path))
+    assert dataset.num_classes == 19 and dataset.unlabeled == ('test',)
+    assert list(dataset.sources) == ['train', 'validation', 'test']
+    pixels, ids = members(folder / IMAGES), members(folder / LABELS)
+    for split, names in zip(dataset.sources, FINE.values()):
+        records = by_name(dataset.source(split))
+        assert sorted(records) == names
+        published = {'validation': 'val'}.get(split, split)
+        for name, record in records.items():
+            stem = f'{published}/{name.split("_")[0]}/{name}'
+            assert record['image'] == pixels[f'leftImg8bit/{stem}_leftImg8bit.png']
+            assert record['label'] == ids[f'gtFine/{stem}_gtFine_labelIds.png']
+            example = dataset.decode(record)
+            raw = cv2.imdecode(np.frombuffer(record['label'], np.uint8), cv2.IMREAD_UNCHANGED)
+            table = np.array([cityscapes_labels.id2label[i].trainId for i in range(34)])
+            np.testing.assert_array_equal(example['label'], table[raw])
+            assert example['image'].shape == (*raw.shape, 3)
+            assert raw.shape == ((1024, 2048) if name in FULL_SIZE else (16, 32))
+
+
+def test_official_builder_reads_what_we_prepare(coarse_folder, tmp_path):
+    dataset = data.build(config(coarse_folder, tmp_path))
+    dataset.source('train_extra')
+    for name, splits in (
+        ('semantic_segmentation', ('train', 'validation', 'test')),
+        ('semantic_segmentation_extra', ('train', 'validation', 'train_extra')),
+    ):
+        builder = official.Builder(data_dir=str(tmp_path / 'prepared'), config=name)
+        plain = tfds.builder_from_directory(builder.data_dir)
+        assert set(builder.info.splits) == set(plain.info.splits) == set(splits)
+        ours = cityscapes.Builder(name, None, str(tmp_path / 'prepared'))
+        assert repr(builder.info.features) == repr(ours.info.features)
+        assert plain.info.full_name == builder.info.full_name == f'cityscapes/{name}/1.0.0'
+        for split in splits:
+            encoded, again = (b.as_data_source(split, decoders=DECODERS) for b in (builder, plain))
+            assert len(encoded) == len(again) == builder.info.splits[split].num_examples
+            for one, two in zip(encoded, again):
+                assert one == two
+            if split in dataset.sources and (name.endswith('extra') == (split == 'train_extra')):
+                source = dataset.source(split)
+                for i, record in enumerate(encoded):
+                    assert source[i] == {
+                        'name': record['image_id'].decode(),
+                        'image': record['image_left'],
+                        'label': record['segmentation_label'],
+                    }
+                    decoded = builder.as_data_source(split)[i]
+                    example = dataset.decode(source[i])
+                    np.testing.assert_array_equal(decoded['image_left'], example['image'])
+    assert 'tensorflow' not in sys.modules
+
+
+class Elsewhere(official.Builder, skip_registration=True):
+    """The official builder with the parts replaced that need TensorFlow."""
+
+    name = 'cityscapes'
+
+    def __init__(self, folder, data_dir):
+        self._folder = folder
+        super().__init__(data_dir=data_dir, config='semantic_segmentation')
+
+    def _info(self):
+        features = official.Builder(data_dir=self._data_dir_root, config=self.builder_config.name)
+        return tfds.core.DatasetInfo(builder=self, features=features.info.features)
+
+    def _split_generators(self, dl_manager):
+        published = {'train': 'train', 'validation': 'val', 'test': 'test'}
+        return {split: self._generate_examples(p) for split, p in published.items()}
+
+    def _generate_examples(self, published):
+        pixels, ids = members(self._folder / IMAGES), members(self._folder / LABELS)
+        for name in FINE[published]:
+            stem = f'{published}/{name.split("_")[0]}/{name}'
+            yield (
+                name,
+                {
+                    'image_id': name,
+                    'image_left': pixels[f'leftImg8bit/{stem}_leftImg8bit.png'],
+                    'segmentation_label': ids[f'gtFine/{stem}_gtFine_labelIds.png'],
+                },
+            )
+
+
+def test_prepared_elsewhere_is_read_as_it_is(folder, tmp_path):
+    builder = Elsewhere(folder, str(tmp_path / 'prepared'))
+    builder.download_and_prepare(file_format='array_record')
+    before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
+    elsewhere = data.build(config(None, tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in shards(tmp_path)} == before
+    (tmp_path / 'prepared').rename(tmp_path / 'elsewhere')
+    ours = data.build(config(folder, tmp_path))
+    for split in ('train', 'validation', 'test'):
+        one, two = elsewhere_records(tmp_path, split), ours.source(split)
+        assert [two[i] for i in range(len(two))] == one  # in the same order, too
+    assert list(elsewhere.sources) == list(ours.sources)
+
+
+def elsewhere_records(tmp_path, split):
+    moved = ConfigDict(config(None, tmp_path).to_dict() | {'data_dir': str(tmp_path / 'elsewhere')})
+    source = data.build(moved).source(split)
+    return [source[i] for i in range(len(source))]
+
+
+def test_tfrecord_is_refused_with_the_cure(folder, tmp_path):
+    data.build(config(folder, tmp_path))
+    directory = tmp_path / 'prepared' / 'cityscapes' / 'semantic_segmentation' / '1.0.0'
+    info = directory / 'dataset_info.json'
+    content = json.loads(info.read_text())
+    info.write_text(json.dumps(content | {'fileFormat': 'tfrecord'}))
+    for path in directory.glob('*array_record*'):
+        path.rename(path.with_name(path.name.replace('array_record', 'tfrecord')))
+    with pytest.raises(InputError, match=r'prepared as tfrecord.*data_dir .*convert_format'):
+        data.build(config(folder, tmp_path))
+
+
+def test_coarse_images_are_prepared_when_asked_for(coarse_folder, tmp_path, capsys):
+    dataset = data.build(config(coarse_folder, tmp_path))
+    assert list(dataset.sources) == ['train', 'validation', 'test']
+    assert not (tmp_path / 'prepared' / 'cityscapes' / 'semantic_segmentation_extra').exists()
+    records = by_name(dataset.source('train_extra'))
+    assert sorted(records) == ['augsburg_000000_000000', 'troisdorf_000000_000074']
+    assert f'left {cityscapes.BROKEN} out' in capsys.readouterr().out
+    ids = members(coarse_folder / 'gtCoarse.zip')
+    member = 'gtCoarse/train_extra/augsburg/augsburg_000000_000000_gtCoarse_labelIds.png'
+    assert records['augsburg_000000_000000']['label'] == ids[member]
+    again = data.build(config(None, tmp_path))  # the zips are not needed any more
+    assert list(again.sources) == ['train', 'validation', 'test', 'train_extra']
+    assert by_name(again.source('train_extra')) == records
+
+
+@pytest.mark.slow
+def test_main_trains_on_the_zips(coarse_folder, tmp_path):
+    fields = {'data.train_split': 'train:0.5,train_extra:0.5', 'data.storage': 'compact'}
+    train_with_main('cityscapes', coarse_folder, tmp_path, fields)
+
+
+def test_coarse_zips_are_named_only_when_missed(folder, tmp_path):
+    dataset = data.build(config(folder, tmp_path))
+    with pytest.raises(
+        InputError, match=r'has no gtCoarse\.zip, leftImg8bit_trainextra\.zip; it must hold'
+    ):
+        dataset.source('train_extra')
+    with pytest.raises(InputError, match="no split 'train_ekstra'"):
+        dataset.source('train_ekstra')
+
+
+def replace(path, member, content):
+    """Rewrites a zip with another content for one member; None leaves it out."""
+    kept = members(path) | {member: content}
+    write_zip(path, {name: value for name, value in kept.items() if value is not None})
+
+
+def flip_byte(path, member):
+    """Damages a member's stored bytes behind the zip's back."""
+    with zipfile.ZipFile(path) as file:
+        info = file.getinfo(member)
+    content = bytearray(path.read_bytes())
+    content[info.header_offset + 30 + len(member) + info.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def small_png(value, shape=(16, 32), dtype=np.uint8):
+    return cv2.imencode('.png', np.full(shape, value, dtype))[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (
+            lambda f: replace(f / LABELS, LABEL_MEMBER, None),
+            f'no labels for 1 of the 3 images .*missing is {LABEL_MEMBER}',
+        ),
+        (
+            lambda f: os.truncate(f / IMAGES, (f / IMAGES).stat().st_size // 2),
+            f'{IMAGES} cannot be read .*download it again',
+        ),
+        (
+            lambda f: (f / LABELS).rename(f / 'gtFine_trainvaltest (1).zip'),
+            rf'has no {LABELS}; .*the zips there are gtFine_trainvaltest \(1\)\.zip, {IMAGES}',
+        ),
+        (
+            lambda f: (f / IMAGES).write_bytes((f / LABELS).read_bytes()),
+            f'{IMAGES} holds no leftImg8bit/train/<city>',
+        ),
+        (lambda f: flip_byte(f / IMAGES, MEMBER), f'{MEMBER} cannot be read .*CRC'),
+        (
+            lambda f: replace(f / IMAGES, MEMBER, b'no PNG'),
+            f'{IMAGES}: {MEMBER}: the image cannot be decoded',
+        ),
+        (
+            lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(0)[:60]),
+            f'{LABELS}: {LABEL_MEMBER}: the label cannot be decoded',
+        ),
+        (
+            lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(34)),
+            rf'{LABELS}: {LABEL_MEMBER}: label values \[34\] are outside',
+        ),
+        (
+            lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(7, (16, 31))),
+            f'{MEMBER}: the image is 16 x 32 but its label is 16 x 31',
+        ),
+        (
+            lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(7, dtype=np.uint16)),
+            f'{LABEL_MEMBER}: the label (has shape|is a 16-bit)',
+        ),
+    ],
+)
+def test_bad_zips_leave_nothing_that_loads(folder, tmp_path, damage, message):
+    damage(folder)
+    for _ in range(2):
+        with pytest.raises(InputError, match=message):
+            data.build(config(folder, tmp_path))
+        assert not shards(tmp_path)
+
+
+def test_missing_manual_dir(tmp_path):
+    with pytest.raises(InputError, match=rf'pass --config\.data\.manual_dir=DIR: .*{IMAGES}'):
+        data.build(config(None, tmp_path))
+    with pytest.raises(InputError, match="nowhere' is not a directory"):
+        data.build(config(tmp_path / 'nowhere', tmp_path))
+    assert not (tmp_path / 'prepared').exists()
+
+
+def test_counts_are_compared_with_the_published_ones(folder, tmp_path, capsys):
+    data.build(config(folder, tmp_path))
+    assert 'cityscapes train has 3 images, the published data set has 2975' in (
+        capsys.readouterr().err
+    )
+
+
+def test_every_label_id_is_mapped():
+    for label in cityscapes_labels.labels:
+        train_id = cityscapes.LABEL_MAP[label.id % 256]
+        if label.ignoreInEval:
+            assert train_id == IGNORE
+        else:
+            assert cityscapes.CLASSES[train_id] == label.name
+            assert cityscapes.COLORS[train_id] == label.color
+    assert (cityscapes.LABEL_MAP[34:255] == NOT_ALLOWED).all()
+    assert cityscapes.CLASSES[0] == 'road' and cityscapes.CLASSES[18] == 'bicycle'
+
+
+def test_sources_pickle(folder, tmp_path):
+    sources = data.build(config(folder, tmp_path)).sources
+    copy = pickle.loads(pickle.dumps(sources))
+    assert list(copy) == list(sources)
+    assert by_name(copy['train']) == by_name(sources['train'])

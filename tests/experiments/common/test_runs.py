@@ -1,0 +1,56 @@
+import shutil
+
+import pytest
+
+from experiments.common import runs as chosen
+from experiments.tables import sweep_runs
+from ggcf_jax import config as config_lib
+from ggcf_jax.errors import InputError
+from tests.helpers import ROOT, load_config
+
+
+@pytest.mark.parametrize('name', ['cityscapes', 'camvid'])
+def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for run in sweep_runs.runs(f'configs/{name}.py', tmp_path, 1):
+        config = load_config(name)
+        fields = dict(run.trained.overrides)
+        config.model.context = fields.get('model.context', 'ggcf')
+        config.model.heads = fields.get('model.heads', config.model.heads)
+        found = chosen.name_of(config.model)
+        if name == 'cityscapes':
+            assert found == run.row
+        else:  # heads are smaller there
+            assert found.rstrip('0123456789,{}_') == run.row.rstrip('0123456789,{}_')
+
+
+def test_a_folder_is_the_seeds_of_a_model(workdirs):
+    found = chosen.choose([str(workdirs / 'none'), f'mine={workdirs}/grid'])
+    assert [(run.model, run.title) for run in found] == [
+        ('Baseline', 'Baseline'), ('mine', 'mine, seed 0'), ('mine', 'mine, seed 1')
+    ]  # fmt: skip
+    assert chosen.choose([str(workdirs / 'grid')])[0].model == 'GRID_2'
+
+
+def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
+    picked = chosen.choose([str(workdirs / 'none'), str(workdirs / 'full')])
+    loaded = [trained for _, trained in chosen.load(picked, 'latest')]
+    assert loaded[0].dataset is loaded[1].dataset
+    assert [len(trained.model.heads) for trained in loaded] == [0, 1]
+
+
+def test_bad_choices(workdirs, tmp_path):
+    with pytest.raises(InputError, match='neither the workdir of a run nor a folder of runs'):
+        chosen.choose([str(tmp_path)])
+    with pytest.raises(InputError, match='named twice'):
+        chosen.choose([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
+    other = tmp_path / 'other'
+    shutil.copytree(workdirs / 'none', other)
+    config = config_lib.load(other)
+    shutil.copytree(config.data.manual_dir, tmp_path / 'images')
+    (tmp_path / 'images' / 'train' / 'train_5.png').unlink()
+    (tmp_path / 'images' / 'trainannot' / 'train_5.png').unlink()
+    config.data.manual_dir = str(tmp_path / 'images')
+    config_lib.save(config, other)
+    with pytest.raises(InputError, match='not of the same data'):
+        chosen.common_dataset(chosen.choose([str(workdirs / 'none'), str(other)]))

@@ -1,0 +1,241 @@
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from experiments.common import paper
+from experiments.tables import sweep, sweep_runs, table1
+from ggcf_jax.errors import InputError
+from tests.helpers import ROOT
+
+_CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'ade20k')
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize('name', _CONFIGS)
+def test_rows_are_the_papers_and_pruned_ones_are_not_trained(name, tmp_path):
+    found = sweep_runs.runs(f'configs/{name}.py', tmp_path, 1)
+    published = paper.TABLE2 if name == 'ade20k' else paper.TABLE1
+    assert {row.name for run in found for row in run.rows} == set(published)
+    assert {run.row for run in found} == {
+        row for row in published if not row.endswith('+ ContextPruning')
+    }
+    for run in found:
+        assert all(row.name == f'{run.row} + ContextPruning' for row in run.evaluated)
+        assert len({row.result for row in run.rows}) == len(run.rows)
+
+
+def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
+    found = sweep_runs.runs('configs/cityscapes.py:r50', tmp_path, 2, ['train.steps=9'])
+    assert [run.index for run in found] == list(range(len(found)))
+    assert [run.seed for run in found] == sorted(run.seed for run in found)
+    assert len({run.workdir for run in found}) == len(found)
+    full = next(run for run in found if run.row == 'FULL')
+    assert full.flags('configs/cityscapes.py:r50') == [
+        '--config=configs/cityscapes.py:r50',
+        '--config.train.steps=9',
+        '--config.model.heads=full',
+        '--config.seed=0',
+        f'--workdir={tmp_path}/full/seed_0',
+    ]
+    full.trained.result.parent.mkdir(parents=True)
+    full.trained.result.touch()
+    assert not full.finished
+    assert full.flags('configs/cityscapes.py:r50') == [
+        '--config=configs/cityscapes.py:r50',
+        '--config.train.steps=9',
+        '--config.model.heads=full',
+        '--config.eval.pruning=full:drop=0.5',
+        '--config.seed=0',
+        f'--workdir={tmp_path}/full/seed_0',
+        '--mode=evaluate',
+        '--checkpoint=latest',
+    ]
+    full.evaluated[0].result.touch()
+    assert full.finished
+
+
+def test_training_is_finished_by_its_own_evaluation_whatever_eval_asks_for(tmp_path):
+    found = sweep_runs.runs('configs/camvid.py', tmp_path, 1, ['eval.flip=True', 'train.steps=9'])
+    full = next(run for run in found if run.row == 'FULL')
+    assert full.trained.result.name == 'validation_00000009.json'
+    assert 'flip' in full.evaluated[0].result.name
+
+
+def test_a_row_that_evaluates_what_no_row_trains_is_refused(tmp_path):
+    path = tmp_path / 'lonely.py'
+    path.write_text(
+        pathlib.Path('configs/camvid.py').read_text().partition('def sweep')[0]
+        + 'def sweep():\n    yield "A", {"model.heads": "full"}\n'
+        '    yield "B", {"model.heads": "grid:4", "eval.flip": True}\n'
+    )
+    with pytest.raises(InputError, match=r"row 'B' evaluates a run with .*grid:4"):
+        sweep_runs.runs(str(path), tmp_path / 'out', 1)
+
+
+@pytest.mark.parametrize(
+    ('path', 'common', 'message'),
+    [
+        ('configs/none.py', (), 'there is no such file'),
+        ('configs/folder.py', (), r'has no sweep\(\)'),
+        ('configs/camvid.py', ('train.stps=3',), 'Did you mean "steps"'),
+        ('configs/camvid.py', ('train.steps=many',), 'many'),
+        ('configs/camvid.py', ('seed',), 'field=value'),
+    ],
+)
+def test_bad_sweeps_are_refused_before_anything_runs(path, common, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        sweep_runs.runs(path, tmp_path, 1, common)
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A program in place of main.py: GRID rows fail, FULL waits for SIGTERM, others are done.
+
+    Evaluations, which find a workdir, are done at once. Cores are written to the workdir.
+    """
+    program = tmp_path / 'main.py'
+    program.write_text(
+        'import os, pathlib, signal, sys, time\n'
+        'flags = dict(each.split("=", 1) for each in sys.argv[1:])\n'
+        'heads = flags.get("--config.model.heads", "")\n'
+        'if heads.startswith("grid"): sys.exit(3)\n'
+        'workdir = pathlib.Path(flags["--workdir"])\n'
+        'evaluating = "--mode" in flags\n'
+        'workdir.mkdir(parents=True, exist_ok=evaluating)\n'
+        'if heads == "full" and not evaluating:\n'
+        '    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n'
+        '    (workdir / "waiting").touch()\n'
+        '    time.sleep(60)\n'
+        '(workdir / "compiled").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])\n'
+        '(workdir / "cores").write_text(str(sorted(os.sched_getaffinity(0))))\n'
+        '(workdir / "evaluations").mkdir(exist_ok=True)\n'
+        'pruned = "_whole-image-pruning-local-drop-0.5-grid-drop-0.5" if evaluating else ""\n'
+        'name = f"validation_00000360{pruned}.json"\n'
+        '(workdir / "evaluations" / name).write_text("{}")\n'
+    )
+    monkeypatch.setattr(sweep, '_MAIN', program)
+
+
+def test_failures_do_not_stop_the_others(stand_in, tmp_path, monkeypatch):
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    todo = [
+        run
+        for run in sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
+        if run.row in ('Baseline', 'GRID_10', 'ASPP')
+    ]
+    failed = sweep.run('configs/street_scenes.py', todo, 2, tmp_path / 'kept')
+    assert len(failed) == 1 and 'GRID_10, seed 0: ended with code 3' in failed[0]
+    assert [run.finished for run in todo] == [True, True, False]
+    assert (todo[0].workdir / 'compiled').read_text() == str(tmp_path / 'kept')
+
+
+def test_evaluations_follow_their_run(stand_in, tmp_path):
+    found = sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
+    run = next(run for run in found if run.row == '{LOCAL, GRID}_{8,16,24}')
+    assert sweep.run('configs/street_scenes.py', [run], 1, tmp_path / 'kept') == []
+    assert run.finished and len(run.rows) == 2
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs two cores to share out')
+def test_jobs_have_cores_of_their_own(stand_in, tmp_path):
+    found = sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 2)
+    todo = [run for run in found if run.row == 'Baseline']
+    assert sweep.run('configs/street_scenes.py', todo, 2, tmp_path / 'kept') == []
+    cores = [set(json.loads((run.workdir / 'cores').read_text())) for run in todo]
+    assert cores[0] | cores[1] == os.sched_getaffinity(0) and not cores[0] & cores[1]
+
+
+def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_path):
+    found = {
+        run.row: run for run in sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)
+    }
+    todo = [found['FULL'], found['Baseline']]
+    # Sends SIGTERM to this process once the first run waits.
+    helper = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'import os, pathlib, signal, sys, time\n'
+            'path = pathlib.Path(sys.argv[1])\n'
+            'while not path.exists(): time.sleep(0.05)\n'
+            f'os.kill({os.getpid()}, signal.SIGTERM)\n',
+            str(todo[0].workdir / 'waiting'),
+        ]
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    failed = sweep.run('configs/street_scenes.py', todo, 1, tmp_path / 'kept')
+    helper.wait()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 'FULL, seed 0: ended with code 0' in failed[0]
+    assert failed[1] == 'Baseline, seed 0: not started'
+
+
+def _finish(run: sweep_runs.Run, miou: float, row: sweep_runs.Row | None = None) -> None:
+    row = row or run.trained
+    row.result.parent.mkdir(parents=True, exist_ok=True)
+    iou = {'road': miou, 'train': None}
+    content = {
+        'dataset': 'street_scenes', 'classes': list(iou), 'miou': miou, 'pixel_accuracy': 0.5,
+        'iou': iou,
+    }  # fmt: skip
+    row.result.write_text(json.dumps(content))
+    rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]
+    (run.workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+
+
+def test_table_of_what_is_finished(tmp_path):
+    found = sweep_runs.runs('configs/street_scenes.py', tmp_path, 2)
+    with pytest.raises(InputError, match='none of the 32 runs'):
+        table1.write(found, tmp_path)
+    for run in found:
+        if run.row == 'FULL':
+            _finish(run, 0.25 + 0.02 * run.seed)
+            _finish(run, 0.24 + 0.03 * run.seed, run.evaluated[0])
+        elif run.row == 'ASPP' and run.seed == 0:
+            _finish(run, 0.3)
+    text = table1.write(found, tmp_path)
+    assert '3 of 32 runs are finished' in text
+    assert '| FULL | `full` | 2 | 26.00 +- 1.41 | +0.00 +- 0.00 | 78.8 | +0.0 |' in text
+    assert '| ASPP | `aspp` | 1 | 30.00 | +5.00 | 77.8 | -1.0 |' in text
+    assert (
+        '| FULL + ContextPruning | `full`, pruned `full:drop=0.5` | 2 | 25.50 +- 2.12 '
+        '| -0.50 +- 0.71 | 79.1 | +0.3 |'
+    ) in text
+    assert '| FULL | 26.0 |  |' in text
+    lines = list(csv.DictReader((tmp_path / 'table.csv').open()))
+    assert [(line['row'], line['seed'], line['miou']) for line in lines] == [
+        ('ASPP', '0', '0.3'), ('FULL', '0', '0.25'), ('FULL + ContextPruning', '0', '0.24'),
+        ('FULL', '1', '0.27'), ('FULL + ContextPruning', '1', '0.27'),
+    ]  # fmt: skip
+    assert {line['train_sec'] for line in lines} == {'3'}
+
+
+def test_some_rows_only(tmp_path, monkeypatch, capsys):
+    def listed(*arguments):
+        command = ['sweep', 'list', '--config=configs/camvid.py', f'--out={tmp_path}', '--seeds=2']
+        monkeypatch.setattr(sys, 'argv', [*command, *arguments])
+        code = sweep.main()
+        return code, capsys.readouterr()
+
+    code, output = listed('--row=FULL', '--row=GRID_{8,16,24}')
+    assert code == 0
+    lines = output.out.splitlines()
+    numbers = [int(line.split()[0]) for line in lines]
+    assert len(lines) == 4 and all(' FULL, seed' in line for line in lines[::2])
+    code, output = listed('--row=FULL', f'--index={numbers[2]}')
+    assert output.out.splitlines() == [lines[2]]
+    with pytest.raises(SystemExit):
+        listed('--row=FULL', f'--index={numbers[1]}')
+    assert f'{numbers[1]} is not one of [{numbers[0]}, {numbers[2]}]' in capsys.readouterr().err
+    code, output = listed('--row=FUL')
+    assert code == 2 and "--row='FUL' is not one of 'Baseline', 'ASPP'" in output.err

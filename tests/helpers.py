@@ -1,0 +1,127 @@
+"""Shared by tests: the tiny data set and network, runs of `main.py`, untrained workdirs."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import jax
+import numpy as np
+
+from ggcf_jax import config as config_lib
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.training import state
+from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir.metrics_log import read_rows
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+TINY_MODEL = {
+    'model.backbone.name': 'resnet10',
+    'model.backbone.width': 4,
+    'model.heads': 'local:1,grid:2',
+    'model.ggcf.channels': 8,
+    'model.ggcf.key_channels': 4,
+    'model.ggcf.value_channels': 4,
+    'model.aux_channels': 4,
+    'model.dropout': 0.1,
+}
+
+
+def write_camvid(root: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
+    """Writes the folder: every image is two colour fields that its label tells apart."""
+    for folder, count in (('train', 6), ('val', 3)):
+        (root / folder).mkdir(parents=True)
+        (root / f'{folder}annot').mkdir()
+        for i in range(count):
+            label = np.full((40, 56), i % 11, np.uint8)
+            label[20:] = (i + 3) % 11
+            label[:2] = 11
+            colors = rng.integers(0, 255, (12, 3), dtype=np.uint8)
+            cv2.imwrite(str(root / folder / f'{folder}_{i}.png'), colors[label])
+            cv2.imwrite(str(root / f'{folder}annot' / f'{folder}_{i}.png'), label)
+    return root
+
+
+def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
+    config = load_config('camvid')
+    config.update_from_flattened_dict(
+        {
+            'data.manual_dir': str(camvid_folder),
+            'data.data_dir': str(tmp_path / 'prepared'),
+            'data.crop_size': (24, 24),
+            'data.threads': 1,
+            **TINY_MODEL,
+            'train.steps': 12,
+            'train.batch_size': 8,
+            'train.learning_rate': 0.05,
+            'train.log_every': 2,
+            'train.eval_every': 6,
+            'train.checkpoint_every': 3,
+            'eval.batch_size': 8,
+            'eval.panels': 2,
+        }
+    )
+    return config
+
+
+def load_config(name: str, argument: str | None = None):
+    """The configuration that --config=configs/<name>.py[:argument] gives."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config() if argument is None else module.get_config(argument)
+
+
+def train_with_main(name: str, manual_dir: pathlib.Path, root: pathlib.Path, fields: dict) -> None:
+    """main.py trains a tiny network for three steps of configs/<name>.py and evaluates it."""
+    fields = {
+        'data.manual_dir': manual_dir,
+        'data.data_dir': root / 'prepared',
+        'data.crop_size': '24,24',
+        'data.threads': 1,
+        **TINY_MODEL,
+        'model.heads': 'local:1,grid:16',  # whole images of 1024 x 2048 are evaluated
+        'train.steps': 3,
+        'train.batch_size': 2,
+        'train.log_every': 1,
+        'eval.batch_size': 1,
+        'eval.panels': 1,
+        **fields,
+    }
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / 'main.py'),
+            f'--config={ROOT / "configs" / name}.py',
+            f'--workdir={root / "run"}',
+            *(f'--config.{field}={value}' for field, value in fields.items()),
+        ],
+        env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    rows = read_rows(root / 'run')
+    assert [row['step'] for row in rows] == [1, 2, 3, 3]
+    assert all(0 < row['train/loss'] < 10 for row in rows[:3])
+    assert 0 <= rows[3]['val/miou'] <= 1
+
+
+def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: float = 0.3) -> None:
+    """Makes the workdir of a run that was stopped before its first step, statistics included.
+
+    Normal noise of this spread on all parameters makes predictions differ from place to place;
+    with 0 probabilities and attention are close to uniform.
+    """
+    config_lib.claim_workdir(config, workdir)
+    start = state.creator(config, num_classes, mesh_lib.make_mesh())()
+    rng = np.random.default_rng(7)
+    params = jax.tree.map(
+        lambda x: (x + spread * rng.normal(size=x.shape)).astype(x.dtype), start.params
+    )
+    checkpointer = checkpoints.Checkpointer(workdir)
+    checkpointer.save(start.replace(params=params), None)
+    checkpointer.close()

@@ -1,0 +1,108 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ggcf_jax.attention import graphs
+from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.contexts.aspp import ASPP
+from ggcf_jax.models.contexts.ggcf import GGCF, pruned
+
+
+def _ggcf(heads, seed=0, scale=1.0):
+    return GGCF(
+        6,
+        graphs.parse(heads),
+        channels=5,
+        key_channels=3,
+        value_channels=4,
+        scale=scale,
+        activation='relu',
+        dtype=jnp.float32,
+        rngs=nnx.Rngs(seed),
+    )
+
+
+def _pointwise(layer, x):
+    return x @ np.asarray(layer.kernel[...])[0, 0] + np.asarray(layer.bias[...])
+
+
+def _equation_3(module, x, scale):
+    """Eq. 3 position by position, with a kernel W_k of its own for each head."""
+    n, channels = x.shape[1] * x.shape[2], x.shape[3]
+    _, h, w, _ = x.shape
+    heads = len(module.heads)
+    x = np.asarray(x, np.float64).reshape(-1, n, channels)
+    theta = _pointwise(module.theta, x).reshape(-1, n, heads, 3)
+    phi = _pointwise(module.phi, x).reshape(-1, n, heads, 3)
+    g = _pointwise(module.g, x)
+    w_k = np.asarray(module.w.kernel[...])[0, 0].reshape(heads, 4, channels)
+    y = np.zeros_like(x) + np.asarray(module.w.bias[...])
+    for k, graph in enumerate(module.heads):
+        if isinstance(graph, graphs.Learned):
+            graph = graph.bind({name: p[...] for name, p in module.graph_params[k].items()})
+        edges = np.asarray(graph.adjacency(h, w), np.float64)
+        for b in range(len(x)):
+            for i in range(n):
+                weights = edges[i] * np.exp(scale * phi[b, :, k] @ theta[b, i, k])
+                y[b, i] += (weights @ g[b] / weights.sum()) @ w_k[k]
+    return y.reshape(-1, h, w, channels)
+
+
+@pytest.mark.parametrize('heads', ['full', 'local:1,grid:2', 'local:2,2,grid:3,full', 'learned'])
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
+    module = _ggcf(heads, scale=scale)
+    x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
+    reduced = module.reduce(x, False)
+    output = module(x, False)
+    assert output.shape == (2, 5, 4, module.features)
+    np.testing.assert_allclose(
+        output[..., :5], _equation_3(module, reduced, scale), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_array_equal(output[..., 5:], reduced)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'rules'),
+    [('full', ''), ('local:2,2,grid:3', 'local:drop=0.5,grid:keep=1:random'), ('learned', '')],
+)
+def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
+    module = pruned(_ggcf(heads, scale=0.5), pruning_rules.parse(rules))
+    x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
+    at = np.stack(np.divmod(np.arange(20), 4), axis=1)
+    rows = np.asarray(module.attention(x, jnp.asarray(at))).reshape(2, 20, -1, 20)
+    reduced = module.reduce(x, False)
+    fused = np.einsum('bikj,bjc->bikc', rows, np.asarray(module.g(reduced)).reshape(2, 20, 4))
+    y = module.w(jnp.float32(fused.reshape(2, 5, 4, -1)))
+    np.testing.assert_allclose(y, module(x, False)[..., :5], rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_of_ggcf_gets_a_gradient(rng):
+    module = _ggcf('local:1,grid:2,full,learned')
+    graphdef, params, rest = nnx.split(module, nnx.Param, ...)
+    x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
+
+    def loss(params):
+        return (nnx.merge(graphdef, params, rest, copy=True)(x, True) ** 3).sum()
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        # A constant added to phi or to the log of E changes no softmax.
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all(), name
+        if "'phi'" not in name or "'bias'" not in name:
+            assert np.abs(gradient).max() > 1e-7, name
+
+
+def test_aspp_shapes_and_image_pooling(rng):
+    module = ASPP(
+        6, channels=4, rates=(2, 3), activation='relu', dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    x = jnp.float32(rng.normal(size=(2, 9, 7, 6)))
+    output = module(x, False)
+    assert output.shape == (2, 9, 7, 4) and module.features == 4
+    # The dilated branches reach 3 positions; only image pooling carries a change further.
+    moved = module(x.at[:, 0, 0].add(10.0), False)
+    assert (np.abs(moved - output)[:, 8, 6] > 1e-6).any()

@@ -1,0 +1,209 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ggcf_jax import models
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.layers.resize import upsample
+from ggcf_jax.training import optim
+from ggcf_jax.training import state as state_lib
+from ggcf_jax.training.losses import cross_entropy, ohem
+from ggcf_jax.training.train_step import deal, make_train_step
+
+CLASSES = 5
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.model.dropout = 0.0
+    return tiny_config
+
+
+def _batch(seed=0, size=8, height=24):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, (size, height, 24)).astype(np.uint8)
+    for i in range(size):
+        label[i, : 2 * i] = 255  # devices and microbatches see different numbers of pixels
+    image = rng.integers(0, 255, (size, height, 24, 3)).astype(np.uint8)
+    return {'image': image, 'label': label}
+
+
+def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
+    graphdef, params, stats = state_lib.split(models.build(config, CLASSES))
+    tx = optim.optimizer(config.train)
+    step = make_train_step(
+        graphdef,
+        tx,
+        loss=loss,
+        aux_weight=0.4,
+        class_weights=(),
+        accumulate=accumulate,
+        ema_decay=ema_decay,
+        log_every=log_every,
+    )
+    model = state_lib.merge(graphdef, params, stats)
+    return step, state_lib.create(model, tx, config.seed, ema_decay), graphdef
+
+
+def _assert_close(a, b, rtol=2e-4, atol=2e-6):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
+    ):
+        np.testing.assert_allclose(x, y, rtol, atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_first_update_is_the_definition(config):
+    """params - lr * (gradient of the mean losses + decay * params)."""
+    step, state, graphdef = _make(config)
+    batch = _batch()
+
+    def loss(params):
+        model = state_lib.merge(graphdef, params, state.stats)
+        outputs = model(batch['image'], train=True, key=jax.random.key(0))
+        main, aux = (upsample(x, 8, (24, 24)) for x in outputs)
+        valid = batch['label'] != 255
+        means = [cross_entropy(x, batch['label'])[0] / valid.sum() for x in (main, aux)]
+        return means[0] + 0.4 * means[1]
+
+    gradients = jax.jit(jax.grad(loss))(state.params)
+    expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), state.params, gradients)
+    new = jax.jit(step)(state, batch)
+    _assert_close(new.params, expected)
+    assert int(new.step) == 1
+    np.testing.assert_allclose(new.running['loss'], jax.jit(loss)(state.params), rtol=1e-5)
+
+
+OHEM = partial(ohem, threshold=0.2, min_kept=700)
+
+
+@pytest.mark.parametrize(
+    ('accumulate', 'loss', 'meshes'),
+    [
+        (2, cross_entropy, [(1, 1), (8, 1)]),
+        (1, OHEM, [(1, 1), (8, 1), (4, 2)]),
+    ],
+)
+def test_any_mesh_takes_the_same_steps(config, accumulate, loss, meshes):
+    """Loss, gradients and batch statistics are global, whatever lies where.
+
+    A mesh is a number of devices and how many of them share the rows of an image: with 4 and 2 it
+    is 2 x 2. With two microbatches of 8 of 16 images, each device holds one image of each.
+    """
+    config.model.heads = 'local:1,grid:2,full'
+    step, state, _ = _make(config, accumulate, loss=loss)
+    results = []
+    for devices, space in meshes:
+        mesh = mesh_lib.make_mesh(jax.devices()[:devices], space)
+        placed = jax.device_put(state, mesh_lib.replicated(mesh))
+        compiled = jax.jit(step, out_shardings=mesh_lib.replicated(mesh))
+        with jax.set_mesh(mesh):
+            for seed in range(3):
+                batch = _batch(seed, 8 * accumulate, height=32)
+                placed = compiled(placed, jax.device_put(batch, mesh_lib.by_batch(mesh)))
+        results.append(jax.device_get(placed))
+    for result in results[1:]:
+        _assert_close(results[0], result, rtol=1e-3, atol=1e-5)
+
+
+def test_accumulation_sums_over_microbatches(config):
+    """Against each microbatch by itself, joined by numbers of pixels."""
+    step, state, graphdef = _make(config, accumulate=2)
+    batch = _batch()
+    dealt = deal(batch, 2)
+    stats, total, count = state.stats, None, 0
+
+    @jax.jit
+    def gradient(params, stats, image, label):
+        def loss(params):
+            model = state_lib.merge(graphdef, params, stats)
+            outputs = model(image, train=True, key=jax.random.key(0))
+            main, aux = (cross_entropy(upsample(x, 8, (24, 24)), label)[0] for x in outputs)
+            return main + 0.4 * aux, state_lib.split(model)[2]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    for i in range(2):
+        image, label = dealt['image'][i], dealt['label'][i]
+        gradients, stats = gradient(state.params, stats, image, label)
+        total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
+        count += (label != 255).sum()
+    expected = jax.tree.map(lambda p, g: p - 0.05 * (g / count + 5e-4 * p), state.params, total)
+    new = jax.jit(step)(state, batch)
+    _assert_close(new.params, expected)
+    _assert_close(new.stats, stats)
+
+
+def test_every_microbatch_takes_from_every_device():
+    batch = {'x': np.arange(16)}
+    dealt = deal(batch, 2)['x']
+    assert sorted(dealt.ravel().tolist()) == list(range(16))
+    # Devices hold 0-3, 4-7, ...; each microbatch has two of each.
+    for microbatch in dealt:
+        assert [(microbatch // 4 == device).sum() for device in range(4)] == [2] * 4
+
+
+def test_not_finite_step_changes_nothing_but_counts(config):
+    step, state, _ = _make(config, log_every=3)
+    compiled = jax.jit(step)
+    state = compiled(state, _batch())
+    poisoned = state.replace(params=jax.tree.map(lambda x: x * jnp.float32(np.inf), state.params))
+    after = compiled(poisoned, _batch(1))
+    for name in ('params', 'stats', 'opt_state'):
+        before = jax.tree.leaves(getattr(poisoned, name))
+        assert all(
+            np.array_equal(a, b, equal_nan=True)
+            for a, b in zip(before, jax.tree.leaves(getattr(after, name)), strict=True)
+        )
+    assert int(after.step) == 2 and int(after.skipped) == 1
+    assert float(after.running['skipped']) == 1
+    assert np.isfinite(float(after.running['loss']))
+    recovered = compiled(after.replace(params=state.params), _batch(1))
+    assert int(recovered.skipped) == 0 and float(recovered.running['skipped']) == 1
+
+
+@pytest.mark.parametrize('loss', [cross_entropy, partial(ohem, threshold=0.7, min_kept=10)])
+def test_all_ignored_batch_is_finite(config, loss):
+    step, state, _ = _make(config, loss=loss)
+    batch = _batch()
+    batch['label'][:] = 255
+    after = jax.jit(step)(state, batch)
+    assert int(after.skipped) == 0
+    assert float(after.running['loss']) == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.params))
+
+
+def test_running_sums_start_anew_and_parameters_are_averaged(config):
+    step, state, _ = _make(config, log_every=2, ema_decay=0.9)
+    compiled = jax.jit(step)
+    losses, sums = [], []
+    average = state.params
+    for seed in range(4):
+        alone = compiled(
+            state.replace(running=jax.tree.map(jnp.zeros_like, state.running)), _batch(seed)
+        )
+        losses.append(float(alone.running['loss']))
+        state = compiled(state, _batch(seed))
+        sums.append(float(state.running['loss']))
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
+    _assert_close(state.averaged, average)
+    assert state.evaluated is state.averaged
+    expected = [losses[0], losses[0] + losses[1], losses[2], losses[2] + losses[3]]
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+def test_dropout_depends_on_seed_and_step(tiny_config):
+    tiny_config.model.dropout = 0.5
+    step, state, _ = _make(tiny_config)
+    compiled = jax.jit(step)
+
+    def loss(state):
+        fresh = state.replace(running=jax.tree.map(jnp.zeros_like, state.running))
+        return float(compiled(fresh, _batch()).running['loss'])
+
+    first = loss(state)
+    assert loss(state) == first
+    assert loss(state.replace(step=jnp.int32(2))) != first
+    assert loss(state.replace(seed=jnp.uint32(9))) != first

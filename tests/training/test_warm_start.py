@@ -1,0 +1,126 @@
+"""Training that starts from weights."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ggcf_jax import config as config_lib
+from ggcf_jax import models, train
+from ggcf_jax.errors import InputError
+from ggcf_jax.models import pretrained
+from ggcf_jax.models.pretrained import layouts, slots
+from ggcf_jax.training import optim, warm_start
+from ggcf_jax.training import state as state_lib
+from ggcf_jax.workdir import checkpoints
+from tests.helpers import make_tiny_config
+
+
+def _state(config, seed, num_classes=5):
+    """A state with every array different from what a fresh one has."""
+    _, params, stats = models.abstract(config, num_classes)
+    rng = np.random.default_rng(seed)
+    params, stats = jax.tree.map(
+        lambda x: jax.numpy.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype), (params, stats)
+    )
+    tx = optim.optimizer(config.train)
+    return state_lib.TrainState(
+        step=jax.numpy.int32(3),
+        seed=jax.numpy.uint32(0),
+        params=params,
+        stats=stats,
+        opt_state=tx.init(params),
+        averaged=params if config.train.ema_decay else None,
+        running={name: jax.numpy.float32(0) for name in state_lib.RUNNING},
+        skipped=jax.numpy.int32(0),
+    )
+
+
+def _leaves(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _write_weights(config, path):
+    """A torchvision file that fits the config's backbone; returns its tensors."""
+    _, params, stats = models.abstract(config, 1)
+    shapes = pretrained.shapes_of(params['backbone']) | pretrained.shapes_of(stats['backbone'])
+    layout = next(x for x in layouts.known() if x.name == 'torchvision ResNet')
+    rng = np.random.default_rng(7)
+    tensors = {}
+    for name, slot in slots.expand(shapes).items():
+        value = rng.uniform(0.2, 0.4, slot.shape).astype(np.float32)
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
+        tensors[layout.rename(name)] = np.ascontiguousarray(value)
+    safetensors.numpy.save_file(tensors, path)
+    return tensors
+
+
+def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
+    """There with another number of classes and blocks that are not stacked."""
+    there = make_tiny_config(camvid_folder, tmp_path)
+    there.model.backbone.update(name='resnet34', multi_grid=(1, 2, 4))
+    workdir = tmp_path / 'there'
+    config_lib.claim_workdir(there, workdir)
+    checkpointer = checkpoints.Checkpointer(workdir)
+    source = _state(there, seed=1, num_classes=3)
+    checkpointer.save(source, miou=0.5)
+    checkpointer.close()
+
+    tiny_config.model.backbone.name = 'resnet34'
+    tiny_config.model.backbone.weights = str(workdir)
+    fresh = _state(tiny_config, seed=2)
+    lines = []
+    state = warm_start.with_weights(tiny_config, fresh, lines.append)
+    assert len(lines) == 1 and 'checkpoint 3' in lines[0]
+    before, after = _leaves((fresh.params, fresh.stats)), _leaves((state.params, state.stats))
+    saved = _leaves((source.params, source.stats))
+    for name, value in after.items():
+        if '.backbone.' not in name:
+            np.testing.assert_array_equal(value, before[name])
+    name = 'backbone.stages.3.{}.layers.0.conv.kernel'
+    np.testing.assert_array_equal(
+        after['0.' + name.format('1.blocks')][1], saved['0.' + name.format('2')]
+    )
+    changed = [n for n, value in after.items() if (value != before[n]).any()]
+    assert changed == [n for n in after if '.backbone.' in n]
+
+    tiny_config.model.backbone.width = 8
+    with pytest.raises(InputError, match=r'(?s)does not fit.*backbone is resnet34 of width 4'):
+        warm_start.check(tiny_config)
+
+
+def test_a_resumed_run_does_not_need_the_weights(tiny_config, tmp_path, capsys, monkeypatch):
+    # A step that learns nothing: what was imported is what is saved.
+    idle = lambda state, batch: state.replace(step=state.step + 1)  # noqa: E731
+    monkeypatch.setattr(train.train_step, 'build', lambda *unused: idle)
+    path = tmp_path / 'weights.safetensors'
+    tensors = _write_weights(tiny_config, path)
+    tiny_config.model.backbone.weights = str(path)
+    tiny_config.train.steps = 1
+    workdir = tmp_path / 'run'
+    train.train_and_evaluate(tiny_config, workdir)
+    assert f'{path}: torchvision ResNet, {len(tensors)} tensors' in capsys.readouterr().out
+    saved = _leaves(checkpoints.restore_as_saved(workdir).params)
+    np.testing.assert_array_equal(
+        saved['backbone.stem.0.conv.kernel'], tensors['conv1.weight'].transpose(2, 3, 1, 0)
+    )
+    path.unlink()
+    train.train_and_evaluate(tiny_config, workdir)
+    assert 'finished at step 1' in capsys.readouterr().out
+    with pytest.raises(InputError, match='there is no such file'):
+        train.train_and_evaluate(tiny_config, tmp_path / 'another')
+    assert not (tmp_path / 'another').exists()
+
+
+def test_averages_start_from_the_weights_too(tiny_config, tmp_path):
+    tiny_config.train.ema_decay = 0.9
+    tiny_config.model.backbone.weights = str(tmp_path / 'weights.safetensors')
+    _write_weights(tiny_config, tiny_config.model.backbone.weights)
+    state = _state(tiny_config, 1)
+    begun = warm_start.with_weights(tiny_config, state)
+    for new, averaged in zip(*map(jax.tree.leaves, (begun.params, begun.averaged))):
+        np.testing.assert_array_equal(new, averaged)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, begun.params))))
