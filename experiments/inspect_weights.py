@@ -9,9 +9,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import models, registry
+from ggcf_jax import registry
 from ggcf_jax.errors import InputError
-from ggcf_jax.models import pretrained
+from ggcf_jax.models import backbones, pretrained
 from ggcf_jax.models.pretrained import files, layouts
 
 
@@ -80,7 +80,7 @@ def _shapes(fields: dict) -> dict[str, tuple[int, ...]]:
         }
     )
     model.update_from_flattened_dict(fields)
-    build = registry.find(models, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
+    build = registry.find(backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
     trunk = nnx.eval_shape(lambda: build(model, remat='none', dtype=jnp.float32, rngs=nnx.Rngs(0)))
     return pretrained.shapes_of(nnx.as_pure(nnx.state(trunk, nnx.Any(nnx.Param, nnx.BatchStat))))
 
