@@ -1,92 +1,136 @@
-"""Trains and evaluates: main.py --config=configs/street_scenes.py [--config.a.b=value ...]."""
+"""Trains, evaluates and uses segmentation networks.
 
+python main.py --config=configs/street_scenes.py [--config.train.steps=500 ...]
+python main.py --mode=predict --workdir=runs/street_scenes --input=IMAGES --output=FOLDER
+"""
+
+import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from ggcf_jax import config, doctor, evaluate, export, predict, serve, train
+from ggcf_jax import config as config_lib
+from ggcf_jax import doctor, evaluate, export, predict, serve, train
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
 
-_SAVED = pathlib.Path(__file__).parent / 'configs' / 'from_workdir.py'
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """A value of `--mode`: a door of the package and how it is entered.
+
+    Attributes:
+        run: function of (configuration, workdir, flags) that does the work and returns the exit
+            code. It reads from the flags what it needs (all flags are defined in this file) and
+            raises `InputError` for what the user can cure.
+        from_workdir: whether it starts from a trained model. Without --config it then takes the
+            configuration that the training saved in the workdir.
+        several_processes: whether the processes of a multi-host run work on it together.
+    """
+
+    run: Callable[[ConfigDict, pathlib.Path, flags.FlagValues], int]
+    from_workdir: bool = False
+    several_processes: bool = False
+
+
+MODES = {
+    'train': Mode(train.run, several_processes=True),
+    'evaluate': Mode(evaluate.run, from_workdir=True, several_processes=True),
+    'predict': Mode(predict.run, from_workdir=True),
+    'export': Mode(export.run, from_workdir=True),
+    'serve': Mode(serve.run, from_workdir=True),
+    'doctor': Mode(doctor.run),
+}
+
+_FROM_WORKDIR = pathlib.Path(__file__).parent / 'configs' / 'from_workdir.py'
+
+
+class _CheckpointParser(flags.ArgumentParser):
+    """Step numbers as integers; `best` and `latest` as they are."""
+
+    syntactic_help = 'best, latest or a step number'
+
+    def parse(self, argument: str) -> str | int:
+        return int(argument) if argument.isdigit() else argument
+
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', help_string='Configuration, e.g. configs/camvid.py.', lock_config=True
+    'config',
+    help_string='Configuration file, such as configs/camvid.py or configs/cityscapes.py:r50.',
+    lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run [runs/<config name>].')
-_MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'evaluate', 'predict', 'export', 'serve', 'doctor'], 'What to do.'
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run (default: runs/ and the name of the configuration).'
 )
-_CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'To use: best, latest or a step.')
+_MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
+
+flags.DEFINE(_CheckpointParser(), 'checkpoint', 'best', 'Checkpoint to use.')
+flags.DEFINE_string('split', 'validation', 'evaluate: split of the data set to evaluate.')
+flags.DEFINE_string(
+    'input', None, 'predict: an image file, a folder of images or a split of the data set.'
+)
+flags.DEFINE_string(
+    'output', None, 'predict: folder to write the results to. export: file to write.'
+)
+flags.DEFINE_string('sizes', '', 'export: comma-separated HEIGHTxWIDTH image sizes.')
+flags.DEFINE_bool('overwrite', False, 'export: replace an existing file.')
+flags.DEFINE_string('host', '127.0.0.1', 'serve: address to listen on.')
+flags.DEFINE_integer('port', 8000, 'serve: port to listen on; 0 picks a free one.', 0, 65535)
+
 _COORDINATOR = flags.DEFINE_string(
-    'coordinator', None, 'Several processes: host:port of process 0; asked of the launcher if none.'
+    'coordinator',
+    None,
+    'Multi-process runs: host:port of process 0 (default: ask the launcher).',
 )
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Several processes: how many.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Several processes: which this is, from 0.')
-_START_TIMEOUT = flags.DEFINE_integer('start_timeout', 300, 'Seconds for all processes to appear.')
+_NUM_PROCESSES = flags.DEFINE_integer(
+    'num_processes', None, 'Multi-process runs: number of processes (default: ask the launcher).'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    'process_id',
+    None,
+    'Multi-process runs: index of this process, from 0 (default: ask the launcher).',
+)
+_START_TIMEOUT = flags.DEFINE_integer(
+    'start_timeout', 300, 'Multi-process runs: seconds to wait for all processes to start.'
+)
 _PEER_TIMEOUT = flags.DEFINE_integer(
-    'peer_timeout', 60, 'Seconds without a sign of life until a process counts as dead.'
+    'peer_timeout',
+    60,
+    'Multi-process runs: seconds without a heartbeat after which a process counts as dead.',
 )
 _STALL_TIMEOUT = flags.DEFINE_integer(
-    'stall_timeout', 1800, 'Seconds without progress until a process counts as stuck.'
+    'stall_timeout',
+    1800,
+    'Multi-process runs: seconds without progress after which a process counts as stuck.',
 )
-_SPLIT = flags.DEFINE_string('split', 'validation', 'To evaluate: the split.')
-_INPUT = flags.DEFINE_string('input', None, 'To predict: an image, a folder of images or a split.')
-_OUTPUT = flags.DEFINE_string(
-    'output', None, 'To predict: the folder of the results. To export: the file.'
-)
-_SIZES = flags.DEFINE_string('sizes', '', 'To export: HEIGHTxWIDTH of the images, with commas.')
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'To export: replace a file that is there.')
-_HOST = flags.DEFINE_string('host', '127.0.0.1', 'To serve: address to listen on.')
-_PORT = flags.DEFINE_integer('port', 8000, 'To serve: port to listen on, 0 for any.', 0, 65535)
-
-# Modes that start from a trained model: their configuration is in its workdir.
-_TRAINED = ('evaluate', 'predict', 'export', 'serve')
 
 
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         return _error(f'unexpected arguments {argv[1:]}; flags are written --name=value')
-    if _CONFIG.value is None:
+    config = _CONFIG.value
+    if config is None:
         return _error('--config is missing; try --config=configs/street_scenes.py')
-    workdir = _WORKDIR.value or f'runs/{_config_name()}'
-    which = int(_CHECKPOINT.value) if _CHECKPOINT.value.isdigit() else _CHECKPOINT.value
-    logging.set_verbosity(logging.ERROR)  # what libraries tell would drown our own lines
+    mode = MODES[_MODE.value]
+    workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}')
+    logging.set_verbosity(logging.ERROR)  # library logs would drown ours
     try:
-        if _MODE.value == 'doctor':  # of this machine alone
-            return 0 if doctor.examine(_CONFIG.value, workdir) else 1
-        if _MODE.value == 'predict':
-            if not (_INPUT.value and _OUTPUT.value):
-                return _error('--input=PATH or --output=DIR is missing')
-            paths = (_INPUT.value, _OUTPUT.value)
-            return 0 if predict.predict(_CONFIG.value, workdir, which, *paths) else 1
-        if _MODE.value == 'export':
-            if not _OUTPUT.value:
-                return _error('--output=FILE is missing')
-            sizes = export.parse_sizes(_SIZES.value)
-            export.export_workdir(
-                _CONFIG.value, workdir, which, _OUTPUT.value, sizes, overwrite=_OVERWRITE.value
-            )
-        elif _MODE.value == 'serve':
-            serve.serve_workdir(_CONFIG.value, workdir, which, _HOST.value, _PORT.value)
-        else:
-            with processes.joined(_launch()):
-                if _MODE.value == 'train':
-                    train.train_and_evaluate(_CONFIG.value, workdir)
-                else:
-                    evaluate.evaluate_workdir(_CONFIG.value, workdir, _SPLIT.value, which)
+        if not mode.several_processes:
+            return mode.run(config, workdir, flags.FLAGS)
+        with processes.joined(_launch()):
+            return mode.run(config, workdir, flags.FLAGS)
     except InputError as error:
         return _error(str(error))
-    return 0
 
 
 def _launch() -> processes.Launch:
     return processes.Launch(
-        _COORDINATOR.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
+        coordinator=_COORDINATOR.value,
+        count=_NUM_PROCESSES.value,
+        index=_PROCESS_ID.value,
         start_timeout=_START_TIMEOUT.value,
         peer_timeout=_PEER_TIMEOUT.value,
         stall_timeout=_STALL_TIMEOUT.value,
@@ -96,11 +140,13 @@ def _launch() -> processes.Launch:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in one line instead of a traceback."""
     path, workdir = _given(argv, 'config'), _given(argv, 'workdir')
+    mode = MODES.get(_given(argv, 'mode') or '')
     try:
-        if path is None and workdir and _given(argv, 'mode') in _TRAINED:
-            # What a run was started with is in its workdir.
-            config.load(workdir)
-            argv = [argv[0], f'--config={_SAVED}:{workdir}', *argv[1:]]
+        if path is None and workdir and mode and mode.from_workdir:
+            config_lib.load(
+                pathlib.Path(workdir)
+            )  # config_flags would show a traceback of what is wrong
+            argv = [argv[0], f'--config={_FROM_WORKDIR}:{workdir}', *argv[1:]]
         elif path is not None and not pathlib.Path(path.split(':')[0]).is_file():
             raise InputError(f'--config={path}: there is no such file')
         return flags.FLAGS(argv)
@@ -108,13 +154,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(_error(str(error)))
     except flags.Error as error:
         sys.exit(_error(f'{error}; see --help'))
-    except AttributeError as error:  # ml_collections' word for a field that does not exist
+    except AttributeError as error:  # what ml_collections raises for a field that does not exist
         reason = str(error).strip('"\'').replace("\\'", "'").replace('\\n', '. ')
         sys.exit(_error(f'the configuration has no field {reason}'))
 
 
 def _given(argv: list[str], flag: str) -> str | None:
-    """The value of --flag=value or --flag value on the command line."""
+    """Returns the value of --flag=value or --flag value on the command line."""
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip('-').partition('=')
         if argument.startswith('-') and name == flag:

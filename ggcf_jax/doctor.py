@@ -9,6 +9,8 @@ import time
 
 import jax
 import numpy as np
+from absl.flags import FlagValues
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +31,11 @@ from ggcf_jax.training import state as state_lib
 SHOWN = 10  # problems of a split that are printed; the report has them all
 SAMPLES = 8
 SECONDS = 5.0  # that throughput is measured for
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=doctor`: examines this machine alone."""
+    return 0 if examine(config, workdir) else 1
 
 
 class Findings:

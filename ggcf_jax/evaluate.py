@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import FlagValues
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
@@ -26,6 +28,12 @@ EvalStep = Callable[
     [nnx.State, nnx.State, jax.Array, Mapping[str, jax.Array]],
     tuple[jax.Array, jax.Array, jax.Array],
 ]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=evaluate`: reads `--split` and `--checkpoint`."""
+    evaluate_workdir(config, workdir, flags.split, flags.checkpoint)
+    return 0
 
 
 def make_eval_step(

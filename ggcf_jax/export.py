@@ -15,8 +15,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import FlagValues
 from flax import nnx
 from jax import export as jax_export
+from ml_collections import ConfigDict
 
 from ggcf_jax import atomic, models
 from ggcf_jax import config as config_lib
@@ -31,6 +33,17 @@ FORMAT = 1  # of the file; a reader refuses a larger one
 
 Size = tuple[int, int]
 Program = Callable[[dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=export`: reads `--output`, `--sizes`, `--overwrite` and `--checkpoint`."""
+    if not flags.output:
+        raise InputError('--output=FILE is missing')
+    sizes = parse_sizes(flags.sizes)
+    export_workdir(
+        config, workdir, flags.checkpoint, flags.output, sizes, overwrite=flags.overwrite
+    )
+    return 0
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:

@@ -11,8 +11,10 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl.flags import FlagValues
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
@@ -51,6 +53,14 @@ class Job:
 
 class _Stopped(Exception):
     """The machine asks to stop."""
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=predict`: reads `--input`, `--output` and `--checkpoint`."""
+    if not (flags.input and flags.output):
+        raise InputError('--input=PATH or --output=DIR is missing')
+    complete = predict(config, workdir, flags.checkpoint, flags.input, flags.output)
+    return 0 if complete else 1
 
 
 def predict(

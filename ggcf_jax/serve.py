@@ -22,6 +22,9 @@ import urllib.parse
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from absl.flags import FlagValues
+from ml_collections import ConfigDict
+
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.serving import viewer
@@ -33,6 +36,12 @@ _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=serve`: reads `--host`, `--port` and `--checkpoint`."""
+    serve_workdir(config, workdir, flags.checkpoint, flags.host, flags.port)
+    return 0
 
 
 class Server(ThreadingHTTPServer):

@@ -5,6 +5,8 @@ import pathlib
 import time
 
 import jax
+from absl.flags import FlagValues
+from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models
@@ -24,6 +26,12 @@ from ggcf_jax.workdir.metrics_log import NoWriter, Writer
 
 class NotFinite(InputError):
     """Loss or gradients were not finite for too many steps in a row."""
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
+    """`main.py --mode=train`."""
+    train_and_evaluate(config, workdir)
+    return 0
 
 
 def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None:
