@@ -31,7 +31,7 @@ from ggcf_jax.prediction import large_images, outputs
 from ggcf_jax.prediction.inputs import Input
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
-from ggcf_jax.workdir.checksums import checksums
+from ggcf_jax.workdir.checkpoint_files import checksums
 
 _SERVER_SUFFIX = '_labelIds'  # the Cityscapes server asks for <city>_<sequence>_<frame>*.png
 

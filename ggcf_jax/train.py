@@ -82,9 +82,11 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoints.Checkpointer(workdir)
-    state = checkpointer.restore_latest(state) or start_lib.with_weights(
-        config, state, processes.say
-    )
+    trees = checkpointer.restore_latest(state.to_trees())
+    if trees is None:
+        state = start_lib.with_weights(config, state, processes.say)
+    else:
+        state = state_lib.TrainState.from_trees(trees)
     start = int(state.step)
     if start >= train.steps:
         processes.say(f'{workdir}: finished at step {start}; only evaluating')
@@ -161,7 +163,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
 
             stop = stop_requested(step)
             if evaluation or stop or step % train.checkpoint_every == 0:
-                checkpointer.save(state, evaluation.miou if evaluation else None)
+                miou = None if evaluation is None else evaluation.miou
+                checkpointer.save(step, state.to_trees(), miou=miou)
             if stop:
                 break
     if first:

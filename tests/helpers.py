@@ -123,5 +123,5 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
         lambda x: (x + spread * rng.normal(size=x.shape)).astype(x.dtype), start.params
     )
     checkpointer = checkpoints.Checkpointer(workdir)
-    checkpointer.save(start.replace(params=params), None)
+    checkpointer.save(0, start.replace(params=params).to_trees(), miou=None)
     checkpointer.close()

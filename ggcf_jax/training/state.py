@@ -1,6 +1,8 @@
 """Everything that training needs to continue."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.struct
 import jax
@@ -42,6 +44,26 @@ class TrainState:
     def evaluated(self) -> nnx.State:
         """The parameters that are evaluated: the averaged ones where there are any."""
         return self.params if self.averaged is None else self.averaged
+
+    def to_trees(self) -> dict[str, Any]:
+        """The named trees of a checkpoint: `model`, which is evaluated, apart from `training`.
+
+        An analysis can thus read the model without knowing the optimizer. Where parameters are
+        averaged, the averages are the model's, and the ones being trained belong to `training`.
+        """
+        training = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        model = {'params': self.evaluated, 'stats': training.pop('stats')}
+        if training.pop('averaged') is None:
+            del training['params']
+        return {'model': model, 'training': training}
+
+    @classmethod
+    def from_trees(cls, trees: Mapping[str, Any]) -> 'TrainState':
+        """The state that `to_trees` was called on."""
+        model, training = trees['model'], trees['training']
+        if 'params' in training:
+            return cls(**training, averaged=model['params'], stats=model['stats'])
+        return cls(**training, **model, averaged=None)
 
 
 def creator(config, num_classes: int, mesh: jax.sharding.Mesh) -> Callable[[], TrainState]:

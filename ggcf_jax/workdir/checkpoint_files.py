@@ -21,7 +21,6 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir.checksums import checksums
 
 TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of what Orbax has not finished
 
@@ -150,6 +149,14 @@ def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
         if checksums(loaded[name]) != sealed.checksums[name]:
             raise Damaged(f'checkpoint {path} is damaged: the checksums of {name!r} differ')
     return loaded
+
+
+def checksums(tree: Any) -> list[int]:
+    """CRC-32 of the bytes of each array of `tree`, in the order of its leaves, on the host."""
+    return [
+        zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        for x in jax.tree.leaves(tree)
+    ]
 
 
 def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:

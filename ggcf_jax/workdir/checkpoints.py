@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -20,7 +20,6 @@ from flax import nnx
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
-from ggcf_jax.training.state import TrainState
 from ggcf_jax.workdir import checkpoint_files
 from ggcf_jax.workdir.checkpoint_files import Damaged
 
@@ -38,7 +37,7 @@ class Restored:
 
 
 class Checkpointer:
-    """Saves and restores the training state of one workdir; keeps the latest two and the best.
+    """Saves and restores the named trees of one training run; keeps the latest two and the best.
 
     Every process calls the same methods, since Orbax makes them wait for each other in a save.
     """
@@ -60,39 +59,43 @@ class Checkpointer:
             if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
                 shutil.rmtree(path)
 
-    def save(self, state: TrainState, miou: float | None) -> None:
+    def save(self, step: int, trees: Mapping[str, Any], *, miou: float | None) -> None:
         """Saves in the background; returns when the arrays have been copied to the host.
 
         Args:
-            state: the training state.
-            miou: of an evaluation at this step, by which the best checkpoint is chosen.
+            step: number of training steps done, the name of the checkpoint.
+            trees: name -> pytree of arrays; `restore` needs `model`, of `params` and `stats`.
+            miou: validation mIoU at this step, by which the best checkpoint is chosen; None if the
+                step was not evaluated.
 
         Raises:
             InputError: this or the save before failed, because the disk is full for example; the
                 checkpoints before it are as they were.
         """
         self.wait()
-        path = self.directory / str(int(state.step))
-        self._pending = checkpoint_files.Saving(path, _trees(state), miou)
+        self._pending = checkpoint_files.Saving(self.directory / str(step), dict(trees), miou)
 
-    def restore_latest(self, state: TrainState) -> TrainState | None:
-        """Restores the newest sound checkpoint onto the shardings of `state`.
+    def restore_latest(self, trees: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Restores the newest sound checkpoint onto the shardings of `trees`.
 
         A damaged one is named, renamed to `damaged-<step>` and the one before is tried. Process 0
         decides and sends the arrays to the others, which need not even see the files.
 
+        Args:
+            trees: name -> pytree of arrays, of the names, structure, shapes and dtypes to restore.
+
         Returns:
-            The restored state, or None if there is no checkpoint.
+            The restored trees, or None if there is no checkpoint.
 
         Raises:
-            InputError: a checkpoint is sound but of another model or optimiser, or all there are
-                turned out damaged.
+            InputError: a checkpoint is intact but belongs to another model or optimizer, or all
+                checkpoints are damaged.
         """
-        trees = _trees(state)
+        trees = dict(trees)
         found = self._newest_sound(trees) if processes.is_first() else None
         if not processes.from_first(np.bool_(found is not None)):
             return None
-        return _state(_spread(found, trees))
+        return _spread(found, trees)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk.
@@ -263,24 +266,3 @@ def _spread(found: Any, tree: Any) -> Any:
         found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
     found = processes.from_first(found)
     return jax.tree.map(lambda x, like: mesh_lib.place(x, like.sharding), found, tree)
-
-
-def _trees(state: TrainState) -> dict[str, Any]:
-    """The model apart from the rest, so that analyses need not know the optimiser.
-
-    The model's parameters are those that are evaluated; where these are averages, the ones that
-    are trained are among the rest.
-    """
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    model = {'params': state.evaluated, 'stats': fields.pop('stats')}
-    if fields.pop('averaged') is None:
-        del fields['params']
-    return {'model': model, 'training': fields}
-
-
-def _state(trees: dict[str, Any]) -> TrainState:
-    """The state that `_trees` was made from."""
-    model, training = trees['model'], trees['training']
-    if 'params' in training:
-        return TrainState(**training, averaged=model['params'], stats=model['stats'])
-    return TrainState(**training, **model, averaged=None)

@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 
 from ggcf_jax import atomic
 from ggcf_jax.display import html, pictures
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir import metrics_log, report_panels
+from ggcf_jax.workdir import metrics_log
 
 FILE_NAME = 'report.html'
 
@@ -21,6 +22,9 @@ _SINGLE = 'whole image'
 
 # Classes in one bar chart; more are shown in several side by side.
 _BARS = 50
+
+# Wider panels are embedded at this width: a row of four at full size would be many megabytes.
+_PANEL_WIDTH = 2400
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -53,11 +57,9 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         body.append(html.section('Evaluation', html.text('No evaluation yet.')))
     else:
         body.append(_classes(best))
-    body.append(report_panels.latest(workdir, evaluations))
+    body.append(_predictions(workdir, evaluations))
     body += [
-        report_panels.worst(workdir, each, _inference(each))
-        for each in evaluations
-        if each.get('worst')
+        _worst_images(workdir, each, _inference(each)) for each in evaluations if each.get('worst')
     ][-1:]
     history = [_evaluations(evaluations)] if evaluations else []
     body.append(html.group('pair', [*history, _provenance(run)]))
@@ -194,6 +196,80 @@ def _classes(best: Mapping[str, Any]) -> str:
         pictures.confusion_chart(np.asarray(best['matrix']), names).decode(),
     )
     return html.group('pair', [bars, matrix]) if len(charts) == 1 else bars + matrix
+
+
+def _predictions(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """The section of the panels of the last evaluation that training made.
+
+    Args:
+        workdir: of a run.
+        evaluations: what `evaluations/*.json` hold, the latest last; for the colours of classes.
+
+    Raises:
+        InputError: a panel is not a picture.
+    """
+    folders = {path.parent for path in (workdir / 'panels').glob('*/*.png')}
+    folders = [folder for folder in folders if folder.name.isdigit()]
+    if not folders:
+        return html.section('Predictions', html.text('No panels yet.'))
+    folder = max(folders, key=lambda each: int(each.name))
+    parts = [
+        html.text(
+            f'Step {int(folder.name)}. Errors are red on the dimmed image, ignored pixels grey '
+            '(black in the ground truth).'
+        )
+    ]
+    if evaluations:
+        names, colors = evaluations[-1]['classes'], evaluations[-1]['colors']
+        parts.append(html.legend(dict(zip(names, map(tuple, colors)))))
+    for path in sorted(folder.glob('*.png'), key=lambda each: _panel_index(each.name)):
+        name = path.stem.partition('_')[2] or path.stem
+        parts.append(html.image(_shrunk(path), name))
+    return html.section('Predictions', *parts)
+
+
+def _worst_images(workdir: pathlib.Path, evaluation: Mapping[str, Any], inference: str) -> str:
+    """The section of the images with the lowest mean IoU.
+
+    Args:
+        workdir: of a run.
+        evaluation: what a file in `evaluations` holds.
+        inference: how its images were looked at.
+
+    Raises:
+        InputError: a panel is not a picture.
+    """
+    parts = [
+        html.text(
+            f'{evaluation["split"]}, step {evaluation["step"]}, {inference}: the '
+            'images with the lowest mean IoU over their own classes.'
+        )
+    ]
+    for image in evaluation['worst']:
+        path = workdir / image['panel']
+        if path.is_file():  # or it was removed
+            parts.append(html.image(_shrunk(path), f'{image["name"]}: {image["miou"]:.3f}'))
+    return html.section('Worst images', *parts)
+
+
+def _panel_index(name: str) -> tuple[int, str]:
+    index = name.partition('_')[0]
+    return (int(index) if index.isdigit() else 0, name)
+
+
+def _shrunk(path: pathlib.Path) -> bytes:
+    """The PNG file, at most `_PANEL_WIDTH` pixels wide."""
+    data = path.read_bytes()
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None:
+        raise InputError(f'{path} is not a readable PNG; delete it')
+    height, width = picture.shape[:2]
+    if width <= _PANEL_WIDTH:
+        return data
+    size = (_PANEL_WIDTH, max(round(height * _PANEL_WIDTH / width), 1))
+    return cv2.imencode('.png', cv2.resize(picture, size, interpolation=cv2.INTER_AREA))[
+        1
+    ].tobytes()
 
 
 def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:

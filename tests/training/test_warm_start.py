@@ -66,7 +66,7 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
     config_lib.claim_workdir(there, workdir)
     checkpointer = checkpoints.Checkpointer(workdir)
     source = _state(there, seed=1, num_classes=3)
-    checkpointer.save(source, miou=0.5)
+    checkpointer.save(int(source.step), source.to_trees(), miou=0.5)
     checkpointer.close()
 
     tiny_config.model.backbone.name = 'resnet34'

@@ -5,8 +5,7 @@ import pytest
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import checkpoint_files
-from ggcf_jax.workdir.checkpoint_files import Damaged
-from ggcf_jax.workdir.checksums import checksums
+from ggcf_jax.workdir.checkpoint_files import Damaged, checksums
 
 TREES = {
     'model': {'kernel': jnp.arange(6.0).reshape(2, 3), 'half': jnp.ones(3, jnp.bfloat16)},
