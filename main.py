@@ -12,10 +12,10 @@ from collections.abc import Callable
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import doctor, evaluate, export, predict, serve, train
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import config as workdir_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     mode = MODES.get(_given(argv, 'mode') or '')
     try:
         if path is None and workdir and mode and mode.from_workdir:
-            config_lib.load(
+            workdir_config.load(
                 pathlib.Path(workdir)
             )  # config_flags would show a traceback of what is wrong
             argv = [argv[0], f'--config={_FROM_WORKDIR}:{workdir}', *argv[1:]]

@@ -25,7 +25,6 @@ from experiments.common import queries as marks
 from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel
 from ggcf_jax import attention, data, models
-from ggcf_jax import config as config_lib
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
@@ -33,6 +32,7 @@ from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 
 _COLUMNS = 4
 
@@ -109,7 +109,7 @@ def inspect(
     Raises:
         InputError: no such run, split, image or pixel, or a model without heads.
     """
-    config = config_lib.load(workdir)
+    config = workdir_config.load(workdir)
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     model = merge(graphdef, params, stats)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import registry
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import backbones, pretrained
 from ggcf_jax.models.pretrained import files, layouts
+from ggcf_jax.workdir import config as workdir_config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _workdir(path: str) -> None:
-    model = config_lib.load(path).model
+    model = workdir_config.load(path).model
     fields = {f'backbone.{name}': model.backbone[name] for name in ('name', 'width', 'stem')}
     fields |= {name: model[name] for name in ('activation', 'norm', 'input')}
     print(f'{path}: workdir of a run of ours; fits\n  {_flags(fields)}')

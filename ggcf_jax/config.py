@@ -1,195 +1,364 @@
-"""The configuration of a run: saved beside its results, read back, compared and checked."""
+"""The configuration: `default()` has every field once, `check()` refuses impossible values.
 
-import json
-import os
-import pathlib
-import tempfile
+docs/configuration.md is made from the source of `default()`; after a change
+run `python docs/configuration.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from ggcf_jax import registry
-from ggcf_jax.data import class_weights
+from ggcf_jax.data import STORAGES, class_weights, mixture
 from ggcf_jax.errors import InputError
 
-FILE_NAME = 'config.json'
-_PLACEHOLDERS = 'placeholders'  # key of the saved file: types of the fields that are None
-_TYPES = {'str': str, 'int': int, 'float': float}
 
-# Fields that may differ when a run is resumed: they say where things lie, not what is computed.
-_OPERATIONAL = (
-    'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'eval.panels', 'mesh.space',
+def default() -> ConfigDict:
+    """Returns a configuration with every field that the package reads.
+
+    A recipe starts from it and sets what differs (`configs/`). It is locked, so that a misspelt
+    field is an error; fields for code of your own are added inside `with config.unlocked():`.
+
+    Runs that were started before a field existed get its value from here: it must describe what
+    the code did until then.
+    """
+    config = ConfigDict()
+    config.seed = 0  # Seed of the initial parameters, dropout, shuffling and augmentation.
+
+    # Data set, augmentation and loading of the images (docs/data.md).
+    config.data = ConfigDict()
+    # Data set: 'ade20k', 'camvid', 'cityscapes', 'folder' (your own images), 'street_scenes'
+    # (painted), or 'my_package.my_module:build' for your own code.
+    config.data.name = 'folder'
+    # Folder with your images, or with the files as downloaded (docs/data.md names them).
+    config.data.manual_dir = config_dict.placeholder(str)
+    # Folder for prepared data and other derived files; None: ~/tensorflow_datasets.
+    config.data.data_dir = config_dict.placeholder(str)
+    # Images to train on: a split ('train'), a union ('train+validation') or a mixture with the
+    # share of each part ('train:0.5,train_extra:0.5').
+    config.data.train_split = 'train'
+    # Form of the training images: 'original', or 'compact' (a copy that decodes faster, made on
+    # first use).
+    config.data.storage = 'original'
+    config.data.crop_size = (513, 513)  # (height, width) of training crops, in pixels.
+    config.data.scale_range = (0.5, 1.5)  # Random rescaling: (smallest, largest) factor (paper).
+    config.data.scale_step = 0.0  # Step between the factors of scale_range; 0: any factor.
+    # Largest relative change of the aspect ratio, in [0, 1); 0: none. The paper's best model: 0.1.
+    config.data.aspect_jitter = 0.0
+    # Crops are drawn anew, up to 10 times, while one class has more than this share of their
+    # labelled pixels; 1: never. 0.75 in mmseg (cat_max_ratio).
+    config.data.max_class_share = 1.0
+    # Strength of random brightness, contrast, saturation and hue; 0: none, 1: as SSD and mmseg.
+    config.data.photometric = 0.0
+    # Share of the samples, in [0, 1], that are drawn by class: a class, an image that has it, a
+    # crop that shows it. 0.5 in Zhu et al., 2019.
+    config.data.class_uniform = 0.0
+    # Number of threads that decode images, of each worker if there are any.
+    config.data.threads = 16
+    config.data.workers = 0  # Number of worker processes that load images; 0: threads only.
+    # Only 'folder' reads this: file inside manual_dir with the class names (configs/folder.py).
+    config.data.classes = 'classes.csv'
+    # Only 'folder' reads this: label values that are neither trained on nor counted.
+    config.data.ignore = (255,)
+    # Only 'folder' reads these: the images and labels of each split inside manual_dir, as two
+    # folders 'IMAGES,LABELS' or as a list file with an image and a label on each line.
+    config.data.splits = ConfigDict()
+    config.data.splits.train = 'train/images,train/labels'  # Training images.
+    config.data.splits.validation = 'validation/images,validation/labels'  # Validation images.
+    config.data.splits.test = ''  # Test images; '': none.
+    # Only 'street_scenes' reads this: (height, width) of the painted images, in pixels.
+    config.data.image_size = (256, 512)
+    # Only 'street_scenes' reads this: number of (train, validation, test) images.
+    config.data.num_images = (400, 50, 50)
+
+    # The network. A checkpoint is only used with the values that it was trained with.
+    config.model = ConfigDict()
+    # The backbone and the weights that it starts from (docs/pretrained.md).
+    config.model.backbone = ConfigDict()
+    # Architecture: 'resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152',
+    # 'wide_resnet38', 'mobilenet_v2', or 'my_package.my_module:build'.
+    config.model.backbone.name = 'resnet50'
+    # Channels of the first stage (mobilenet_v2: of the first convolution), to which all others are
+    # in proportion. Published networks: 64; mobilenet_v2: 32.
+    config.model.backbone.width = 64
+    # First convolutions of a ResNet: '7x7' (torchvision), '64-64-128' (openseg, OCNet, CCNet) or
+    # '32-32-64' (ResNet v1c of mmseg). Other backbones have one stem.
+    config.model.backbone.stem = '7x7'
+    # Output stride, the pixels between two positions of the feature map: 8, 16 or 32.
+    config.model.backbone.stride = 8
+    # Dilation of the convolution that loses its stride: that of its stage ('full': OCNet, CCNet)
+    # or of the stage before ('half': openseg, mmseg).
+    config.model.backbone.first_dilation = 'full'
+    # Multi-grid: a number for each block of the last stage (wide_resnet38: for each of the last two
+    # modules); (): none.
+    config.model.backbone.multi_grid = ()
+    # Whether the multi-grid numbers are factors of the stage's dilation ('multiplier': OCNet,
+    # openseg) or dilations ('absolute': mmseg).
+    config.model.backbone.multi_grid_kind = 'multiplier'
+    # File of published weights, or workdir of a run, to start from; None: random parameters.
+    config.model.backbone.weights = config_dict.placeholder(str)
+    # Batch norm in training: statistics of the batch ('batch'), or frozen at those that come with
+    # the weights ('running').
+    config.model.backbone.statistics = 'batch'
+    # Normalisation of the images, the one the weights were trained with: 'imagenet' (torchvision,
+    # mmseg), 'caffe' (openseg) or 'vistas' (InPlace-ABN on Mapillary Vistas).
+    config.model.input = 'imagenet'
+    config.model.activation = 'relu'  # 'relu', 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.
+    # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
+    config.model.norm = 'batch_norm'
+    # Context module: 'ggcf', 'aspp' (DeepLab v3), 'none', or 'my_package.my_module:build'.
+    config.model.context = 'ggcf'
+    # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
+    # side), 'grid:8' (every 8th position), 'learned'. 'local:8,16' is two heads. The default is the
+    # paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256.
+    config.model.heads = 'local:8,16,24,grid:8,16,24'
+    # The paper's context module (sections 3.2 to 3.5).
+    config.model.ggcf = ConfigDict()
+    # Channels of x and y (Eq. 3). With 256 key and value channels, 256 gives the 520 GFLOPs
+    # that the paper states for FULL.
+    config.model.ggcf.channels = 256
+    config.model.ggcf.key_channels = 128  # Channels of the queries and keys of each head.
+    config.model.ggcf.value_channels = 128  # Channels of the values, which all heads share.
+    config.model.ggcf.scale = 1.0  # Factor on the affinities, before the softmax; 1 in the paper.
+    # DeepLab v3's context module, a baseline of Table 1.
+    config.model.aspp = ConfigDict()
+    config.model.aspp.channels = 256  # Channels of each branch and of the output (DeepLab v3).
+    config.model.aspp.rates = (12, 24, 36)  # Dilations (DeepLab v3 at output stride 8).
+    # Channels of the auxiliary head, which reads stage 3. openseg, OCNet: 512; mmseg: 256.
+    config.model.aux_channels = 256
+    # Dropout rate before the classifiers, in [0, 1). mmseg: 0.1; OCNet, openseg: 0.05.
+    config.model.dropout = 0.1
+
+    # Optimiser, schedule, loss, precision and logging of the training.
+    config.train = ConfigDict()
+    config.train.steps = 50_000  # Number of parameter updates.
+    config.train.batch_size = 8  # Images for each update, over all devices (paper: 8).
+    # Gradient accumulation: number of microbatches that a batch is processed in, to save memory.
+    config.train.accumulate = 1
+    config.train.optimizer = 'sgd'  # 'sgd', or 'lars' for large batches (You et al., 2017).
+    config.train.learning_rate = 0.02  # Learning rate after the warm-up (paper: 0.02).
+    config.train.end_learning_rate = 0.0  # Learning rate at the end. mmseg: 1e-4.
+    config.train.warmup_steps = 0  # Number of first steps, in which the learning rate rises from 0.
+    # Power of the polynomial learning rate. The paper: 2 on Cityscapes, 0.9 on ADE20K; openseg,
+    # mmseg: 0.9.
+    config.train.poly_power = 0.9
+    config.train.momentum = 0.9  # Momentum, in [0, 1) (paper: 0.9).
+    config.train.weight_decay = 5e-4  # Weight decay, as in PyTorch (paper: 5e-4).
+    # Parameters that decay: 'all', or 'kernels' (neither biases nor the scales of norms).
+    config.train.decay = 'all'
+    # Factor on the learning rate of everything but the backbone.
+    config.train.head_multiplier = 1.0
+    config.train.clip_norm = 0.0  # Global norm that gradients are clipped to; 0: no clipping.
+    # Decay of an exponential moving average of the parameters, in [0, 1), which is then evaluated
+    # instead of them; 0: none.
+    config.train.ema_decay = 0.0
+    # 'cross_entropy', 'ohem' (online hard example mining), or 'my_package.my_module:build'.
+    config.train.loss = 'cross_entropy'
+    # Online hard example mining: the pixels that the loss 'ohem' counts.
+    config.train.ohem = ConfigDict()
+    # Pixels count if the probability of their class is at most this, in (0, 1] (openseg).
+    config.train.ohem.threshold = 0.7
+    # Smallest number of pixels of a batch that count (openseg).
+    config.train.ohem.min_kept = 100_000
+    # Weight of the auxiliary loss; the paper does not give it (PSPNet, OCNet, mmseg: 0.4).
+    config.train.aux_weight = 0.4
+    # Weights of the classes in the loss: 'none', 'cityscapes' (OCNet, CCNet, openseg), 'data' (from
+    # the class frequencies), or one number for each class: '1.0,2.5,...'.
+    config.train.class_weights = 'none'
+    config.train.dtype = 'bfloat16'  # Precision of the network: 'bfloat16' or 'float32'.
+    # Rematerialisation, what the backward pass computes again to save memory (docs/memory.md):
+    # 'none', 'inplace_abn' (norms and activations, as in the paper) or 'block' (residual blocks).
+    config.train.remat = 'none'
+    config.train.log_every = 50  # Steps between two rows of training metrics.
+    config.train.eval_every = 5_000  # Steps between two evaluations of the validation split.
+    config.train.checkpoint_every = 1_000  # Steps between two checkpoints.
+    # Number of consecutive steps with a loss or gradients that are not finite (they are skipped)
+    # after which training stops.
+    config.train.max_skipped = 50
+
+    # How the devices share the work (docs/pods.md).
+    config.mesh = ConfigDict()
+    # Number of devices that share the rows of each image; the others share the images of a batch.
+    config.mesh.space = 1
+
+    # Evaluation and inference (docs/inference.md). Training evaluates whole images at one scale;
+    # the fields from `window` on are for the modes evaluate, predict, export and serve.
+    config.eval = ConfigDict()
+    config.eval.batch_size = 8  # Images that go through the network together, over all devices.
+    # Heights and widths are padded to multiples of this number of pixels.
+    config.eval.size_multiple = 64
+    # Maximum number of padded sizes, each of which is compiled; the pair that adds the least
+    # padding is merged first.
+    config.eval.max_sizes = 8
+    config.eval.panels = 4  # Number of leading images of the split that each evaluation shows.
+    # (height, width) of sliding windows, in pixels; (): the whole image.
+    config.eval.window = ()
+    # (down, across) from one window to the next, in pixels; (): two thirds of the window.
+    config.eval.stride = ()
+    # Number of windows of each image that go through the network together: memory grows with it.
+    config.eval.windows_at_once = 4
+    config.eval.scales = (1.0,)  # Factors that the image is resized by; their scores are averaged.
+    config.eval.flip = False  # Whether the scores of the mirror image are averaged in.
+    # Scores that are averaged: 'probabilities' (mmseg, deeplab2) or 'logits' (openseg).
+    config.eval.average = 'probabilities'
+    # Context Pruning (section 3.4), a rule for each kind of head, such as
+    # 'full:drop=0.5,local:keep=200'; '': none.
+    config.eval.pruning = ''
+    config.eval.worst = 4  # Number of images with the lowest mIoU that --mode=evaluate shows.
+
+    # What --mode=predict writes (docs/inference.md).
+    config.predict = ConfigDict()
+    config.predict.overlays = True  # Whether to write the images overlaid with the class colours.
+    config.predict.probabilities = False  # Whether to write float16 probabilities; they are large.
+    # Ids in the label files: 'train', or 'server' (those of the data set's evaluation server).
+    config.predict.label_ids = 'train'
+    # Longest side, in pixels, of images that are predicted whole; larger ones are predicted in
+    # parts of this size. At least 64.
+    config.predict.max_side = 2048
+    return config.lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bound:
+    """What some numbers must be.
+
+    Attributes:
+        words: condition as error messages state it.
+        holds: whether a value meets it.
+        fields: dotted names of the fields.
+    """
+
+    words: str
+    holds: Callable[[float], bool]
+    fields: tuple[str, ...]
+
+
+_BOUNDS = (
+    _Bound(
+        'must be at least 1',
+        lambda value: value >= 1,
+        (
+            'train.steps', 'train.batch_size', 'train.accumulate', 'train.eval_every',
+            'train.checkpoint_every', 'train.log_every', 'train.max_skipped', 'eval.batch_size',
+            'eval.size_multiple', 'eval.max_sizes', 'eval.windows_at_once', 'data.threads',
+            'mesh.space',
+        ),
+    ),
+    _Bound(
+        'must not be negative',
+        lambda value: value >= 0,
+        (
+            'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
+            'train.end_learning_rate', 'train.warmup_steps', 'train.clip_norm',
+            'train.head_multiplier', 'eval.panels', 'eval.worst', 'data.workers',
+            'data.scale_step', 'data.photometric',
+        ),
+    ),
+    _Bound(
+        'must be in [0, 1)',
+        lambda value: 0 <= value < 1,
+        ('train.momentum', 'train.ema_decay', 'model.dropout', 'data.aspect_jitter'),
+    ),
+    _Bound(
+        'must be in [0, 1]',
+        lambda value: 0 <= value <= 1,
+        ('data.max_class_share', 'data.class_uniform'),
+    ),
+    _Bound('must be at least 64', lambda value: value >= 64, ('predict.max_side',)),
 )  # fmt: skip
-# So may those that training does not read; runs that were started before there were any have these.
-_NOT_OF_TRAINING = {
-    'eval.window': (),
-    'eval.stride': (),
-    'eval.windows_at_once': 4,
-    'eval.scales': (1.0,),
-    'eval.flip': False,
-    'eval.average': 'probabilities',
-    'eval.pruning': '',
-    'eval.worst': 4,
-    'predict.overlays': True,
-    'predict.probabilities': False,
-    'predict.label_ids': 'train',
-    'predict.max_side': 2048,
+
+_CHOICES = {
+    'data.storage': STORAGES,
+    'predict.label_ids': ('train', 'server'),
 }
 
 
-def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json` into the workdir, whole or not at all."""
-    saved = _plain(config) | {_PLACEHOLDERS: _placeholders(config)}
-    handle, temporary = tempfile.mkstemp(dir=workdir, prefix='.config-')
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-        json.dump(saved, file, indent=2)
-    os.replace(temporary, pathlib.Path(workdir) / FILE_NAME)
+def check(config: ConfigDict, devices: int | None) -> None:
+    """Refuses a configuration that no run can have, before anything expensive is done.
 
+    Names of backbones, contexts, losses and the like are refused where they are looked up.
 
-def load(workdir: pathlib.Path) -> ConfigDict:
-    """Reads the configuration of a run, equal to the one it was started with.
+    Args:
+        config: configuration to check.
+        devices: number of devices that share the images of a batch; None where images go through
+            the network one by one, so that batches need not be divisible.
 
     Raises:
-        InputError: there is none, or it is damaged.
+        InputError: a value that is impossible; the message names the field, its value and what it
+            may be.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
-    try:
-        saved = json.loads(path.read_text(encoding='utf-8'))
-        placeholders = saved.pop(_PLACEHOLDERS)
-    except FileNotFoundError as error:
-        raise InputError(f'{workdir} is not the workdir of a run: it has no {FILE_NAME}') from error
-    except (ValueError, KeyError) as error:
-        raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
-    config = ConfigDict(_tuples(saved))
-    for name, value in _NOT_OF_TRAINING.items():
-        section, field = name.split('.')
-        if section not in config:
-            config[section] = ConfigDict()
-        if field not in config[section]:
-            config[section][field] = value
-    for name, kind in placeholders.items():
-        *parents, last = name.split('.')
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = config_dict.placeholder(_TYPES[kind])
+    _check_fields(config)
+    for bound in _BOUNDS:
+        for name in bound.fields:
+            if not bound.holds(value := get(config, name)):
+                raise InputError(f'config.{name}={value} {bound.words}')
+    for name, choices in _CHOICES.items():
+        registry.check(get(config, name), choices, f'config.{name}')
+    _check_data(config.data)
+    _check_training(config)
+    if devices is not None:
+        _check_batches(config, devices)
+        _check_rows(config)
+
+
+def get(config: ConfigDict, name: str) -> Any:
+    """Returns the value of a field.
+
+    Args:
+        config: configuration to read.
+        name: dotted name of the field, such as 'train.steps'.
+    """
+    for part in name.split('.'):
+        config = config[part]
     return config
 
 
-def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Makes the workdir and saves the configuration there, or checks that it is the same.
-
-    Raises:
-        InputError: the directory cannot be written, or holds a run of another configuration;
-            nothing is changed then.
-    """
-    workdir = pathlib.Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
-    if not (workdir / FILE_NAME).exists():
-        save(config, workdir)
-        return
-    differences = [
-        f'{name}: {old!r} there, {new!r} now'
-        for name, (old, new) in differing(load(workdir), config).items()
-        if name not in (*_OPERATIONAL, *_NOT_OF_TRAINING)
-    ]
-    if differences:
-        raise InputError(
-            f'workdir {str(workdir)!r} holds a run of another configuration:\n  '
-            + '\n  '.join(differences)
-            + '\nchoose another --workdir, or the same configuration to resume'
-        )
-
-
-def differing(a: ConfigDict, b: ConfigDict) -> dict[str, tuple]:
-    """Dotted name -> (value in a, value in b) for every field that differs; None where missing."""
-    flat_a, flat_b = _flatten(_plain(a)), _flatten(_plain(b))
-    return {
-        name: (flat_a.get(name), flat_b.get(name))
-        for name in sorted({*flat_a, *flat_b})
-        if flat_a.get(name) != flat_b.get(name)
-    }
-
-
-def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Refuses a network other than the one the run was trained with.
-
-    Heads, dilations and the like may differ although every array of the checkpoint fits.
-
-    Raises:
-        InputError: names every field of `model` that differs; or `workdir` is not one of a run.
-    """
-    differences = [
-        f'{name}: {old!r} there, {new!r} now'
-        for name, (old, new) in differing(load(workdir), config).items()
-        if name.startswith('model.') and name != 'model.backbone.weights'
-    ]
-    if differences:
-        raise InputError(
-            f'the run in {str(workdir)!r} was trained with another network:\n  '
-            + '\n  '.join(differences)
-            + '\nuse its configuration: leave --config out, or correct these fields'
-        )
-
-
-def check(config: ConfigDict, devices: int) -> None:
-    """Refuses values that no run can have, before anything expensive is done.
+def fields(config: ConfigDict, prefix: str = '') -> Iterator[str]:
+    """Yields the dotted names of all fields, without the sections that hold them.
 
     Args:
-        config: of the run.
-        devices: number of devices, over which batches are divided.
-
-    Raises:
-        InputError: names the field, its value and what it may be.
+        config: configuration, or a section of one.
+        prefix: text before each name, such as 'train.'.
     """
-    train, evaluation = config.train, config.eval
-    for name, value in (
-        ('train.steps', train.steps),
-        ('train.batch_size', train.batch_size),
-        ('train.accumulate', train.accumulate),
-        ('train.eval_every', train.eval_every),
-        ('train.checkpoint_every', train.checkpoint_every),
-        ('train.log_every', train.log_every),
-        ('train.max_skipped', train.max_skipped),
-        ('eval.batch_size', evaluation.batch_size),
-        ('eval.size_multiple', evaluation.size_multiple),
-        ('eval.max_sizes', evaluation.max_sizes),
-        ('eval.windows_at_once', evaluation.windows_at_once),
-        ('data.threads', config.data.threads),
-        ('mesh.space', config.mesh.space),
-    ):
-        if value < 1:
-            raise InputError(f'config.{name}={value} must be at least 1')
-    for name, value in (
-        ('train.learning_rate', train.learning_rate),
-        ('train.poly_power', train.poly_power),
-        ('train.weight_decay', train.weight_decay),
-        ('train.aux_weight', train.aux_weight),
-        ('train.end_learning_rate', train.end_learning_rate),
-        ('train.warmup_steps', train.warmup_steps),
-        ('train.clip_norm', train.clip_norm),
-        ('train.head_multiplier', train.head_multiplier),
-        ('eval.panels', evaluation.panels),
-        ('eval.worst', evaluation.worst),
-        ('data.workers', config.data.workers),
-        ('data.scale_step', config.data.scale_step),
-        ('data.photometric', config.data.photometric),
-    ):
-        if value < 0:
-            raise InputError(f'config.{name}={value} must not be negative')
-    for name, value in (
-        ('train.momentum', train.momentum),
-        ('train.ema_decay', train.ema_decay),
-        ('model.dropout', config.model.dropout),
-        ('data.aspect_jitter', config.data.aspect_jitter),
-    ):
-        if not 0 <= value < 1:
-            raise InputError(f'config.{name}={value} must be in [0, 1)')
-    backbone = config.model.backbone
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            yield from fields(config[name], f'{prefix}{name}.')
+        else:
+            yield prefix + name
+
+
+def _check_fields(config: ConfigDict) -> None:
+    """Every field is there, and only those that may be None are None."""
+    complete = default()
+    present = set(fields(config))
+    for name in fields(complete):
+        expected = get(complete, name)
+        if name not in present:
+            raise InputError(
+                f'the configuration has no field {name} (default {expected!r}); make it from '
+                'ggcf_jax.config.default()'
+            )
+        if expected is not None and get(config, name) is None:
+            raise InputError(
+                f'config.{name}=None must be of type {type(expected).__name__}, such as '
+                f'{expected!r}'
+            )
+
+
+def _check_data(data: ConfigDict) -> None:
+    size = tuple(data.crop_size)
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f'config.data.crop_size={size} must be (height, width)')
+    scales = tuple(data.scale_range)
+    if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
+        raise InputError(f'config.data.scale_range={scales} must be (smallest, largest) > 0')
+    mixture.parse(data.train_split)
+
+
+def _check_training(config: ConfigDict) -> None:
+    train, backbone = config.train, config.model.backbone
     if backbone.statistics == 'running' and backbone.weights is None:
         raise InputError(
             "config.model.backbone.statistics='running' keeps the statistics of published weights; "
@@ -205,27 +374,11 @@ def check(config: ConfigDict, devices: int) -> None:
             f'config.train.ohem.threshold={train.ohem.threshold} must be in (0, 1] and '
             f'config.train.ohem.min_kept={train.ohem.min_kept} at least 1'
         )
-    size = tuple(config.data.crop_size)
-    if len(size) != 2 or min(size) < 1:
-        raise InputError(f'config.data.crop_size={size} must be (height, width)')
-    _check_mesh(config, devices)
-    for name, value in (
-        ('data.max_class_share', config.data.max_class_share),
-        ('data.class_uniform', config.data.class_uniform),
-    ):
-        if not 0 <= value <= 1:
-            raise InputError(f'config.{name}={value} must be in [0, 1]')
     class_weights.parse(train.class_weights)
-    if config.predict.max_side < 64:
-        raise InputError(f'config.predict.max_side={config.predict.max_side} must be at least 64')
-    registry.check(config.predict.label_ids, ('train', 'server'), 'config.predict.label_ids')
-    low, high = config.data.scale_range
-    if not 0 < low <= high:
-        raise InputError(f'config.data.scale_range={(low, high)} must be (smallest, largest) > 0')
 
 
-def _check_mesh(config: ConfigDict, devices: int) -> None:
-    """Images of a batch are dealt over `data` devices, rows of each image over `space` ones."""
+def _check_batches(config: ConfigDict, devices: int) -> None:
+    """The images of a batch are sharded over the devices, but for those that share its rows."""
     train, evaluation, space = config.train, config.eval, config.mesh.space
     if devices % space:
         raise InputError(
@@ -244,48 +397,20 @@ def _check_mesh(config: ConfigDict, devices: int) -> None:
             f'config.eval.batch_size={evaluation.batch_size} is not divisible by {over};'
             f' choose a multiple of {data}'
         )
+
+
+def _check_rows(config: ConfigDict) -> None:
+    """Devices that share an image get equally many rows of its feature map."""
+    stride, space = config.model.backbone.stride, config.mesh.space
     if space == 1:
         return
-    rows = config.model.backbone.stride * space
     for name, height in (
         ('data.crop_size', config.data.crop_size[0]),
-        ('eval.size_multiple', evaluation.size_multiple),
+        ('eval.size_multiple', config.eval.size_multiple),
     ):
-        if height % rows:
+        if height % (stride * space):
             raise InputError(
-                f'config.{name}: the height {height} must be a multiple of {rows}, '
-                f'config.model.backbone.stride={config.model.backbone.stride} x '
-                f'config.mesh.space={space}, so that every device has equally many rows of features'
+                f'config.{name}: the height {height} must be a multiple of {stride * space}, '
+                f'config.model.backbone.stride={stride} x config.mesh.space={space}, so that every '
+                'device has equally many rows of features'
             )
-
-
-def _plain(config: ConfigDict) -> dict:
-    return json.loads(config.to_json())
-
-
-def _flatten(tree: dict, prefix: str = '') -> dict:
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f'{prefix}{name}.')
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _placeholders(config: ConfigDict, prefix: str = '') -> dict[str, str]:
-    found = {}
-    for name in config:
-        value = config[name]
-        if isinstance(value, ConfigDict):
-            found |= _placeholders(value, f'{prefix}{name}.')
-        elif value is None:
-            found[prefix + name] = config.get_type(name).__name__
-    return found
-
-
-def _tuples(value):
-    """JSON has no tuples; our configs have no lists."""
-    if isinstance(value, dict):
-        return {name: _tuples(item) for name, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -23,6 +23,7 @@ from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, evaluations, report
+from ggcf_jax.workdir import config as workdir_config
 
 EvalStep = Callable[
     [nnx.State, nnx.State, jax.Array, Mapping[str, jax.Array]],
@@ -156,7 +157,7 @@ def evaluate_workdir(
     """
     workdir = pathlib.Path(workdir)
     config_lib.check(config, jax.device_count())
-    config_lib.check_model(config, workdir)
+    workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     with processes.first_one_first():
         dataset = data.build(config.data)

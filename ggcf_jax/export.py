@@ -27,6 +27,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
+from ggcf_jax.workdir import config as workdir_config
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 1  # of the file; a reader refuses a larger one
@@ -164,7 +165,8 @@ def export_workdir(
         raise InputError(f'--output={output} is a folder; give the name of a file')
     if output.exists() and not overwrite:
         raise InputError(f'--output={output} is there already; --overwrite replaces it')
-    config_lib.check_model(config, workdir)
+    config_lib.check(config, devices=None)
+    workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     wanted = shapes(plan, sizes)
     named = classes.of_run(config, workdir)

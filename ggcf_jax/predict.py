@@ -31,6 +31,7 @@ from ggcf_jax.prediction import large_images, outputs
 from ggcf_jax.prediction.inputs import Input
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.checkpoint_files import checksums
 
 _SERVER_SUFFIX = '_labelIds'  # the Cityscapes server asks for <city>_<sequence>_<frame>*.png
@@ -91,7 +92,7 @@ def predict(
     if jax.process_count() > 1:
         raise InputError('--mode=predict runs in one process; give each a part of the images')
     config_lib.check(config, jax.device_count())
-    config_lib.check_model(config, workdir)
+    workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     for_server = config.predict.label_ids == 'server'
     inputs, server_ids = _find(config, source, folder, for_server)

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
+from ggcf_jax import config as config_lib
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.serving import viewer
@@ -209,6 +210,7 @@ def serve_workdir(
     Raises:
         InputError: no such run or checkpoint, or a host and port that cannot be listened on.
     """
+    config_lib.check(config, devices=None)
     model = viewer.load(config, workdir, which)
     try:
         server = Server(Answers(model), host, port)

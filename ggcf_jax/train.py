@@ -21,6 +21,7 @@ from ggcf_jax.training import losses, optim, train_step
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import warm_start as start_lib
 from ggcf_jax.workdir import checkpoints, classes, evaluations, provenance, report
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import NoWriter, Writer
 
 
@@ -75,7 +76,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     with processes.first_one_first():
         class_weights = data.class_weights_of(config, dataset)
     if first:
-        config_lib.claim_workdir(config, workdir)
+        workdir_config.claim_workdir(config, workdir)
         classes.save(dataset, workdir)
 
     # The network, its state on the mesh, and the newest checkpoint if there is one.

@@ -17,9 +17,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.05')
 import numpy as np  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402
 
-from ggcf_jax import config as config_lib  # noqa: E402
 from ggcf_jax import train  # noqa: E402
 from ggcf_jax.data.datasets import camvid  # noqa: E402
+from ggcf_jax.workdir import config as workdir_config  # noqa: E402
 from tests.helpers import (  # noqa: E402
     ROOT,
     make_tiny_config,
@@ -91,5 +91,5 @@ def workdirs(tmp_path_factory):
         config.update({'seed': seed})
         config.model.heads = 'grid:2'
         shutil.copytree(root / 'full', root / 'grid' / f'seed_{seed}')
-        config_lib.save(config, root / 'grid' / f'seed_{seed}')
+        workdir_config.save(config, root / 'grid' / f'seed_{seed}')
     return root

@@ -10,13 +10,20 @@ import cv2
 import jax
 import numpy as np
 
-from ggcf_jax import config as config_lib
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.training import state
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+# Names of the recipes in configs/.
+RECIPES = sorted(
+    path.stem
+    for path in (ROOT / 'configs').glob('*.py')
+    if path.stem not in ('__init__', 'from_workdir', 'table1')
+)
 
 TINY_MODEL = {
     'model.backbone.name': 'resnet10',
@@ -69,10 +76,16 @@ def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
 
 def load_config(name: str, argument: str | None = None):
     """The configuration that --config=configs/<name>.py[:argument] gives."""
+    module = load_module(name)
+    return module.get_config() if argument is None else module.get_config(argument)
+
+
+def load_module(name: str):
+    """The module configs/<name>.py, loaded from its path as config_flags does."""
     spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config() if argument is None else module.get_config(argument)
+    return module
 
 
 def train_with_main(name: str, manual_dir: pathlib.Path, root: pathlib.Path, fields: dict) -> None:
@@ -116,7 +129,7 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     Normal noise of this spread on all parameters makes predictions differ from place to place;
     with 0 probabilities and attention are close to uniform.
     """
-    config_lib.claim_workdir(config, workdir)
+    workdir_config.claim_workdir(config, workdir)
     start = state.creator(config, num_classes, mesh_lib.make_mesh())()
     rng = np.random.default_rng(7)
     params = jax.tree.map(

@@ -1,98 +1,10 @@
-import json
+import importlib.util
 
 import pytest
 
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
-from tests.helpers import ROOT, load_config
-
-CONFIGS = sorted(path.stem for path in (ROOT / 'configs').glob('*.py'))
-CONFIGS.remove('from_workdir')
-
-
-@pytest.mark.parametrize('name', CONFIGS)
-def test_saved_and_loaded_config_is_the_same(tmp_path, name):
-    config = load_config(name)
-    config.data.data_dir = 'somewhere'
-    config_lib.save(config, tmp_path)
-    loaded = config_lib.load(tmp_path)
-    assert loaded.to_dict() == config.to_dict()
-    assert config_lib.differing(loaded, config) == {}
-    # A field without a value still knows its type.
-    loaded.model.backbone.weights = 'file'
-    with pytest.raises(TypeError):
-        loaded.model.backbone.weights = 3
-
-
-def test_config_of_an_older_run_is_completed(tiny_config, tmp_path):
-    config_lib.save(tiny_config, tmp_path)
-    path = tmp_path / 'config.json'
-    saved = json.loads(path.read_text())
-    del saved['predict'], saved['eval']['window'], saved['eval']['scales']
-    path.write_text(json.dumps(saved))
-    assert config_lib.load(tmp_path).to_dict() == tiny_config.to_dict()
-
-
-def test_inference_may_change_when_a_run_is_resumed(tiny_config, tmp_path):
-    config_lib.claim_workdir(tiny_config, tmp_path)
-    tiny_config.eval.scales = (0.5, 1.0)
-    tiny_config.predict.max_side = 512
-    config_lib.claim_workdir(tiny_config, tmp_path)
-    tiny_config.eval.size_multiple = 16
-    with pytest.raises(InputError, match=r'eval.size_multiple: 8 there, 16 now'):
-        config_lib.claim_workdir(tiny_config, tmp_path)
-
-
-def test_another_network_is_refused(tiny_config, tmp_path):
-    config_lib.claim_workdir(tiny_config, tmp_path)
-    tiny_config.train.steps = 5
-    tiny_config.model.backbone.weights = 'file'
-    config_lib.check_model(tiny_config, tmp_path)
-    tiny_config.model.backbone.multi_grid = (1, 2, 4)
-    with pytest.raises(InputError, match=r'backbone.multi_grid: \[\] there, \[1, 2, 4\] now'):
-        config_lib.check_model(tiny_config, tmp_path)
-
-
-def test_saved_config_is_a_config_itself(tiny_config, tmp_path):
-    config_lib.save(tiny_config, tmp_path)
-    assert load_config('from_workdir', str(tmp_path)).to_dict() == tiny_config.to_dict()
-
-
-def test_workdir_of_another_config_is_refused_and_left_alone(tiny_config, tmp_path):
-    config_lib.claim_workdir(tiny_config, tmp_path / 'run')
-    before = (tmp_path / 'run' / 'config.json').read_bytes()
-    tiny_config.train.learning_rate = 0.5
-    tiny_config.model.heads = 'full'
-    with pytest.raises(InputError) as error:
-        config_lib.claim_workdir(tiny_config, tmp_path / 'run')
-    assert "model.heads: 'local:1,grid:2' there, 'full' now" in str(error.value)
-    assert 'train.learning_rate: 0.05 there, 0.5 now' in str(error.value)
-    assert 'choose another --workdir' in str(error.value)
-    assert (tmp_path / 'run' / 'config.json').read_bytes() == before
-
-
-def test_moved_data_are_the_same_run(tiny_config, tmp_path):
-    config_lib.claim_workdir(tiny_config, tmp_path)
-    tiny_config.data.manual_dir = 'elsewhere'
-    config_lib.claim_workdir(tiny_config, tmp_path)
-
-
-def test_unwritable_workdir(tiny_config, tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match=r'file/run.* cannot be written'):
-        config_lib.claim_workdir(tiny_config, tmp_path / 'file' / 'run')
-
-
-def test_directory_that_is_no_workdir(tmp_path):
-    with pytest.raises(InputError, match='is not the workdir of a run'):
-        config_lib.load(tmp_path)
-
-
-@pytest.mark.parametrize('content', ['', '{', json.dumps({'seed': 1})])
-def test_damaged_config(tmp_path, content):
-    (tmp_path / 'config.json').write_text(content)
-    with pytest.raises(InputError, match='is damaged'):
-        config_lib.load(tmp_path)
+from tests.helpers import RECIPES, ROOT, load_config, load_module
 
 
 @pytest.mark.parametrize(
@@ -122,6 +34,13 @@ def test_damaged_config(tmp_path, content):
         ({'predict.max_side': 32}, 'predict.max_side=32 must be at least 64'),
         ({'predict.label_ids': 'ids'}, "label_ids='ids' is not one of train, server"),
         ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
+        ({'train.weight_decay': float('nan')}, 'train.weight_decay=nan must not be negative'),
+        ({'data.scale_range': (1.0,)}, r'data.scale_range=\(1.0,\) must be'),
+        ({'data.storage': 'zip'}, "config.data.storage='zip' is not one of original, compact"),
+        ({'data.train_split': 'train,'}, "data.train_split='train,': write a split such as"),
+        ({'eval.pruning': None}, "config.eval.pruning=None must be of type str, such as ''"),
+        ({'mesh.space': 3}, 'mesh.space=3 does not divide the 8 devices'),
+        ({'mesh.space': 2, 'data.crop_size': (24, 24)}, 'the height 24 must be a multiple of 16'),
     ],
 )
 def test_impossible_values(tiny_config, change, message):
@@ -130,6 +49,75 @@ def test_impossible_values(tiny_config, change, message):
         config_lib.check(tiny_config, devices=8)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_configs_are_possible(name):
-    config_lib.check(load_config(name), devices=1)
+def test_a_field_that_is_missing_is_named(tiny_config):
+    with tiny_config.unlocked():
+        del tiny_config.train.accumulate
+    with pytest.raises(InputError, match=r'no field train.accumulate \(default 1\)'):
+        config_lib.check(tiny_config, devices=1)
+
+
+def test_batches_may_have_any_size_where_there_are_none(tiny_config):
+    tiny_config.update_from_flattened_dict({'eval.batch_size': 9, 'mesh.space': 3})
+    config_lib.check(tiny_config, devices=None)
+    tiny_config.eval.worst = -1
+    with pytest.raises(InputError, match=r'eval\.worst'):
+        config_lib.check(tiny_config, devices=None)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipes_are_possible_and_have_the_default_fields(name):
+    config = load_config(name)
+    config_lib.check(config, devices=1)
+    assert set(config_lib.fields(config)) == set(config_lib.fields(config_lib.default()))
+
+
+def test_default_is_possible_and_refuses_misspelt_fields():
+    config = config_lib.default()
+    config_lib.check(config, devices=1)
+    with pytest.raises(AttributeError, match='Did you mean "steps"'):
+        config.train.step = 3
+    with config.unlocked():
+        config.data.mine = 3
+    config_lib.check(config, devices=1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('cityscapes', 'full,local:8,16,24,grid:8,16,24'),
+        ('camvid', 'full,local:3,6,9,grid:3,6,9'),
+        ('street_scenes', 'full,local:2,4,6,grid:2,4,6'),
+    ],
+)
+def test_rows_of_table_1_have_the_sizes_of_the_recipe(name, expected):
+    rows = dict(load_module(name).sweep())
+    assert len(rows) == 18
+    assert rows['FULL, {LOCAL, GRID}_{8,16,24}'] == {'model.heads': expected}
+    assert rows['{LOCAL, GRID}_{8,16,24}'] == {'model.heads': load_config(name).model.heads}
+    assert set(rows['FULL + ContextPruning']) == {'model.heads', 'eval.pruning'}
+
+
+def test_rows_of_table_2():
+    assert list(load_module('ade20k').sweep()) == [
+        ('Baseline', {'model.context': 'none'}),
+        ('FULL', {'model.heads': 'full'}),
+        ('{LOCAL, GRID}_{8,16,24}', {'model.heads': 'local:8,16,24,grid:8,16,24'}),
+        (
+            '{LOCAL, GRID}_{8,16,24} + ContextPruning',
+            {
+                'model.heads': 'local:8,16,24,grid:8,16,24',
+                'eval.pruning': 'local:drop=0.5,grid:drop=0.5',
+            },
+        ),
+    ]
+
+
+def test_reference_page_is_that_of_the_source():
+    spec = importlib.util.spec_from_file_location('page', ROOT / 'docs' / 'configuration.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = module.page()
+    assert module.PAGE.read_text() == text, 'run python docs/configuration.py'
+    rows = [line.split(' | ') for line in text.splitlines() if line.startswith('| `')]
+    assert sorted(row[0][3:-1] for row in rows) == sorted(config_lib.fields(config_lib.default()))
+    assert all(len(row) == 3 and len(row[2]) > 10 for row in rows), rows

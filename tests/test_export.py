@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import export, models
 from ggcf_jax.attention import attend, block_sizes, target
 from ggcf_jax.attention.graphs import parse
@@ -22,6 +21,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT
 
 SIZES = {'whole': ((17, 33),), 'windows': ((17, 33), (40, 56))}
@@ -56,7 +56,7 @@ def setting(tmp_path_factory, untrained_run):
     root = tmp_path_factory.mktemp('export')
     configs = {}
     for name, changes in CHANGES.items():
-        configs[name] = config_lib.load(untrained_run)
+        configs[name] = workdir_config.load(untrained_run)
         configs[name].update_from_flattened_dict(changes)
         sizes = SIZES[name] if name == 'whole' else ()
         export.export_workdir(configs[name], untrained_run, 'best', root / f'{name}.ggcf', sizes)

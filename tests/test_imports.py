@@ -53,6 +53,7 @@ DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor')
 # Code beside the package: nothing in the package imports it.
 OUTSIDE = {
     'configs': 'ggcf_jax.config ggcf_jax.errors',
+    'configs.from_workdir': 'ggcf_jax.workdir.config',
     'main': 'ggcf_jax',
     'experiments.common': 'ggcf_jax',
     'experiments': 'ggcf_jax experiments.common',
@@ -65,9 +66,7 @@ NOT_YET = {
     ('models.pretrained.mobilenet', 'models.pretrained.layouts'),
     ('models.pretrained.resnet', 'models.pretrained.layouts'),
     ('models.pretrained.wide_resnet', 'models.pretrained.layouts'),
-    ('serving.viewer', 'config'),
     ('serving.viewer', 'training.state'),
-    ('workdir.checkpoints', 'training.state'),
 }
 _FOR_TYPES = ('TYPE_CHECKING', 'typing.TYPE_CHECKING')
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}

@@ -12,10 +12,10 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from experiments.common import trained
-from ggcf_jax import config as config_lib
 from ggcf_jax import data
 from ggcf_jax.attention import graphs
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import config as workdir_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def choose(texts: Sequence[str]) -> list[Chosen]:
     for text in texts:
         name, _, folder = ('', '', text) if pathlib.Path(text).is_dir() else text.rpartition('=')
         for workdir in workdirs(pathlib.Path(folder)):
-            config = config_lib.load(workdir)
+            config = workdir_config.load(workdir)
             found.append((name or name_of(config.model), workdir, config.seed))
     for i, (_, workdir, _) in enumerate(found):
         if any(workdir.resolve() == other.resolve() for _, other, _ in found[:i]):
@@ -90,7 +90,7 @@ def common_dataset(chosen: Sequence[Chosen]):
     Raises:
         InputError: they are not of one, or its data are not there.
     """
-    configs = [config_lib.load(run.workdir).data for run in chosen]
+    configs = [workdir_config.load(run.workdir).data for run in chosen]
     datasets = {each.to_json(): data.build(each) for each in configs}
     first = datasets[configs[0].to_json()]
     for run, each in zip(chosen, configs):
@@ -129,9 +129,9 @@ def name_of(model) -> str:
 
 def workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
     """The folder if it is a workdir, otherwise the workdirs in it."""
-    if (folder / config_lib.FILE_NAME).is_file():
+    if (folder / workdir_config.FILE_NAME).is_file():
         return [folder]
-    found = sorted(path.parent for path in folder.glob(f'*/{config_lib.FILE_NAME}'))
+    found = sorted(path.parent for path in folder.glob(f'*/{workdir_config.FILE_NAME}'))
     if not found:
         raise InputError(f'{folder} is neither the workdir of a run nor a folder of runs')
     return found

@@ -8,12 +8,12 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load(
         InputError: no such run or checkpoint, a damaged one, or data that are not there.
     """
     workdir = pathlib.Path(workdir)
-    config = config_lib.load(workdir)
+    config = workdir_config.load(workdir)
     dataset = data.build(config.data) if dataset is None else dataset
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

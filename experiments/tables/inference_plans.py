@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models
 from ggcf_jax.attention import graphs
 from ggcf_jax.display.console import Progress
@@ -24,6 +23,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
 from ggcf_jax.evaluation.results import Evaluation
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 
 SCALES = (0.75, 1.0, 1.25)
 
@@ -96,7 +96,7 @@ if __name__ == '__main__':
     given = parser.parse_args()
     print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, {given.split}\n', flush=True)
     print('| plan | mIoU | pixel accuracy | seconds an image |\n|---|---|---|---|', flush=True)
-    saved = config_lib.load(given.workdir)
+    saved = workdir_config.load(given.workdir)
     for name, evaluation, seconds in rows(saved, given.workdir, given.split):
         numbers = (f'{evaluation.miou:.4f}', f'{evaluation.pixel_accuracy:.4f}', f'{seconds:.2f}')
         print('| ' + ' | '.join((name, *numbers)) + ' |', flush=True)

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import evaluations
 
 
@@ -126,8 +126,8 @@ def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -
                     stem = evaluations.stem('validation', config.train.steps, plan)
                     result = workdir / 'evaluations' / f'{stem}.json'
                     rows.append(Row(name, overrides, result))
-            if (workdir / config_lib.FILE_NAME).exists():
-                config_lib.claim_workdir(config, workdir)
+            if (workdir / workdir_config.FILE_NAME).exists():
+                workdir_config.claim_workdir(config, workdir)
             found.append(Run(len(found), seed, workdir, rows[0], tuple(rows[1:])))
     return found
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import models
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.contexts.ggcf import pruned
@@ -16,6 +15,7 @@ from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import classes as classes_lib
+from ggcf_jax.workdir import config as workdir_config
 
 _PROGRAMS = 16  # compiled programs that are kept, the latest used
 
@@ -56,7 +56,7 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
         InputError: no such run or checkpoint, one of another network, or a plan that cannot be.
     """
     workdir = pathlib.Path(workdir)
-    config_lib.check_model(config, workdir)
+    workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     classes = classes_lib.of_run(config, workdir)
     graphdef, params, stats = models.abstract(config, len(classes.names))

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import models
 from ggcf_jax.models import pretrained
 from ggcf_jax.training.state import TrainState
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 
 _BACKBONE = 'backbone.'
 
@@ -72,7 +72,7 @@ def _read(config, shapes: dict[str, tuple[int, ...]], print_report) -> dict[str,
 def _read_workdir(
     path: pathlib.Path, shapes: dict[str, tuple[int, ...]], norm: str, print_report
 ) -> dict[str, np.ndarray]:
-    model = config_lib.load(path).model
+    model = workdir_config.load(path).model
     restored = checkpoints.restore_as_saved(path)
     trees = (restored.params, restored.stats)
     saved = {

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import pytest
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import evaluate, train
 from ggcf_jax.distributed import liveness
+from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT
 from tests.test_train import _final, _rows, _steps
 
@@ -133,7 +133,7 @@ class Processes:
 
 @pytest.fixture(scope='module')
 def config(tiny_run):
-    config = config_lib.load(tiny_run[1])
+    config = workdir_config.load(tiny_run[1])
     config.update_from_flattened_dict(
         {
             'data.crop_size': (32, 24),
@@ -158,7 +158,7 @@ def stages(config, tmp_path_factory):
     """Workdir of the run, and what its processes left, stage by stage."""
     root = tmp_path_factory.mktemp('pods')
     workdir = root / 'run'
-    config_lib.save(config, root)
+    workdir_config.save(config, root)
     with Processes(by_flags, root, workdir, root / 'terminated') as terminated:
         terminated.wait_for(r'\nstep +10/')
         terminated.all[1].send_signal(signal.SIGTERM)
@@ -248,8 +248,8 @@ def test_any_number_of_processes_and_devices_ends_in_the_same_numbers(stages, co
 
 def test_rows_of_an_image_over_two_processes(config, tmp_path):
     """Two processes of two devices that share every image, saving after every step."""
-    config_lib.save(config, tmp_path)
-    whole, rows = config_lib.load(tmp_path), config_lib.load(tmp_path)
+    workdir_config.save(config, tmp_path)
+    whole, rows = workdir_config.load(tmp_path), workdir_config.load(tmp_path)
     for changed in (whole, rows):
         changed.update_from_flattened_dict(
             {
@@ -261,7 +261,7 @@ def test_rows_of_an_image_over_two_processes(config, tmp_path):
         )
     rows.mesh.space = 4
     workdir = tmp_path / 'run'
-    config_lib.save(rows, tmp_path)
+    workdir_config.save(rows, tmp_path)
     with Processes(by_flags, tmp_path, workdir, tmp_path / 'rows', devices=2) as processes:
         codes = processes.codes()
         assert codes == [0, 0], processes.text(0) + processes.text(1)

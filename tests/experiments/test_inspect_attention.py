@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import inspect_attention
-from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import config as workdir_config
 
 
 def test_figures_by_hand():
@@ -56,7 +56,7 @@ def test_an_image_of_a_run(untrained_run, tmp_path, monkeypatch, capsys):
 
 def test_a_network_without_heads(tiny_config, tmp_path):
     tiny_config.model.context = 'none'
-    config_lib.claim_workdir(tiny_config, tmp_path / 'run')
+    workdir_config.claim_workdir(tiny_config, tmp_path / 'run')
     with pytest.raises(InputError, match=r"has no heads: config\.model.context='none'"):
         inspect_attention.inspect(
             tmp_path / 'run', 'best', 'validation', '0', [], 1, (), tmp_path / 'out'

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
@@ -13,6 +12,7 @@ from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.training import optim, warm_start
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import make_tiny_config
 
 
@@ -63,7 +63,7 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
     there = make_tiny_config(camvid_folder, tmp_path)
     there.model.backbone.update(name='resnet34', multi_grid=(1, 2, 4))
     workdir = tmp_path / 'there'
-    config_lib.claim_workdir(there, workdir)
+    workdir_config.claim_workdir(there, workdir)
     checkpointer = checkpoints.Checkpointer(workdir)
     source = _state(there, seed=1, num_classes=3)
     checkpointer.save(int(source.step), source.to_trees(), miou=0.5)

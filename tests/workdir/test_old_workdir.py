@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ggcf_jax import config as config_lib
 from ggcf_jax import evaluate, predict, train
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import read_rows
 from tests.helpers import write_camvid
 
@@ -28,7 +28,7 @@ def old(tmp_path_factory):
     """The unpacked archive and the configuration in it, pointed at the tiny CamVid."""
     root = tmp_path_factory.mktemp('old')
     zipfile.ZipFile(ARCHIVE).extractall(root)
-    config = config_lib.load(root / 'run')
+    config = workdir_config.load(root / 'run')
     config.data.manual_dir = str(write_camvid(root / 'camvid', np.random.default_rng(0)))
     config.data.data_dir = str(root / 'prepared')
     return config, root, json.loads((root / 'expected.json').read_text())

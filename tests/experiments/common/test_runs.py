@@ -4,8 +4,8 @@ import pytest
 
 from experiments.common import runs as chosen
 from experiments.tables import sweep_runs
-from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT, load_config
 
 
@@ -46,11 +46,11 @@ def test_bad_choices(workdirs, tmp_path):
         chosen.choose([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
     other = tmp_path / 'other'
     shutil.copytree(workdirs / 'none', other)
-    config = config_lib.load(other)
+    config = workdir_config.load(other)
     shutil.copytree(config.data.manual_dir, tmp_path / 'images')
     (tmp_path / 'images' / 'train' / 'train_5.png').unlink()
     (tmp_path / 'images' / 'trainannot' / 'train_5.png').unlink()
     config.data.manual_dir = str(tmp_path / 'images')
-    config_lib.save(config, other)
+    workdir_config.save(config, other)
     with pytest.raises(InputError, match='not of the same data'):
         chosen.common_dataset(chosen.choose([str(workdirs / 'none'), str(other)]))

@@ -1,0 +1,1 @@
+"""Recipes: `get_config()` starts from `ggcf_jax.config.default()` and sets what differs."""

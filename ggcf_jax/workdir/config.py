@@ -1,0 +1,234 @@
+"""`config.json`: the configuration of a run, saved beside its results, read back and compared."""
+
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from ggcf_jax import atomic
+from ggcf_jax import config as config_lib
+from ggcf_jax.errors import InputError
+
+FILE_NAME = 'config.json'
+
+# Key of the saved file: field -> type, for the fields that are None.
+_PLACEHOLDERS = 'placeholders'
+_TYPES = {kind.__name__: kind for kind in (str, int, float, bool, tuple)}
+
+# Fields that may differ when a run is resumed: none of them changes what is trained.
+MAY_DIFFER = frozenset(
+    {
+        # Where the data are and how they are read.
+        'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers',
+        # How the devices share the work.
+        'mesh.space',
+        # What is shown of an evaluation.
+        'eval.panels', 'eval.worst',
+        # What only the modes after training read.
+        'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
+        'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',
+        'predict.label_ids', 'predict.max_side',
+    }
+)  # fmt: skip
+
+
+def save(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes `config.json` into the workdir, atomically."""
+    saved = _plain(config) | {_PLACEHOLDERS: _placeholders(config)}
+    atomic.write(pathlib.Path(workdir) / FILE_NAME, json.dumps(saved, indent=2).encode())
+
+
+@functools.cache  # a configuration is read more than once: every line is printed once
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> ConfigDict:
+    """Reads the configuration of a run, equal to the one that it was started with.
+
+    Fields that did not exist yet when the run was started get their default. Fields that do not
+    exist in `ggcf_jax.config.default()` are kept, for code outside of this package that reads them.
+
+    Args:
+        workdir: directory of the run.
+        report: is called with one line that names the fields that were completed, and with one
+            that names unknown fields. By default each line is printed once to stderr.
+
+    Raises:
+        InputError: there is no `config.json`, or it is damaged.
+    """
+    path = pathlib.Path(workdir) / FILE_NAME
+    try:
+        config, missing, unknown = _parse(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f'{workdir} is not the workdir of a run: it has no {FILE_NAME}') from error
+    except ValueError as error:
+        raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
+    if missing:
+        report(f'{path} is from an older version; defaults are taken for {_list(missing)}')
+    if unknown:
+        report(
+            f'{path} has fields that ggcf_jax does not know: {_list(unknown)}; unless code of your '
+            'own reads them, use the version that started the run (see run.json)'
+        )
+    return config
+
+
+def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Makes the workdir and saves the configuration there, or checks that it is the same.
+
+    Args:
+        config: configuration of the run that starts or resumes.
+        workdir: directory of the run.
+
+    Raises:
+        InputError: the directory cannot be written, or holds a run of another configuration;
+            nothing is changed then.
+    """
+    workdir = pathlib.Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
+    if not (workdir / FILE_NAME).exists():
+        save(config, workdir)
+        return
+    differences = _describe(load(workdir), config, lambda name: name not in MAY_DIFFER)
+    if differences:
+        raise InputError(
+            f'workdir {str(workdir)!r} holds a run of another configuration:{differences}\n'
+            'choose another --workdir, or the same configuration to resume'
+        )
+
+
+def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Refuses a network other than the one the run was trained with.
+
+    Heads, dilations and the like may differ although every array of the checkpoint fits.
+
+    Args:
+        config: configuration that is about to be used with a checkpoint of the run.
+        workdir: directory of the run.
+
+    Raises:
+        InputError: names every field of `model` that differs; or `workdir` is not one of a run.
+    """
+    differences = _describe(
+        load(workdir),
+        config,
+        lambda name: name.startswith('model.') and name != 'model.backbone.weights',
+    )
+    if differences:
+        raise InputError(
+            f'the run in {str(workdir)!r} was trained with another network:{differences}\n'
+            'use its configuration: leave --config out, or correct these fields'
+        )
+
+
+def differing(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (value in a, value in b) for every field that differs; None where missing."""
+    flat_a, flat_b = _flatten(_plain(a)), _flatten(_plain(b))
+    return {
+        name: (flat_a.get(name), flat_b.get(name))
+        for name in sorted({*flat_a, *flat_b})
+        if flat_a.get(name) != flat_b.get(name)
+    }
+
+
+def _describe(saved: ConfigDict, given: ConfigDict, matters: Callable[[str], bool]) -> str:
+    """A line for each field that matters and differs, each after a line break."""
+    return ''.join(
+        f'\n  {name}: {old!r} there, {new!r} now'
+        for name, (old, new) in differing(saved, given).items()
+        if matters(name)
+    )
+
+
+def _parse(text: str) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """Returns the configuration, the fields that it got by default, and the unknown ones.
+
+    Raises:
+        ValueError: the text is not what `save` writes.
+    """
+    saved = json.loads(text)
+    if not isinstance(saved, dict):
+        raise ValueError(f'it holds {saved!r:.40} instead of an object')
+    kinds = saved.pop(_PLACEHOLDERS, None)
+    if not isinstance(kinds, dict):
+        raise ValueError(f'it has no entry {_PLACEHOLDERS!r} with the types of empty fields')
+    config = config_lib.default()
+    missing = {name: config_lib.get(config, name) for name in config_lib.fields(config)}
+    unknown = {}
+    for name, value in _flatten(saved).items():
+        if name not in missing:
+            unknown[name] = value
+        missing.pop(name, None)
+        with config.unlocked():
+            _set(config, name, value, kinds)
+    return config, missing, unknown
+
+
+def _set(config: ConfigDict, name: str, value: Any, kinds: Mapping[str, str]) -> None:
+    """Sets a field to a value of the saved file; `kinds` has the types of those that are None."""
+    *parents, last = name.split('.')
+    for parent in parents:
+        if parent not in config:
+            config[parent] = ConfigDict()
+        config = config[parent]
+        if not isinstance(config, ConfigDict):
+            raise ValueError(f'{name}: {parent} is not a section but a field')
+    if value is None:
+        if kinds.get(name) not in _TYPES:
+            raise ValueError(f'{name} is empty and of the unknown type {kinds.get(name)!r}')
+        value = config_dict.placeholder(_TYPES[kinds[name]])
+    try:
+        config[last] = _tuples(value)
+    except TypeError as error:
+        value = None if isinstance(value, config_dict.FieldReference) else value
+        expected = config.get_type(last).__name__
+        raise ValueError(f'{name}={value!r} is not of type {expected}') from error
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    return json.loads(config.to_json())
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f'{prefix}{name}.')
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _placeholders(config: ConfigDict, prefix: str = '') -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in config:
+        value = config[name]
+        if isinstance(value, ConfigDict):
+            found |= _placeholders(value, f'{prefix}{name}.')
+        elif value is None:
+            found[prefix + name] = config.get_type(name).__name__
+    return found
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples; our configurations have no lists."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _list(fields: Mapping[str, Any]) -> str:
+    return ', '.join(f'{name}={value!r}' for name, value in fields.items())
