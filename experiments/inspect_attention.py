@@ -30,7 +30,6 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
 
@@ -112,7 +111,7 @@ def inspect(
     config = workdir_config.load(workdir)
     dataset = data.build(config.data)
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    model = merge(graphdef, params, stats)
+    model = models.merge(graphdef, params, stats)
     if not model.heads:
         raise InputError(
             f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
@@ -127,7 +126,7 @@ def inspect(
 
     @jax.jit
     def attend(params, stats):
-        return pruned(merge(graphdef, params, stats), rules).attention(pixels[None], at)
+        return pruned(models.merge(graphdef, params, stats), rules).attention(pixels[None], at)
 
     weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
     shape = weights.shape[2:]

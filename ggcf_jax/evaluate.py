@@ -21,7 +21,6 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, evaluations, report
 from ggcf_jax.workdir import config as workdir_config
 
@@ -47,7 +46,7 @@ def make_eval_step(
     """
 
     def eval_step(params, stats, matrix, batch):
-        scores = inference.scores(merge(graphdef, params, stats), batch['image'], plan)
+        scores = inference.scores(models.merge(graphdef, params, stats), batch['image'], plan)
         predictions = scores.argmax(-1).astype(jnp.uint8)
         counts = metrics.confusion_matrices(batch['label'], predictions, num_classes, IGNORE)
         return matrix + counts.sum(0), metrics.mean_ious(counts), predictions

@@ -25,7 +25,6 @@ from ggcf_jax import config as config_lib
 from ggcf_jax.attention import target as platform
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
 from ggcf_jax.workdir import config as workdir_config
 
@@ -91,7 +90,7 @@ def program(
         def run(weights, image):
             trees = jax.tree.unflatten(structure, [weights[name] for name in names])
             with platform.tracing_for(target):
-                model = merge(graphdef, **trees)
+                model = models.merge(graphdef, **trees)
                 scores = inference.scores(model, image[None], plan)[0]
             labels = scores.argmax(-1).astype(jnp.uint8)
             return labels, inference.probabilities(scores, plan)

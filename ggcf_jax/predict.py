@@ -29,7 +29,6 @@ from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import inputs as prediction_inputs
 from ggcf_jax.prediction import large_images, outputs
 from ggcf_jax.prediction.inputs import Input
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.checkpoint_files import checksums
@@ -176,7 +175,7 @@ def make_predict_step(
     """
 
     def predict_step(params, stats, images):
-        scores = inference.scores(merge(graphdef, params, stats), images, plan)
+        scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
         labels = scores.argmax(-1).astype(jnp.uint8)
         if not probabilities:
             return labels, None

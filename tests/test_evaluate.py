@@ -14,7 +14,6 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Ranked, Worst
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from tests.helpers import TINY_MODEL, load_config, make_tiny_config, save_untrained, write_camvid
 
@@ -48,7 +47,7 @@ def _one_by_one(config, workdir, dataset, plan):
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     restored = checkpoints.restore(workdir, params, stats, device, 'latest')
-    run = jax.jit(lambda x: inference.scores(merge(graphdef, *_arrays(restored)), x, plan))
+    run = jax.jit(lambda x: inference.scores(models.merge(graphdef, *_arrays(restored)), x, plan))
     matrices = {}
     source = dataset.source('validation')
     for i in range(len(source)):

@@ -19,7 +19,6 @@ from ggcf_jax.attention import attend, block_sizes, target
 from ggcf_jax.attention.graphs import parse
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT
@@ -87,7 +86,7 @@ def _scores(untrained_run, config, images):
 
     @jax.jit
     def run(params, stats, image):
-        return inference.scores(merge(graphdef, params, stats), image[None], plan)[0]
+        return inference.scores(models.merge(graphdef, params, stats), image[None], plan)[0]
 
     found = jnp.stack([run(restored.params, restored.stats, image) for image in images])
     return np.asarray(found.argmax(-1)), np.asarray(inference.probabilities(found, plan))

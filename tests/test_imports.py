@@ -59,15 +59,7 @@ OUTSIDE = {
     'experiments': 'ggcf_jax experiments.common',
 }
 # (file, what it imports) that break a rule today.
-NOT_YET = {
-    ('models.pretrained.layouts', 'models.pretrained.mobilenet'),
-    ('models.pretrained.layouts', 'models.pretrained.resnet'),
-    ('models.pretrained.layouts', 'models.pretrained.wide_resnet'),
-    ('models.pretrained.mobilenet', 'models.pretrained.layouts'),
-    ('models.pretrained.resnet', 'models.pretrained.layouts'),
-    ('models.pretrained.wide_resnet', 'models.pretrained.layouts'),
-    ('serving.viewer', 'training.state'),
-}
+NOT_YET: set[tuple[str, str]] = set()
 _FOR_TYPES = ('TYPE_CHECKING', 'typing.TYPE_CHECKING')
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 

@@ -21,7 +21,6 @@ from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import inputs, large_images, outputs
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints, classes
 from tests.helpers import ROOT, make_tiny_config, save_untrained, write_camvid
 
@@ -56,7 +55,7 @@ def scores(setting):
     restored = checkpoints.restore(workdir, params, stats, device, 'latest')
     plan = inference.build(config)
     run = jax.jit(
-        lambda x: inference.scores(merge(graphdef, restored.params, restored.stats), x, plan)
+        lambda x: inference.scores(models.merge(graphdef, restored.params, restored.stats), x, plan)
     )
     return lambda image: np.asarray(run(image[None]))[0]
 

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from ggcf_jax import data, models
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.models.segmenter import Segmenter
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
 
@@ -36,7 +35,7 @@ class Trained:
     @property
     def model(self) -> Segmenter:
         """To be called outside of `jax.jit`; inside, merge params and stats given as arguments."""
-        return merge(self.graphdef, self.params, self.stats)
+        return models.merge(self.graphdef, self.params, self.stats)
 
 
 def load(

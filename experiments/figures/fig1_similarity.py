@@ -31,8 +31,8 @@ from experiments.common.pictures import Cell
 from experiments.common.queries import Marked
 from experiments.common.trained import Trained
 from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.models import merge
 from ggcf_jax.models.layers.resize import nearest_positions, upsample
-from ggcf_jax.training.state import merge
 
 FEATURES = ('backbone', 'fused')
 

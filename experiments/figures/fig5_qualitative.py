@@ -39,8 +39,8 @@ from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Sample
+from ggcf_jax.models import merge
 from ggcf_jax.models.contexts import pruning_rules
-from ggcf_jax.training.state import merge
 
 
 @dataclasses.dataclass(frozen=True)

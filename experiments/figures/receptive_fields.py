@@ -11,8 +11,8 @@ from jax import lax
 from experiments.common import queries as marks
 from experiments.common.trained import Trained
 from ggcf_jax.evaluation.inference import window_starts
+from ggcf_jax.models import merge
 from ggcf_jax.models.layers.resize import nearest_positions
-from ggcf_jax.training.state import merge
 
 
 @dataclasses.dataclass(frozen=True)

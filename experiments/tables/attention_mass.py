@@ -30,7 +30,7 @@ from ggcf_jax import attention, data
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
-from ggcf_jax.training.state import merge
+from ggcf_jax.models import merge
 
 GROUPS = ('same', 'family', 'other', 'unlabelled')
 _AT_ONCE = 32  # queries whose attention is on the device at a time

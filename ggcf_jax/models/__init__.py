@@ -1,11 +1,18 @@
-"""Backbones, context modules and the segmentation network."""
+"""The segmentation network of a configuration, and its split into what JAX transforms.
+
+Backbones and context modules are looked up by name; `models.backbones` and `models.contexts` hold
+the contracts for new ones.
+"""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.models import backbones, contexts
+from ggcf_jax.models.backbones import BackboneBuilder
+from ggcf_jax.models.contexts import ContextBuilder
 from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
 from ggcf_jax.models.layers.remat import REMATS
 from ggcf_jax.models.segmenter import INPUTS, Segmenter
@@ -13,54 +20,72 @@ from ggcf_jax.models.segmenter import INPUTS, Segmenter
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def build(config, num_classes: int) -> Segmenter:
+def build(config: ConfigDict, num_classes: int) -> Segmenter:
     """Builds the network of `config.model` with fresh float32 parameters.
 
     Published weights (`model.backbone.weights`) are not read here: training starts from them, see
     `ggcf_jax.training.warm_start`.
 
     Args:
-        config: reads `model`, `train.dtype` (of the computation), `train.remat` and `seed`.
-        num_classes: of the data set.
+        config: configuration of the run; `model`, `train.dtype` (of the computation), `train.remat`
+            and `seed` are read.
+        num_classes: number of classes of the data set.
 
     Raises:
         InputError: a name that does not exist, or an option that the backbone does not have.
     """
-    model = config.model
-    backbone = registry.find(
-        backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name'
-    )
-    context = registry.find(contexts, 'CONTEXTS', model.context, 'config.model.context')
+    model, train = config.model, config.train
     registry.check(model.activation, ACTIVATIONS, 'config.model.activation')
     registry.check(model.norm, NORMS, 'config.model.norm')
     statistics = model.backbone.statistics
     registry.check(statistics, STATISTICS, 'config.model.backbone.statistics')
     registry.check(model.input, INPUTS, 'config.model.input')
-    registry.check(config.train.dtype, DTYPES, 'config.train.dtype')
-    registry.check(config.train.remat, REMATS, 'config.train.remat')
-    # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
-    shared = dict(
-        dtype=DTYPES[config.train.dtype], rngs=nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
+    registry.check(train.dtype, DTYPES, 'config.train.dtype')
+    registry.check(train.remat, REMATS, 'config.train.remat')
+    build_backbone: BackboneBuilder = registry.find(
+        backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name'
     )
-    trunk = backbone(model, remat=config.train.remat, **shared)
+    build_context: ContextBuilder = registry.find(
+        contexts, 'CONTEXTS', model.context, 'config.model.context'
+    )
+    dtype = DTYPES[train.dtype]
+    # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
+    rngs = nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
+    backbone = build_backbone(model, remat=train.remat, dtype=dtype, rngs=rngs)
     if statistics == 'running':
-        freeze(trunk)
+        freeze(backbone)
+    context = build_context(model, backbone.features[-1], dtype=dtype, rngs=rngs)
     return Segmenter(
-        trunk,
-        context(model, trunk.features[-1], **shared),
+        backbone,
+        context,
         num_classes,
         aux_channels=model.aux_channels,
         dropout=model.dropout,
         normalization=INPUTS[model.input],
         activation=model.activation,
         norm=model.norm,
-        **shared,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
-def abstract(config, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Graphdef, parameters and batch statistics of `build` as shapes, without computing them."""
-    graphdef, params, stats = nnx.split(
-        nnx.eval_shape(lambda: build(config, num_classes)), nnx.Param, nnx.BatchStat
-    )
+def split(model: Segmenter) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Splits a network into (graphdef, parameters, batch statistics); `merge` is the inverse."""
+    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.as_pure(params), nnx.as_pure(stats)
+
+
+def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmenter:
+    """Returns a network of its own over these arrays, usable inside `jax.jit`.
+
+    Args:
+        graphdef: structure of the network, from `split` or `abstract`.
+        params: parameters.
+        stats: batch statistics; training updates those of the returned network, not these.
+    """
+    return nnx.merge(graphdef, params, stats, copy=True)
+
+
+def abstract(config: ConfigDict, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns `split(build(config, num_classes))` as shapes, without computing the parameters."""
+    return split(nnx.eval_shape(lambda: build(config, num_classes)))

@@ -106,8 +106,8 @@ class Segmenter(nnx.Module):
         """
         main_key, aux_key, trunk_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.normalization(images).astype(self.dtype)
-        *_, stage3, stage4 = self.backbone(x, train, trunk_key)
-        features = self.context(stage4, train)
+        *_, stage3, stage4 = self.backbone(x, train=train, key=trunk_key)
+        features = self.context(stage4, train=train)
         if not train:
             return self.classifier(features).astype(jnp.float32), None
         logits = self.classifier(self.dropout(features, rngs=main_key))
@@ -126,4 +126,4 @@ class Segmenter(nnx.Module):
             float32 [b, m, heads, ceil(h / stride), ceil(w / stride)], one in sum over the map.
         """
         x = self.normalization(images).astype(self.dtype)
-        return self.context.attention(self.backbone(x, False, None)[-1], positions)
+        return self.context.attention(self.backbone(x, train=False, key=None)[-1], positions)

@@ -12,7 +12,6 @@ from ggcf_jax import models
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
-from ggcf_jax.training.state import merge
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
@@ -63,14 +62,14 @@ def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     restored = checkpoints.restore(workdir, params, stats, device, which)
     arrays = (restored.params, restored.stats)
-    model = merge(graphdef, *arrays)
+    model = models.merge(graphdef, *arrays)
 
     def segment(params, stats, image):
-        scores = inference.scores(merge(graphdef, params, stats), image[None], plan)
+        scores = inference.scores(models.merge(graphdef, params, stats), image[None], plan)
         return scores[0].argmax(-1).astype(np.uint8)
 
     def attend(params, stats, image, positions):
-        network = pruned(merge(graphdef, params, stats), plan.pruning)
+        network = pruned(models.merge(graphdef, params, stats), plan.pruning)
         return network.attention(image[None], positions)[0, 0]
 
     @functools.lru_cache(_PROGRAMS)

@@ -15,6 +15,8 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models import Segmenter
 from ggcf_jax.training import optim
 
+RUNNING = ('loss', 'aux_loss', 'grad_norm', 'skipped')
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -77,25 +79,11 @@ def creator(config, num_classes: int, mesh: jax.sharding.Mesh) -> Callable[[], T
     return jax.jit(initial, out_shardings=mesh_lib.replicated(mesh))
 
 
-RUNNING = ('loss', 'aux_loss', 'grad_norm', 'skipped')
-
-
-def split(model: Segmenter) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Splits a model into (graphdef, params, stats); `merge` puts it together again."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.as_pure(params), nnx.as_pure(stats)
-
-
-def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmenter:
-    """A model of its own over these arrays, usable inside `jax.jit`."""
-    return nnx.merge(graphdef, params, stats, copy=True)
-
-
 def create(
     model: Segmenter, tx: optax.GradientTransformation, seed: int, ema_decay: float
 ) -> TrainState:
     """The state at step 0 of a freshly initialised model; averages where `ema_decay` > 0."""
-    _, params, stats = split(model)
+    _, params, stats = models.split(model)
     return TrainState(
         step=jnp.int32(0),
         seed=jnp.uint32(seed),

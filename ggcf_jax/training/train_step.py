@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models import merge, split
+from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training import losses, optim
-from ggcf_jax.training.state import TrainState, merge, split
+from ggcf_jax.training.state import TrainState
 
 
 def build(train, class_weights: tuple[float, ...], graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
@@ -96,9 +97,7 @@ def make_train_step(
         else:
             dealt = deal(batch, accumulate)
             inputs = (dealt, keys, _shares(dealt['label'], class_weights))
-            (_, (grads, terms, stats)), _ = target.scan(
-                add_microbatch, (state.params, zeros), inputs
-            )
+            (_, (grads, terms, stats)), _ = scan(add_microbatch, (state.params, zeros), inputs)
         grad_norm = optax.global_norm(grads)
         total = terms['main'] + aux_weight * terms['aux_loss']
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)

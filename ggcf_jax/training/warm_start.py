@@ -86,9 +86,9 @@ def _read_workdir(
         for name, slot in pretrained.slots.expand({n: a.shape for n, a in saved.items()}).items()
     }
     hint = f'its backbone is {model.backbone.name} of width {model.backbone.width}'
-    arrays = pretrained.fill(shapes, tensors, lambda name: name, where, hint)
+    arrays = pretrained.fill(shapes, tensors, lambda name: name, where=where, hint=hint)
     print_report(f'{where}: {len(tensors)} arrays into the backbone')
-    return pretrained.convert_scales(arrays, model.norm, norm, where)
+    return pretrained.convert_scales(arrays, source=model.norm, target=norm, where=where)
 
 
 def _backbone_shapes(trees: Any) -> dict[str, tuple[int, ...]]:

@@ -5,19 +5,18 @@ import pytest
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
-from ggcf_jax.training import state as state_lib
 
 
 def test_training_and_inference_outputs(tiny_config):
-    graphdef, params, stats = state_lib.split(models.build(tiny_config, 5))
+    graphdef, params, stats = models.split(models.build(tiny_config, 5))
     images = np.random.default_rng(0).integers(0, 255, (2, 33, 40, 3), np.uint8)
 
     @jax.jit
     def run(params, stats, images, key):
-        model = state_lib.merge(graphdef, params, stats)
+        model = models.merge(graphdef, params, stats)
         inference = model(images)
-        before = state_lib.split(model)[2]
-        return inference, before, model(images, train=True, key=key), state_lib.split(model)[2]
+        before = models.split(model)[2]
+        return inference, before, model(images, train=True, key=key), models.split(model)[2]
 
     inference, before, training, after = run(params, stats, images, jax.random.key(0))
     logits, aux = inference
@@ -33,7 +32,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(tiny_config):
     graphdef, params, stats = models.abstract(tiny_config, 5)
     assert {x.dtype for x in jax.tree.leaves((params, stats))} == {jnp.dtype('float32')}
     logits, _ = jax.eval_shape(
-        lambda p, s: state_lib.merge(graphdef, p, s)(jnp.zeros((1, 16, 16, 3), jnp.uint8)),
+        lambda p, s: models.merge(graphdef, p, s)(jnp.zeros((1, 16, 16, 3), jnp.uint8)),
         params,
         stats,
     )
@@ -42,7 +41,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(tiny_config):
 
 def test_abstract_is_the_shape_of_build(tiny_config):
     graphdef, params, stats = models.abstract(tiny_config, 5)
-    built = state_lib.split(models.build(tiny_config, 5))
+    built = models.split(models.build(tiny_config, 5))
     assert graphdef == built[0]
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (params, stats))
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), built[1:])

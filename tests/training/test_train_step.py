@@ -32,7 +32,7 @@ def _batch(seed=0, size=8, height=24):
 
 
 def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
-    graphdef, params, stats = state_lib.split(models.build(config, CLASSES))
+    graphdef, params, stats = models.split(models.build(config, CLASSES))
     tx = optim.optimizer(config.train)
     step = make_train_step(
         graphdef,
@@ -44,7 +44,7 @@ def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
         ema_decay=ema_decay,
         log_every=log_every,
     )
-    model = state_lib.merge(graphdef, params, stats)
+    model = models.merge(graphdef, params, stats)
     return step, state_lib.create(model, tx, config.seed, ema_decay), graphdef
 
 
@@ -61,7 +61,7 @@ def test_first_update_is_the_definition(config):
     batch = _batch()
 
     def loss(params):
-        model = state_lib.merge(graphdef, params, state.stats)
+        model = models.merge(graphdef, params, state.stats)
         outputs = model(batch['image'], train=True, key=jax.random.key(0))
         main, aux = (upsample(x, 8, (24, 24)) for x in outputs)
         valid = batch['label'] != 255
@@ -118,10 +118,10 @@ def test_accumulation_sums_over_microbatches(config):
     @jax.jit
     def gradient(params, stats, image, label):
         def loss(params):
-            model = state_lib.merge(graphdef, params, stats)
+            model = models.merge(graphdef, params, stats)
             outputs = model(image, train=True, key=jax.random.key(0))
             main, aux = (cross_entropy(upsample(x, 8, (24, 24)), label)[0] for x in outputs)
-            return main + 0.4 * aux, state_lib.split(model)[2]
+            return main + 0.4 * aux, models.split(model)[2]
 
         return jax.grad(loss, has_aux=True)(params)
 

@@ -47,7 +47,7 @@ def _write_weights(config, path):
     """A torchvision file that fits the config's backbone; returns its tensors."""
     _, params, stats = models.abstract(config, 1)
     shapes = pretrained.shapes_of(params['backbone']) | pretrained.shapes_of(stats['backbone'])
-    layout = next(x for x in layouts.known() if x.name == 'torchvision ResNet')
+    layout = next(x for x in layouts.LAYOUTS if x.name == 'torchvision ResNet')
     rng = np.random.default_rng(7)
     tensors = {}
     for name, slot in slots.expand(shapes).items():

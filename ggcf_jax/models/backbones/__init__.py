@@ -1,0 +1,72 @@
+"""Backbones: one file for each family of networks, and the contract that all of them fulfil.
+
+A module here offers its networks in a dictionary `BACKBONES`, name -> builder; the name is
+`config.model.backbone.name`. A backbone of another package is named
+`my_package.my_module:builder`. `Backbone` and `BackboneBuilder` say what such code must do; no
+class has to inherit from them.
+"""
+
+from typing import Any, Protocol
+
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+from ml_collections import ConfigDict
+
+from ggcf_jax.models.layers.remat import Remat
+
+
+class Backbone(Protocol):
+    """A network without classifier: an `nnx.Module` that returns the features of four stages.
+
+    Parameters are `nnx.Param` in float32; running statistics, if there are any, are
+    `nnx.BatchStat`. Other kinds of variables are not supported. The module must be built and called
+    by functions that JAX can trace, and its parameters must follow from the random streams alone.
+
+    Attributes:
+        features: number of channels of each of the four stages.
+        stride: pixels per position of the last stage (output stride): 8, 16 or 32. For images of
+            h x w pixels the last stage has ceil(h / stride) x ceil(w / stride) positions, feature
+            (i, j) being centred on pixel (stride * i, stride * j).
+    """
+
+    features: tuple[int, ...]
+    stride: int
+
+    def __call__(
+        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None
+    ) -> tuple[Float[Array, 'b _ _ _'], ...]:
+        """Computes the features of a batch of images.
+
+        Args:
+            x: images, normalised as `config.model.input` says, in the dtype of the computation.
+            train: whether batch statistics are used and updated, and dropout is active. Under
+                `jax.jit` over a batch-sharded array a mean over the batch axis is one over all
+                devices.
+            key: random key for dropout; None unless `train`.
+
+        Returns:
+            Features of the four stages. The third one feeds the auxiliary head, whose logits are
+            upsampled by `stride`, so it must have the resolution of the fourth one, which feeds
+            the context module.
+        """
+        ...
+
+
+class BackboneBuilder(Protocol):
+    """Builds a backbone from the configuration."""
+
+    def __call__(self, model: ConfigDict, *, remat: Remat, dtype: Any, rngs: nnx.Rngs) -> Backbone:
+        """Builds a backbone with fresh parameters.
+
+        Args:
+            model: `config.model`; `model.backbone` has the fields of the backbone, and
+                `model.activation` and `model.norm` those that all parts of the network share.
+            remat: `config.train.remat`: what the backward pass keeps in memory. `layers.remat.run`
+                applies it to one block; a backbone may ignore it.
+            dtype: dtype of the computation; parameters stay float32.
+            rngs: random streams; parameters are drawn from `params`.
+
+        Raises:
+            InputError: a field has a value that this backbone does not support.
+        """
+        ...

@@ -1,0 +1,87 @@
+"""Context modules: one file for each, and the contract that all of them fulfil.
+
+A module here offers its context module in a dictionary `CONTEXTS`, name -> builder; the name is
+`config.model.context`. A context module of another package is named
+`my_package.my_module:builder`. `Context` and `ContextBuilder` say what such code must do; no class
+has to inherit from them.
+"""
+
+from typing import Any, Protocol
+
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+
+class Context(Protocol):
+    """What stands between backbone and classifier: an `nnx.Module` on the last stage's features.
+
+    Parameters are `nnx.Param` in float32; running statistics, if there are any, are
+    `nnx.BatchStat`. Other kinds of variables are not supported. The module must be built and called
+    by functions that JAX can trace, for maps of any height and width.
+
+    Attributes:
+        features: number of channels of the output.
+    """
+
+    features: int
+
+    def __call__(
+        self, x: Float[Array, 'b h w c'], *, train: bool
+    ) -> Float[Array, 'b h w {self.features}']:
+        """Computes the features that the classifier, a 1x1 convolution, reads.
+
+        Args:
+            x: features of the backbone's last stage, in the dtype of the computation.
+            train: whether batch statistics are used and updated.
+
+        Returns:
+            Features at the same positions.
+        """
+        ...
+
+
+class AttentionContext(Context, Protocol):
+    """A context module whose attention can be shown; without these two members it cannot.
+
+    Attributes:
+        heads: the graph of each head (`ggcf_jax.attention.graphs`), by which viewer and tools
+            label the attention maps.
+    """
+
+    heads: tuple[Any, ...]
+
+    def attention(
+        self, x: Float[Array, 'b h w c'], positions: Int[Array, 'm 2']
+    ) -> Float[Array, 'b m heads h w']:
+        """Computes where each head attends to from chosen positions.
+
+        Args:
+            x: features of the backbone's last stage.
+            positions: row and column of each query in the map of features.
+
+        Returns:
+            float32 attention weights over the map; those of a query and head sum to one.
+        """
+        ...
+
+
+class ContextBuilder(Protocol):
+    """Builds a context module from the configuration."""
+
+    def __call__(
+        self, model: ConfigDict, in_features: int, *, dtype: Any, rngs: nnx.Rngs
+    ) -> Context:
+        """Builds a context module with fresh parameters.
+
+        Args:
+            model: `config.model`; `model.activation` and `model.norm` are what all parts of the
+                network share, and every module reads the fields that it needs besides.
+            in_features: number of channels of the backbone's last stage.
+            dtype: dtype of the computation; parameters stay float32.
+            rngs: random streams; parameters are drawn from `params`.
+
+        Raises:
+            InputError: a field has a value that this module does not support.
+        """
+        ...

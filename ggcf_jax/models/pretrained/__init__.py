@@ -1,8 +1,8 @@
 """Import of published backbone weights: from a file's tensors to the arrays of a backbone.
 
-`files` reads tensors, `layouts` knows how published files name them, `slots` how our networks
-store them. `python -m experiments.inspect_weights FILE` says what a file holds and which
-configuration it fits; docs/pretrained.md says where files are published.
+`files` reads tensors, `layouts` holds how published files name them, `slots` how our networks
+store them. `python -m experiments.inspect_weights FILE` prints what a file contains and which
+configuration it fits; docs/pretrained.md lists where files are published.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.layers.norm import EPSILON, Norm
@@ -22,16 +23,16 @@ _SHOWN = 10  # names listed of each kind of difference
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """Arrays for a backbone.
+    """Arrays for a backbone, read from a published file.
 
     Attributes:
-        arrays: path in the backbone -> float32 array.
+        arrays: path in the backbone -> array.
         layout: name of the file's layout.
         matched: number of the file's tensors that were used.
-        left_out: names of those that belong to classifiers and heads.
+        left_out: names of the file's tensors that belong to classifiers and heads.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Float32[np.ndarray, '...']]
     layout: str
     matched: int
     left_out: tuple[str, ...]
@@ -41,13 +42,13 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     """Reads a published file for a backbone.
 
     Args:
-        path: of a `.safetensors`, `.pth` or `.pt` file.
-        shapes: path in the backbone -> shape, of all its parameters and batch statistics.
-        norm: form of the scales that the backbone has.
+        path: a `.safetensors`, `.pth` or `.pt` file.
+        shapes: path in the backbone -> shape, for all its parameters and batch statistics.
+        norm: form of the scales of the backbone's norms.
 
     Raises:
-        InputError: the file cannot be read, has no known layout, or does not fit the backbone;
-            the message lists what is missing, unexpected or of another shape.
+        InputError: the file cannot be read, matches none of the supported layouts, or does not fit
+            the backbone; the message lists what is missing, unexpected or of another shape.
     """
     tensors, heads = layouts.trunk(files.read(path))
     layout = layouts.detect(tensors, path)
@@ -55,13 +56,13 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     where = f'{path} (layout {layout.name})'
     hint = layouts.fields_text(layout.describe(used))
-    arrays = fill(shapes, used, layout.rename, where, f'the file fits {hint}')
-    arrays = convert_scales(arrays, layout.norm, norm, where)
+    arrays = fill(shapes, used, layout.rename, where=where, hint=f'the file fits {hint}')
+    arrays = convert_scales(arrays, source=layout.norm, target=norm, where=where)
     return Imported(arrays, layout.name, len(used), (*left_out, *heads))
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path (joined by dots) -> shape of every array of a tree."""
+    """Returns path (joined by dots) -> shape for every array of a pytree."""
     return {
         jax.tree_util.keystr(path, simple=True, separator='.'): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -70,18 +71,23 @@ def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def fill(
     shapes: Mapping[str, tuple[int, ...]],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Float32[np.ndarray, '...']],
     rename: Callable[[str], str],
+    *,
     where: str,
     hint: str,
-) -> dict[str, np.ndarray]:
-    """Puts tensors into the arrays of a backbone, those of repeated blocks into one.
+) -> dict[str, Float32[np.ndarray, '...']]:
+    """Puts tensors into the arrays of a backbone, stacking those of repeated blocks.
 
     Args:
         shapes: path in the backbone -> shape.
         tensors: name -> array with our order of axes.
         rename: name of a slot (`slots.expand`) -> name among the tensors.
-        where: what the tensors come from. hint: the cure; both for the error message.
+        where: source of the tensors, for the error message.
+        hint: cure to suggest in the error message.
+
+    Returns:
+        Path in the backbone -> array.
 
     Raises:
         InputError: tensors and slots are not one to one, or differ in shape.
@@ -108,9 +114,18 @@ def fill(
 
 
 def convert_scales(
-    arrays: dict[str, np.ndarray], source: Norm, target: Norm, where: str
-) -> dict[str, np.ndarray]:
-    """Turns scales of one form of the norm into those of the other, for the same function.
+    arrays: dict[str, Float32[np.ndarray, '...']], *, source: Norm, target: Norm, where: str
+) -> dict[str, Float32[np.ndarray, '...']]:
+    """Converts scales from one form of the norm to the other, keeping the network's function.
+
+    Args:
+        arrays: path in the backbone -> array.
+        source: form that the arrays have.
+        target: form to convert to.
+        where: source of the arrays, for the error message.
+
+    Returns:
+        The arrays, those whose path ends in `.scale` converted.
 
     Raises:
         InputError: there are negative scales, which 'abs_gamma' cannot express.

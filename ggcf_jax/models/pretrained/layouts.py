@@ -1,73 +1,35 @@
-"""How published files name the tensors of a backbone.
+"""The supported layouts of published files, and how a file's layout is recognised.
 
-A layout is found by the names in a file. Adding one is adding an entry to a list `LAYOUTS`.
+A layout is recognised by the names in a file. Adding one is adding an entry to a list `LAYOUTS` of
+one of the modules here.
 """
 
-import dataclasses
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.layers.norm import Norm
+from ggcf_jax.models.pretrained import mobilenet, resnet, wide_resnet
+from ggcf_jax.models.pretrained.layout import Layout, Tensors
+
+LAYOUTS = (*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS)
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.
 _TRUNKS = ('backbone.', 'body.')
-_LEAVES = {
-    'kernel': 'weight',
-    'scale': 'weight',
-    'bias': 'bias',
-    'mean': 'running_mean',
-    'var': 'running_var',
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """One way of naming tensors.
-
-    Attributes:
-        name: for people. source: the code that writes such files.
-        marks: regular expressions; each matches a name in every file of the layout.
-        absent: ones that match no name.
-        module: path of a convolution or norm in our backbone (`slots.expand`) -> the file's name.
-        heads: regular expression of names that are left out: classifiers.
-        describe: tensors -> fields of `config.model` that fit.
-        norm: form of the norms' scales.
-    """
-
-    name: str
-    source: str
-    marks: tuple[str, ...]
-    absent: tuple[str, ...]
-    module: Callable[[str], str]
-    heads: str
-    describe: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
-    norm: Norm = 'batch_norm'
-
-    def matches(self, names: Iterable[str]) -> bool:
-        """Whether these are names of this layout."""
-        names = list(names)
-        marked = all(any(re.fullmatch(mark, name) for name in names) for mark in self.marks)
-        return marked and not any(re.fullmatch(a, name) for a in self.absent for name in names)
-
-    def leaves_out(self, name: str) -> bool:
-        """Whether a tensor belongs to the classifier."""
-        return re.match(self.heads, name) is not None
-
-    def rename(self, slot: str) -> str:
-        """Name of a slot, e.g. stages.0.2.layers.0.conv.kernel, in the file."""
-        module, leaf = slot.rsplit('.', 1)
-        return f'{self.module(module)}.{_LEAVES[leaf]}'
-
-
-def trunk(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+def trunk(tensors: Tensors) -> tuple[dict[str, Float[ndarray, '...']], list[str]]:
     """Takes the backbone out of a file's tensors, without the prefixes that wrappers add.
 
     `module.` is PyTorch's DataParallel, `resinit.` and `prefix.` are openseg's and torchcv's names
     for the stem. Counters (`num_batches_tracked`) are dropped.
+
+    Args:
+        tensors: all tensors of a file.
 
     Returns:
         (tensors of the backbone, names of the others).
@@ -86,33 +48,26 @@ def trunk(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], lis
     return {re.sub(r'^(resinit|prefix)\.', '', new): tensors[n] for n, new in names.items()}, heads
 
 
-def detect(tensors: Mapping[str, np.ndarray], path) -> Layout:
-    """Finds the layout of a backbone's tensors (`trunk`).
+def detect(tensors: Tensors, path: str | pathlib.Path) -> Layout:
+    """Recognises the layout of a backbone's tensors (`trunk`).
+
+    Args:
+        tensors: tensors of the backbone.
+        path: file they were read from, for the error message.
 
     Raises:
-        InputError: none that we know.
+        InputError: they match none of the supported layouts.
     """
-    for layout in known():
+    for layout in LAYOUTS:
         if layout.matches(tensors):
             return layout
     raise InputError(
-        f'{path} has no layout that we know ({", ".join(layout.name for layout in known())}); its '
-        f'{len(tensors)} tensors start with {", ".join(list(tensors)[:5])}'
+        f'{path} matches none of the supported layouts '
+        f'({", ".join(layout.name for layout in LAYOUTS)}); its {len(tensors)} tensors start with '
+        f'{", ".join(list(tensors)[:5])}'
     )
 
 
-def known() -> list[Layout]:
-    """All layouts."""
-    from ggcf_jax.models.pretrained import mobilenet, resnet, wide_resnet
-
-    return [*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS]
-
-
 def fields_text(fields: Mapping[str, Any]) -> str:
-    """`config.model` fields as flags are written."""
+    """Writes fields of `config.model` as they are given on the command line."""
     return ', '.join(f'config.model.{name}={value!r}' for name, value in fields.items())
-
-
-def count(names: Iterable[str], pattern: str) -> int:
-    """How many different numbers stand at the group of `pattern` among the names."""
-    return len({found[1] for name in names if (found := re.match(pattern, name))})

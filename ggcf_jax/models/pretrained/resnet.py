@@ -2,20 +2,21 @@
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES, Bottleneck
-from ggcf_jax.models.pretrained.layouts import Layout, count
+from ggcf_jax.models.pretrained.layout import Layout, Tensors, count
 
 _BLOCK = re.compile(r'stages\.(\d+)\.(\d+)\.(?:layers\.(\d+)|skip)\.(conv|norm\.norm)')
 _STEM = re.compile(r'stem\.(\d+)\.(conv|norm\.norm)')
 _HEADS = r'(fc|classifier|head|last_linear)\.'
 
+# (number, whether it is a convolution or its norm) of a layer of the stem -> the file's name.
+_Stem = Callable[[int, bool], str]
 
-def _module(stem, path: str) -> str:
+
+def _module(stem: _Stem, path: str) -> str:
     """Our module path -> the file's, e.g. stages.0.2.layers.0.conv -> layer1.2.conv1.
 
     A path of another network stays as it is, and will be missing in the file.
@@ -45,7 +46,7 @@ def _timm(i: int, is_conv: bool) -> str:
     return 'bn1' if i == 2 and not is_conv else f'conv1.{3 * i + (0 if is_conv else 1)}'
 
 
-def _describe(first: str, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _describe(first: str, tensors: Tensors) -> dict[str, Any]:
     """The architecture from names and shapes; `first` names the first convolution."""
     depths = tuple(count(tensors, rf'layer{stage}\.(\d+)\.') for stage in range(1, 5))
     bottleneck = 'layer1.0.conv3.weight' in tensors
@@ -64,7 +65,16 @@ def _describe(first: str, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def _layout(name: str, source: str, first: str, stem, marks=(), absent=()) -> Layout:
+def _layout(
+    name: str,
+    source: str,
+    *,
+    first: str,
+    stem: _Stem,
+    marks: tuple[str, ...] = (),
+    absent: tuple[str, ...] = (),
+) -> Layout:
+    """A layout of a ResNet; `first` names the kernel of its first convolution."""
     return Layout(
         name=name,
         source=source,
@@ -80,29 +90,29 @@ LAYOUTS = [
     _layout(
         'torchvision ResNet',
         'github.com/pytorch/vision, torchvision/models/resnet.py; the same names in timm',
-        'conv1.weight',
-        _numbered,
+        first='conv1.weight',
+        stem=_numbered,
         absent=(r'conv2\.weight',),
     ),
     _layout(
         'timm deep-stem ResNet',
         'github.com/huggingface/pytorch-image-models, timm/models/resnet.py (resnet*c, resnet*s)',
-        'conv1.0.weight',
-        _timm,
+        first='conv1.0.weight',
+        stem=_timm,
     ),
     _layout(
         'openseg deep-stem ResNet',
         'github.com/CSAILVision/semantic-segmentation-pytorch, mit_semseg/models/resnet.py; with '
         'resinit. in github.com/openseg-group/openseg.pytorch, resnet_models.py',
-        'conv1.weight',
-        _numbered,
+        first='conv1.weight',
+        stem=_numbered,
         marks=(r'conv2\.weight', r'conv3\.weight'),
     ),
     _layout(
         'mmseg ResNet v1c',
         'github.com/open-mmlab/mmsegmentation, mmseg/models/backbones/resnet.py; the same names '
         'in mmcls, under backbone.',
-        'stem.0.weight',
-        _sequential,
+        first='stem.0.weight',
+        stem=_sequential,
     ),
 ]

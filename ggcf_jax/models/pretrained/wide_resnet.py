@@ -1,12 +1,9 @@
 """Names of InPlace-ABN's WideResNet-38: classification and Mapillary Vistas segmentation."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from ggcf_jax.models.pretrained.layouts import Layout
+from ggcf_jax.models.pretrained.layout import Layout, Tensors
 
 _BLOCK = re.compile(r'mods\.(\d+)\.(\d+)\.(convs|norms|skip)(?:\.(\d+))?(?:\.norm)?')
 
@@ -32,7 +29,7 @@ def _module(path: str) -> str:
     return f'{prefix}.bn1' if number == '0' else f'{prefix}.convs.bn{int(number) + 1}'
 
 
-def _describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _describe(tensors: Tensors) -> dict[str, Any]:
     return {
         'backbone.name': 'wide_resnet38',
         'backbone.width': tensors['mod1.conv1.weight'].shape[-1],

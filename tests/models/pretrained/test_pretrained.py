@@ -37,7 +37,7 @@ def _shapes(name='resnet18', width=WIDTH, **options):
 
 def _tensors(shapes, rng):
     """Random tensors of a torchvision file, as PyTorch lays them out."""
-    layout = next(x for x in layouts.known() if x.name == 'torchvision ResNet')
+    layout = next(x for x in layouts.LAYOUTS if x.name == 'torchvision ResNet')
     tensors = {}
     for name, slot in slots.expand(shapes).items():
         value = rng.uniform(0.5, 1.5, slot.shape).astype(np.float32)
@@ -95,13 +95,15 @@ def test_weights_of_another_network(tmp_path, rng, name):
 
 def test_scales_keep_their_function(rng):
     arrays = {'a.scale': np.float32([-0.5, 0.0, 2.0]), 'a.bias': np.float32([-1, 0, 1])}
-    plain = pretrained.convert_scales(arrays, 'abs_gamma', 'batch_norm', 'w.pth')
+    plain = pretrained.convert_scales(
+        arrays, source='abs_gamma', target='batch_norm', where='w.pth'
+    )
     np.testing.assert_allclose(plain['a.scale'], np.float32([0.5, 0.0, 2.0]) + 1e-5)
     np.testing.assert_array_equal(plain['a.bias'], arrays['a.bias'])
-    back = pretrained.convert_scales(plain, 'batch_norm', 'abs_gamma', 'w.pth')
+    back = pretrained.convert_scales(plain, source='batch_norm', target='abs_gamma', where='w.pth')
     np.testing.assert_allclose(back['a.scale'], [0.5, 0.0, 2.0], atol=1e-7)
     with pytest.raises(InputError, match=r'w.pth has 1 negative scales.*abs_gamma.*batch_norm'):
-        pretrained.convert_scales(arrays, 'batch_norm', 'abs_gamma', 'w.pth')
+        pretrained.convert_scales(arrays, source='batch_norm', target='abs_gamma', where='w.pth')
 
 
 def test_files_that_cannot_be_read(tmp_path, monkeypatch):
@@ -120,7 +122,8 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
         load(path)
     _save(path, {'a': np.ones(3, np.float32), 'b': np.ones(3, np.float32)})
     with pytest.raises(
-        InputError, match=r'no layout that we know \(torchvision ResNet.*start with a, b'
+        InputError,
+        match=r'matches none of the supported layouts \(torchvision ResNet.*start with a, b',
     ):
         load(path)
     path = tmp_path / 'w.pth'
