@@ -1,39 +1,60 @@
-"""Where the heads of a trained model look: one picture a query, one table over all of them.
+"""Attention of a trained model's heads: one picture a query point, one table over all of them.
 
     python -m experiments.inspect_attention --workdir=runs/camvid
     python -m experiments.inspect_attention --workdir=runs/camvid --image=7 --query=200,310
 
-Takes an image of a split and query pixels: given ones, or, for each of the classes with most pixels
-in the image, the pixel that lies deepest inside its largest part. For every query and head it
-computes the attention over the image and the mass on positions of the query's class, to compare
-with chance: the share of that class among the neighbours that the head's graph gives the query.
+Takes an image of a split and query points: given ones or, for each of the classes with most pixels
+in the image, the pixel that lies deepest inside the class. For every query and head it computes the
+attention over the image and its share on positions of the query's class, to compare with chance:
+the share of that class among the neighbours that the head's graph gives the query.
 
-Writes <out>/<image>_<y>_<x>.png for each query and <out>/<image>.csv. Run it from the root of the
-repository.
+Writes <out>/<image>_<y>_<x>.png for each query point and <out>/<image>.csv. Run it from the root of
+the repository.
 """
 
 import argparse
 import dataclasses
 import pathlib
-import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, UInt8
 
-from experiments.common import pictures, tables
-from experiments.common import queries as marks
+from experiments.common import cli, pictures, queries, runs, tables, trained
 from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel
-from ggcf_jax import attention, data, models
+from ggcf_jax import attention
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
+from ggcf_jax.models import merge
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
-from ggcf_jax.workdir import checkpoints
-from ggcf_jax.workdir import config as workdir_config
 
 _COLUMNS = 4
+
+
+class Focus(NamedTuple):
+    """What one head attends to at one query.
+
+    Attributes:
+        neighbours: number of positions that the graph gives the query.
+        same_class: share of the attention on positions of the query's class, of that on labelled
+            positions.
+        chance: share of the query's class among the labelled neighbours.
+        on_itself: attention on the query's own position.
+        effective: exponential of the entropy: the number of neighbours over which uniform attention
+            would be as spread out.
+    """
+
+    neighbours: int
+    same_class: float
+    chance: float
+    on_itself: float
+    effective: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +62,11 @@ class Row:
     """One head at one query.
 
     Attributes:
-        y, x: the query's pixel.
-        label: class of the query.
-        head: the head's number and graph.
-        neighbours: positions that the graph gives the query.
-        same_class: attention on positions of the query's class, of that on labelled positions.
-        chance: share of the query's class among the labelled neighbours.
-        on_itself: attention on the query's own position.
-        effective: exponential of the entropy, the number of equal neighbours that would be as
-            spread out.
+        y: row of the query point.
+        x: column of the query point.
+        label: class of the query point.
+        head: number and graph of the head.
+        neighbours, same_class, chance, on_itself, effective: fields of `Focus`.
     """
 
     y: int
@@ -63,136 +80,155 @@ class Row:
     effective: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What to look at.
+
+    Attributes:
+        split: split of the run's data set.
+        image: number of the record in the split, or its name.
+        queries: query points; without any, `queries.deepest_pixels`.
+        classes: number of classes that get a query point where none is given.
+        rules: rules of Context Pruning.
+    """
+
+    split: str = 'validation'
+    image: str = '0'
+    queries: Sequence[Pixel] = ()
+    classes: int = 4
+    rules: tuple[pruning_rules.Rule, ...] = ()
+
+
 def measure(
-    weights: np.ndarray, seen: np.ndarray, label: np.ndarray, position: Pixel
-) -> dict[str, float]:
-    """The figures of `Row` that depend on the attention.
+    weights: Float[np.ndarray, 'rows columns'],
+    mask: Bool[np.ndarray, 'rows columns'],
+    label: UInt8[np.ndarray, 'rows columns'],
+    position: Pixel,
+) -> Focus:
+    """Measures what one head attends to at one query.
 
     Args:
-        weights: float [h, w], attention of one head at one query, one in sum.
-        seen: bool [h, w], its neighbours.
-        label: uint8 [h, w], the class at each position.
-        position: row and column of the query.
+        weights: attention over the map; its sum is one.
+        mask: neighbours of the query.
+        label: train id at each position.
+        position: position of the query.
     """
     own = label[position]
     labelled, same = label != IGNORE, label == own
     positive = weights[weights > 0]
-    return {
-        'neighbours': int(seen.sum()),
-        'same_class': float(weights[same].sum() / weights[labelled].sum()),
-        'chance': float(seen[same].sum() / seen[labelled].sum()),
-        'on_itself': float(weights[position]),
-        'effective': float(np.exp(-(positive * np.log(positive)).sum())),
-    }
+    return Focus(
+        neighbours=int(mask.sum()),
+        same_class=float(weights[same].sum() / weights[labelled].sum()),
+        chance=float(mask[same].sum() / mask[labelled].sum()),
+        on_itself=float(weights[position]),
+        effective=float(np.exp(-(positive * np.log(positive)).sum())),
+    )
 
 
-def inspect(
-    workdir: pathlib.Path,
-    which: str | int,
-    split: str,
-    image: str,
-    queries: list[Pixel],
-    count: int,
-    rules: tuple[pruning_rules.Rule, ...],
-    out: pathlib.Path,
-) -> list[Row]:
-    """Computes, draws and writes everything.
+def inspect(model: trained.Trained, selection: Selection, out: pathlib.Path) -> list[Row]:
+    """Computes the attention, draws it and writes the table.
 
     Args:
-        workdir: of a run. which: checkpoint, 'best', 'latest' or a step.
-        split: of the run's data set. image: number of the record in the split, or its name.
-        queries: pixels, or [] for `marks.deepest_pixels` of `count` classes.
-        rules: of Context Pruning.
-        out: folder.
+        model: trained model with heads.
+        selection: image, query points and pruning.
+        out: folder of the results.
 
     Raises:
-        InputError: no such run, split, image or pixel, or a model without heads.
+        InputError: no such split, image or pixel, or a model without heads.
     """
-    config = workdir_config.load(workdir)
-    dataset = data.build(config.data)
-    graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    model = models.merge(graphdef, params, stats)
-    if not model.heads:
+    heads, stride = model.model.heads, model.model.stride
+    if not heads:
         raise InputError(
-            f'the model of {workdir} has no heads: config.model.context={config.model.context!r}'
+            f'the model of {model.workdir} has no heads: '
+            f'config.model.context={model.config.model.context!r}'
         )
-    example = marks.example(dataset, split, image)
-    pixels, label = example['image'], example['label']
-    queries = queries or marks.deepest_pixels(label, count)
-    marks.check(queries, label)
-    at = nearest_positions(queries, model.stride, label.shape)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restored = checkpoints.restore(workdir, params, stats, device, which)
+    example = queries.load_example(model.dataset, selection.split, selection.image)
+    image, label = example['image'], example['label']
+    points = selection.queries or queries.deepest_pixels(label, selection.classes)
+    queries.check_pixels(points, label)
+    at = nearest_positions(np.asarray(points), stride, label.shape)
 
     @jax.jit
-    def attend(params, stats):
-        return pruned(models.merge(graphdef, params, stats), rules).attention(pixels[None], at)
+    def attend(params: nnx.State, stats: nnx.State) -> jax.Array:
+        segmenter = pruned(merge(model.graphdef, params, stats), selection.rules)
+        return segmenter.attention(image[None], at)
 
-    weights = np.asarray(attend(restored.params, restored.stats))[0]  # [m, heads, h, w]
-    shape = weights.shape[2:]
-    seen = [np.asarray(attention.neighbours(graph, at, *shape)) for graph in model.heads]
-    rows = []
-    for i, query in enumerate(queries):
-        coarse, position = marks.coarse_label(label, query, model.stride)
+    weights = np.asarray(attend(model.params, model.stats))[0]  # [queries, heads, rows, columns]
+    masks = [np.asarray(attention.neighbours(graph, at, *weights.shape[2:])) for graph in heads]
+    rows: list[Row] = []
+    for i, (y, x) in enumerate(points):
+        coarse, position = queries.coarse_label(label, (y, x), stride)
+        name = model.dataset.classes[label[y, x]]
         found = [
             Row(
-                *query,
-                dataset.classes[label[query]],
+                y,
+                x,
+                name,
                 f'{k + 1} {graph}',
-                **measure(weights[i, k], seen[k][i], coarse, position),
+                *measure(weights[i, k], masks[k][i], coarse, position),
             )
-            for k, graph in enumerate(model.heads)
+            for k, graph in enumerate(heads)
         ]
-        titles = [
-            f'{row.head}: {row.label} {row.same_class:.0%} (chance {row.chance:.0%})'
-            for row in found
+        cells: list[Cell | None] = [
+            Cell('image and query', image, marker=(y, x)),
+            Cell('ground truth', pictures.colorize(label, model.dataset), marker=(y, x)),
         ]
-        path = out / f'{example["name"]}_{query[0]}_{query[1]}.png'
-        cells = [
-            Cell('image and query', pixels, mark=query),
-            Cell('ground truth', pictures.painted(label, dataset), mark=query),
-        ]
-        for title, head in zip(titles, weights[i]):
+        for row, head in zip(found, weights[i]):
+            title = f'{row.head}: {row.label} {row.same_class:.0%} (chance {row.chance:.0%})'
             heat = head / head.max()
-            cells.append(Cell(title, pictures.dimmed(pixels), heat, model.stride, mark=query))
+            cells.append(Cell(title, pictures.dim(image), heat, stride, marker=(y, x)))
         cells += [None] * (-len(cells) % _COLUMNS)
-        pictures.draw(path, [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)])
+        path = out / f'{example["name"]}_{y}_{x}.png'
+        table = [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)]
+        pictures.draw_table(path, table)
         print(path)
         rows += found
     tables.write_csv(out / f'{example["name"]}.csv', rows)
     return rows
 
 
-def main() -> int:
-    """Reads the command line and inspects."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='of a run')
-    parser.add_argument('--checkpoint', default='best', help='best, latest or a step')
-    parser.add_argument('--split', default='validation')
-    parser.add_argument('--image', default='0', help='number in the split, or name')
-    parser.add_argument('--query', action='append', type=marks.pixel, metavar='Y,X', help='a pixel')
-    parser.add_argument('--classes', default=4, type=int, help='queries where none is given')
-    parser.add_argument('--out', type=pathlib.Path, help='[<workdir>/attention]')
-    parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')
-    given = parser.parse_args()
-    which = int(given.checkpoint) if given.checkpoint.isdigit() else given.checkpoint
-    out = given.out or given.workdir / 'attention'
+def main(options: argparse.Namespace) -> None:
+    """Inspects the run of the command line."""
     try:
-        inspect(
-            given.workdir,
-            which,
-            given.split,
-            given.image,
-            given.query or [],
-            given.classes,
-            pruning_rules.parse(given.pruning),
-            out,
-        )
+        rules = pruning_rules.parse(options.pruning)
     except ValueError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+        raise InputError(f'--pruning={options.pruning}: {error}') from error
+    selection = Selection(
+        split=options.split,
+        image=options.image,
+        queries=options.query or (),
+        classes=options.classes,
+        rules=rules,
+    )
+    model = trained.load(options.workdir, runs.parse_checkpoint(options.checkpoint))
+    inspect(model, selection, options.out or options.workdir / 'attention')
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='workdir of the run')
+    runs.add_checkpoint(parser)
+    parser.add_argument('--split', default='validation', help='split of the image [validation]')
+    parser.add_argument('--image', default='0', help='number in the split, or name [0]')
+    parser.add_argument(
+        '--query',
+        action='append',
+        type=queries.parse_pixel,
+        metavar='Y,X',
+        help='query point; may be repeated',
+    )
+    parser.add_argument(
+        '--classes', default=4, type=int, help='number of query points where none is given [4]'
+    )
+    parser.add_argument(
+        '--out', type=pathlib.Path, help='folder of the results [<workdir>/attention]'
+    )
+    parser.add_argument(
+        '--pruning', default='', help='rules of Context Pruning, as config.eval.pruning'
+    )
+    return parser
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main, make_parser())

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _workdir(path: str) -> None:
-    model = workdir_config.load(path).model
+    model = workdir_config.load(pathlib.Path(path)).model
     fields = {f'backbone.{name}': model.backbone[name] for name in ('name', 'width', 'stem')}
     fields |= {name: model[name] for name in ('activation', 'norm', 'input')}
     print(f'{path}: workdir of a run of ours; fits\n  {_flags(fields)}')

@@ -1,9 +1,10 @@
-"""Arrays that take long, kept in a file: a command that is started again goes on where it was."""
+"""Arrays that are expensive to compute, cached in files so that an interrupted command resumes."""
 
 import json
 import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +13,16 @@ from ggcf_jax import atomic
 _KEY = 'key'
 
 
-def arrays(
-    path: pathlib.Path, key: Mapping, compute: Callable[[], dict[str, np.ndarray]]
+def load_or_compute(
+    path: pathlib.Path, key: Mapping[str, Any], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What `compute` gives, read from `path` where it was kept under the same key.
+    """Returns the named arrays cached at `path` under `key`, or computes and caches them.
 
     Args:
-        path: of an .npz file; its folder is made.
-        key: everything that decides the arrays, of what JSON knows. A file with another key, or
-            one that cannot be read, is replaced.
-        compute: gives named arrays.
+        path: .npz file to read or write; its folder is created.
+        key: JSON values that determine the arrays. A file with another key, or one that cannot be
+            read, is replaced.
+        compute: function that computes the named arrays.
     """
     text = json.dumps(key, sort_keys=True)
     try:
@@ -30,7 +31,8 @@ def arrays(
                 return {name: file[name] for name in file.files if name != _KEY}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
-    found = compute()
+    arrays = compute()
     with atomic.replacing(path) as temporary, temporary.open('wb') as file:
-        np.savez(file, **found, **{_KEY: np.array(text)})
-    return found
+        content: dict[str, Any] = {**arrays, _KEY: np.array(text)}
+        np.savez(file, **content)
+    return arrays

@@ -1,6 +1,7 @@
-"""Families of classes that look alike: the paper's, and those of other data sets.
+"""Groups of confusable classes: the paper's, and our choice for other data sets.
 
-Section 4.3 names wall, fence and building; bus, truck and train; vegetation and terrain.
+Section 4.3 names wall, fence and building; bus, truck and train; vegetation and terrain. On the
+command line and in CSV files a group is called a family.
 """
 
 import argparse
@@ -8,14 +9,15 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from ggcf_jax.errors import InputError
 
 _PAPER = ('wall,fence,building', 'bus,truck,train', 'vegetation,terrain')
 
-# By the name of the data set. The choices for CamVid and ADE20K are ours: what of the paper's
-# families they tell apart, and what else has one appearance there.
-FAMILIES = {
+# By name of the data set. Those of CamVid and ADE20K are our choice: what these data sets
+# distinguish of the paper's groups, and other classes of similar appearance.
+KNOWN_GROUPS = {
     'cityscapes': _PAPER,
     'street_scenes': _PAPER,
     'camvid': ('building,fence', 'road,pavement', 'pole,sign', 'pedestrian,bicyclist'),
@@ -29,44 +31,53 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """Classes that are easily taken for each other; `members` are their train ids."""
+class ConfusableGroup:
+    """Classes that are easily mistaken for each other.
+
+    Attributes:
+        name: class names joined by slashes, 'wall/fence/building'.
+        members: train ids of the classes.
+    """
 
     name: str
     members: tuple[int, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --family, what `of` is given."""
+    """Adds --family, whose values `groups_of` takes."""
     parser.add_argument(
         '--family',
         action='append',
         default=[],
         metavar='CLASS,CLASS',
-        help='classes that look alike, instead of the known ones; may be repeated',
+        help='group of confusable classes, instead of the known groups; may be repeated',
     )
 
 
-def of(name: str, classes: Sequence[str], given: Sequence[str] = ()) -> tuple[Family, ...]:
-    """The families of a data set.
+def groups_of(
+    dataset_name: str, classes: Sequence[str], given: Sequence[str] = ()
+) -> tuple[ConfusableGroup, ...]:
+    """Returns the groups of confusable classes of a data set.
 
     Args:
-        name: of the data set. classes: its class names in train-id order.
-        given: families as 'wall,fence,building', instead of those of `FAMILIES`.
+        dataset_name: key of `KNOWN_GROUPS`.
+        classes: class names of the data set in train-id order.
+        given: groups such as 'wall,fence,building' that replace the known ones.
 
     Raises:
-        InputError: a class that the data set does not have, a family of one, or no families.
+        InputError: a class that the data set does not have, a group of fewer than two classes, or
+            no group at all.
     """
-    texts = tuple(given) or FAMILIES.get(name, ())
+    texts = tuple(given) or KNOWN_GROUPS.get(dataset_name, ())
     if not texts:
         raise InputError(
-            f'no families are known of data set {name!r}; give them as --family=CLASS,CLASS '
-            f'with classes of {", ".join(classes)}'
+            f'no groups of confusable classes are known for data set {dataset_name!r}; give them '
+            f'as --family=CLASS,CLASS with classes of {", ".join(classes)}'
         )
     return tuple(_parse(text, tuple(classes)) for text in texts)
 
 
-def _parse(text: str, classes: tuple[str, ...]) -> Family:
+def _parse(text: str, classes: tuple[str, ...]) -> ConfusableGroup:
     names = [name.strip() for name in text.split(',')]
     for name in names:
         if name not in classes:
@@ -75,20 +86,23 @@ def _parse(text: str, classes: tuple[str, ...]) -> Family:
             )
     if len(set(names)) < len(names) or len(names) < 2:
         raise InputError(f'--family={text}: a family is two or more different classes')
-    return Family('/'.join(names), tuple(classes.index(name) for name in names))
+    return ConfusableGroup('/'.join(names), tuple(classes.index(name) for name in names))
 
 
-def counts(family: Family, matrix: np.ndarray) -> np.ndarray:
-    """Pixels of the family by what they are taken for.
+def pixel_counts(
+    group: ConfusableGroup, matrix: Int[np.ndarray, '*batch classes classes']
+) -> Int[np.ndarray, '*batch 3']:
+    """Counts the pixels of a group by predicted class.
 
     Args:
-        matrix: confusion matrix [..., C, C], rows are ground truth.
+        group: group whose ground truth pixels are counted.
+        matrix: confusion matrices; rows are ground truth.
 
     Returns:
-        [..., 3]: taken for their own class, for another of the family, for one outside of it.
+        Pixels predicted as their own class, as another of the group, and as one outside of it.
     """
-    rows = matrix[..., family.members, :]
-    within = rows[..., family.members]
+    rows = matrix[..., group.members, :]
+    within = rows[..., group.members]
     right = np.trace(within, axis1=-2, axis2=-1)
     inside = within.sum((-2, -1))
     return np.stack([right, inside - right, rows.sum((-2, -1)) - inside], axis=-1)

@@ -1,4 +1,4 @@
-"""The one style of the analyses' pictures: a table of images, maps laid over them, marks."""
+"""The one style of the experiments' pictures: tables of images with heat maps, and bar charts."""
 
 import dataclasses
 import pathlib
@@ -6,56 +6,60 @@ from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from ggcf_jax import atomic
 from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display import pictures
 
 _COLUMN_WIDTH = 3.2  # inches
 _DPI = 100
-_MARK = '#0a84ff'
+_MARKER = '#0a84ff'
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One picture of the table.
+    """One image of the table.
 
     Attributes:
-        title: above it, of one line or more.
-        picture: uint8 [h, w, 3].
-        heat: float [rows, columns] in 0..1, laid over the picture, brightest at 1; or None.
-        stride: pixels a position of `heat`; position i lies on pixel stride * i.
-        mark: (y, x) of a pixel to be marked by a cross, or None.
-        box: (top, left, bottom, right) in pixels of a rectangle, or None.
+        title: text above the image, of one line or more.
+        image: RGB pixels.
+        heat: map in 0..1 that is laid over the image, brightest at 1; or None.
+        stride: pixels from one position of `heat` to the next; position i lies on pixel stride * i.
+        marker: pixel that is marked by a cross, or None.
+        box: (top, left, bottom, right) of a rectangle in pixels, or None.
     """
 
     title: str
-    picture: np.ndarray
-    heat: np.ndarray | None = None
+    image: UInt8[np.ndarray, 'h w 3']
+    heat: Float[np.ndarray, 'rows columns'] | None = None
     stride: int = 1
-    mark: tuple[int, int] | None = None
+    marker: tuple[int, int] | None = None
     box: tuple[int, int, int, int] | None = None
 
 
-def draw(
+def draw_table(
     path: pathlib.Path,
     table: Sequence[Sequence[Cell | None]],
     legend: Mapping[str, pictures.Color] | None = None,
 ) -> None:
-    """Writes a table of cells as a PNG, whole or not at all; None leaves a place empty.
+    """Draws a table of images and writes it as a PNG file, atomically.
 
     Args:
-        path: of the PNG; its folder is made.
-        table: rows of equally many cells; all pictures of a row have one size.
-        legend: names of colours, shown below.
+        path: PNG file to write; its folder is created.
+        table: rows of equally many cells; all images of a row have one size, None leaves a place
+            empty.
+        legend: colours to explain below the table, by name.
     """
     columns = len(table[0])
     heights = []
     for row in table:
-        height, width = next(cell.picture.shape[:2] for cell in row if cell is not None)
+        height, width = next(cell.image.shape[:2] for cell in row if cell is not None)
         lines = max(1 + cell.title.count('\n') for cell in row if cell is not None)
         heights.append(_COLUMN_WIDTH * height / width + 0.2 + 0.15 * lines)
     below = 0.4 if legend else 0.0
@@ -69,7 +73,8 @@ def draw(
     if legend:
         figure.legend(
             handles=[
-                Patch(color=np.asarray(color) / 255, label=name) for name, color in legend.items()
+                Patch(color=(r / 255, g / 255, b / 255), label=name)
+                for name, (r, g, b) in legend.items()
             ],
             loc='outside lower center',
             ncols=min(len(legend), 2 * columns),
@@ -80,23 +85,24 @@ def draw(
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure as a PNG, whole or not at all."""
+    """Writes a figure as a PNG file, atomically; the folder is created."""
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format='png')
 
 
-def bars(
+def draw_bars(
     path: pathlib.Path,
     groups: Sequence[str],
     values: Mapping[str, Sequence[Sequence[float]]],
     label: str,
 ) -> None:
-    """Writes a bar chart as a PNG: the mean of each group and name, every value as a dot.
+    """Draws a bar chart and writes it as a PNG file: means as bars, single values as dots.
 
     Args:
-        groups: names below the bars.
-        values: name of the bar -> for each group the values of the seeds, [] for no bar.
-        label: of the vertical axis.
+        path: PNG file to write; its folder is created.
+        groups: names below the groups of bars.
+        values: name in the legend -> for each group the values of the seeds, [] for no bar.
+        label: label of the vertical axis.
     """
     width = 0.8 / len(values)
     entry = 0.6 + 0.075 * max(map(len, values))  # inches of one name in the legend
@@ -108,7 +114,7 @@ def bars(
     axis = figure.subplots()
     for i, (name, found) in enumerate(values.items()):
         at = np.arange(len(groups)) + (i - (len(values) - 1) / 2) * width
-        means = [np.mean(seeds) if len(seeds) else np.nan for seeds in found]
+        means = [float(np.mean(seeds)) if len(seeds) else np.nan for seeds in found]
         axis.bar(at, means, 0.9 * width, label=name, color=f'C{i}', alpha=0.7)
         for x, seeds in zip(at, found):
             axis.plot([x] * len(seeds), seeds, '.', color='black', markersize=4)
@@ -119,35 +125,35 @@ def bars(
     save(figure, path)
 
 
-def dimmed(image: np.ndarray) -> np.ndarray:
-    """The image in dark grey, uint8 [h, w, 3], for a map to be laid over."""
+def dim(image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3']:
+    """Returns the image in dark grey, as a background for heat maps."""
     return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None] // 2, 3, axis=2)
 
 
-def painted(labels: np.ndarray, dataset) -> np.ndarray:
-    """A map of train ids in the colours of the data set, uint8 [h, w, 3]."""
+def colorize(labels: UInt8[np.ndarray, 'h w'], dataset: Dataset) -> UInt8[np.ndarray, 'h w 3']:
+    """Returns a map of train ids in the colours of the data set."""
     return pictures.colorize(labels, dataset.colors, IGNORE)
 
 
-def _draw_cell(axis, cell: Cell) -> None:
-    height, width = cell.picture.shape[:2]
-    axis.imshow(cell.picture)
+def _draw_cell(axis: Axes, cell: Cell) -> None:
+    height, width = cell.image.shape[:2]
+    axis.imshow(cell.image)
     if cell.heat is not None:
         n, m = cell.heat.shape
-        edges = np.array([-0.5, m - 0.5, n - 0.5, -0.5]) * cell.stride
+        bottom_right = ((m - 0.5) * cell.stride, (n - 0.5) * cell.stride)
         axis.imshow(
             cell.heat,
             cmap='inferno',
             vmin=0,
             vmax=1,
-            extent=edges,
+            extent=(-0.5 * cell.stride, *bottom_right, -0.5 * cell.stride),
             alpha=np.sqrt(cell.heat),
             interpolation='nearest',
         )
-    if cell.mark is not None:
-        y, x = cell.mark
+    if cell.marker is not None:
+        y, x = cell.marker
         axis.plot(x, y, '+', color='white', markersize=13, markeredgewidth=3)
-        axis.plot(x, y, '+', color=_MARK, markersize=11, markeredgewidth=1.5)
+        axis.plot(x, y, '+', color=_MARKER, markersize=11, markeredgewidth=1.5)
     if cell.box is not None:
         top, left, bottom, right = cell.box
         corner, size = (left - 0.5, top - 0.5), (right - left, bottom - top)

@@ -1,13 +1,15 @@
-"""Images of a split and marked pixels in them, as the command line names them or by a rule."""
+"""Query points: images of a split with pixels to look at, named by the user or chosen by a rule."""
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
-from experiments.common.confusable import Family
+from experiments.common.confusable import ConfusableGroup
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
@@ -17,43 +19,55 @@ Pixel = tuple[int, int]  # row and column
 
 
 @dataclasses.dataclass(frozen=True)
-class Marked:
-    """An image with marked pixels.
+class QueryImage:
+    """An image with query points.
 
     Attributes:
-        name: of the record.
-        image: uint8 [h, w, 3] RGB. label: uint8 [h, w] of train ids.
-        queries: (y, x) of the pixels.
+        name: name of the record.
+        image: RGB pixels.
+        label: train ids.
+        queries: query points in the image.
     """
 
     name: str
-    image: np.ndarray
-    label: np.ndarray
+    image: UInt8[np.ndarray, 'h w 3']
+    label: UInt8[np.ndarray, 'h w']
     queries: tuple[Pixel, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds --split, --image and --query, which `choose` takes."""
-    parser.add_argument('--split', default='validation')
-    parser.add_argument('--image', help='number in the split, or name [one for each family]')
-    parser.add_argument('--query', action='append', type=pixel, metavar='Y,X', help='a pixel')
+    """Adds --split, --image and --query, which `select` takes."""
+    parser.add_argument('--split', default='validation', help='split of the images [validation]')
+    parser.add_argument(
+        '--image', help='number in the split, or name [one for each group of confusable classes]'
+    )
+    parser.add_argument(
+        '--query',
+        action='append',
+        type=parse_pixel,
+        metavar='Y,X',
+        help='query point; may be repeated',
+    )
 
 
-def choose(
+def select(
     dataset: Dataset,
     split: str,
-    families: Sequence[Family],
+    groups: Sequence[ConfusableGroup],
     image: str | None = None,
     queries: Sequence[Pixel] | None = None,
-) -> list[Marked]:
-    """What is looked at.
+) -> list[QueryImage]:
+    """Selects images and query points.
 
     Args:
-        dataset: has the images. split: of it.
-        families: without `image`, one is chosen for each: where the second most frequent class of
-            the family has most pixels; its most frequent class is marked at the deepest pixel.
+        dataset: data set of the images.
+        split: split of the data set.
+        groups: confusable classes. Without `image`, one image is selected for each group: the one
+            where the group's second most frequent class has the most pixels. Its query point lies
+            deepest inside the group's most frequent class.
         image: number or name of a record.
-        queries: pixels of that image; without any, the deepest of its three largest classes.
+        queries: pixels of that image; without any, the deepest pixel of each of its three largest
+            classes.
 
     Raises:
         InputError: no such split, record or pixel.
@@ -61,38 +75,45 @@ def choose(
     if image is None:
         if queries:
             raise InputError('--query needs --image')
-        return _of_families(dataset, split, families)
-    found = example(dataset, split, image)
-    queries = queries or deepest_pixels(found['label'], 3)
-    check(queries, found['label'])
-    return [Marked(found['name'], found['image'], found['label'], tuple(queries))]
+        return _one_for_each_group(dataset, split, groups)
+    example = load_example(dataset, split, image)
+    queries = queries or deepest_pixels(example['label'], 3)
+    check_pixels(queries, example['label'])
+    return [QueryImage(example['name'], example['image'], example['label'], tuple(queries))]
 
 
-def _of_families(dataset: Dataset, split: str, families: Sequence[Family]) -> list[Marked]:
+def _one_for_each_group(
+    dataset: Dataset, split: str, groups: Sequence[ConfusableGroup]
+) -> list[QueryImage]:
     dataset.check_labeled(split, 'inspected')
     source = dataset.source(split)
-    best: dict[Family, tuple[int, int]] = {}  # (pixels of the second class, record)
+    best: dict[ConfusableGroup, tuple[int, int]] = {}  # (pixels of the second class, record)
     for i in range(len(source)):
         pixels = np.bincount(dataset.decode_label(source[i]).ravel(), minlength=IGNORE + 1)
-        for family in families:
-            second = int(np.sort(pixels[list(family.members)])[-2])
-            if second > best.get(family, (0, -1))[0]:
-                best[family] = second, i
-    marked = []
-    for family, (_, i) in best.items():
-        found = dataset.decode(source[i])
-        pixels = np.bincount(found['label'].ravel(), minlength=IGNORE + 1)
-        query = deepest(found['label'], max(family.members, key=pixels.__getitem__))
-        marked.append(Marked(found['name'], found['image'], found['label'], (query,)))
-    if not marked:
+        for group in groups:
+            second = int(np.sort(pixels[list(group.members)])[-2])
+            if second > best.get(group, (0, -1))[0]:
+                best[group] = second, i
+    selected = []
+    for group, (_, i) in best.items():
+        example = dataset.decode(source[i])
+        pixels = np.bincount(example['label'].ravel(), minlength=IGNORE + 1)
+        query = deepest_pixel(example['label'], max(group.members, key=pixels.__getitem__))
+        selected.append(QueryImage(example['name'], example['image'], example['label'], (query,)))
+    if not selected:
         raise InputError(
             f'no image of split {split!r} shows two classes of a family; choose one with --image'
         )
-    return marked
+    return selected
 
 
-def example(dataset: Dataset, split: str, image: str) -> dict:
-    """The record of this number or name, decoded (see `Dataset.decode`).
+def load_example(dataset: Dataset, split: str, image: str) -> dict[str, Any]:
+    """Decodes the record of a number or name (see `Dataset.decode`).
+
+    Args:
+        dataset: data set of the record.
+        split: split of the data set.
+        image: number of the record in the split, or its name.
 
     Raises:
         InputError: no such split or record, or a split without labels.
@@ -113,14 +134,22 @@ def example(dataset: Dataset, split: str, image: str) -> dict:
     raise InputError(f'--image={image}: no image of split {split!r} has this name')
 
 
-def pixel(text: str) -> Pixel:
-    """'200,310' -> (200, 310): y and x."""
+def parse_pixel(text: str) -> Pixel:
+    """Parses row and column: '200,310' -> (200, 310)."""
     y, x = map(int, text.split(','))
     return y, x
 
 
-def check(queries, label: np.ndarray) -> None:
-    """Raises InputError for a pixel outside of the image or without a class."""
+def check_pixels(queries: Sequence[Pixel], label: UInt8[np.ndarray, 'h w']) -> None:
+    """Checks that query points lie inside the image and have a class.
+
+    Args:
+        queries: query points.
+        label: train ids of the image.
+
+    Raises:
+        InputError: a pixel outside of the image, or one without a class.
+    """
     height, width = label.shape
     for y, x in queries:
         if not (0 <= y < height and 0 <= x < width):
@@ -129,29 +158,46 @@ def check(queries, label: np.ndarray) -> None:
             raise InputError(f'--query={y},{x} has no class in the ground truth; choose another')
 
 
-def deepest(label: np.ndarray, index: int) -> Pixel:
-    """The pixel of class `index` farthest from its outside; of equally far ones the first."""
+def deepest_pixel(label: UInt8[np.ndarray, 'h w'], index: int) -> Pixel:
+    """Returns the pixel of a class that is farthest from other classes, the first of equals.
+
+    Args:
+        label: train ids.
+        index: train id of the class.
+    """
     inside = np.pad((label == index).astype(np.uint8), 1)
     depth = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(y), int(x)
 
 
-def deepest_pixels(label: np.ndarray, count: int) -> list[Pixel]:
-    """For each of the `count` classes with most pixels, the pixel farthest from its outside."""
+def deepest_pixels(label: UInt8[np.ndarray, 'h w'], count: int) -> list[Pixel]:
+    """Returns the `deepest_pixel` of each of the largest classes, the largest class first.
+
+    Args:
+        label: train ids.
+        count: maximum number of classes.
+    """
     classes, pixels = np.unique(label[label != IGNORE], return_counts=True)
-    return [deepest(label, index) for index in classes[np.argsort(-pixels, kind='stable')][:count]]
+    largest = classes[np.argsort(-pixels, kind='stable')][:count]
+    return [deepest_pixel(label, index) for index in largest]
 
 
-def coarse_label(label: np.ndarray, query: Pixel, stride: int) -> tuple[np.ndarray, Pixel]:
-    """The class at each position of the map, and the query's position.
+def coarse_label(
+    label: UInt8[np.ndarray, 'h w'], query: Pixel, stride: int
+) -> tuple[UInt8[np.ndarray, 'rows columns'], Pixel]:
+    """Subsamples a label to the positions of a feature map.
 
-    The class of a position is that of the pixel it lies on; of the query, that of its pixel.
+    Args:
+        label: train ids.
+        query: query point; its position gets the class of this pixel, every other position that of
+            the pixel it lies on.
+        stride: pixels from one position to the next.
 
     Returns:
-        uint8 [ceil(h / stride), ceil(w / stride)], (row, column).
+        Train ids [ceil(h / stride), ceil(w / stride)], and the position of the query.
     """
-    y, x = nearest_positions(query, stride, label.shape).tolist()
+    y, x = nearest_positions(np.asarray(query), stride, label.shape).tolist()
     coarse = label[::stride, ::stride].copy()
     coarse[y, x] = label[query]
     return coarse, (y, x)

@@ -1,31 +1,35 @@
-"""The trained models that an analysis compares, as its command line names them.
+"""Selection of the trained models that an experiment compares.
 
     --workdir=runs/table1/full --workdir=mine=runs/mine
 
-Each is the workdir of a run, or a folder of such: the seeds of one model. Without a name of its own
-a model is called after its context module, as the paper writes it.
+Each value is the workdir of a run, or a folder of workdirs: the seeds of one model. Without a name
+of its own a model is named after its context module, as in the paper.
 """
 
 import argparse
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from ml_collections import ConfigDict
 
 from experiments.common import trained
 from ggcf_jax import data
 from ggcf_jax.attention import graphs
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class SelectedRun:
     """One run.
 
     Attributes:
         model: name of the model, the same for all its seeds.
         title: name of the run, with its seed where the model has several.
-        workdir: of the run.
+        workdir: workdir of the run.
     """
 
     model: str
@@ -33,25 +37,37 @@ class Chosen:
     workdir: pathlib.Path
 
 
-def add_workdirs(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds --workdir, whose values `choose` takes."""
+def add_workdirs(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Adds --workdir, whose values `select` takes.
+
+    Args:
+        parser: command line of the script.
+        required: whether the script needs a run.
+    """
     parser.add_argument(
         '--workdir',
         required=required,
         action='extend',
         nargs='+',
         metavar='[NAME=]DIR',
-        help='of a run, or a folder of runs: the seeds of a model; may be repeated',
+        help='workdir of a run, or a folder of workdirs: the seeds of a model; may be repeated',
     )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds --checkpoint, which `load` takes."""
-    parser.add_argument('--checkpoint', default='best', help='best, latest or a step [best]')
+    """Adds --checkpoint, which `load_each` takes."""
+    parser.add_argument(
+        '--checkpoint',
+        default='best',
+        help='checkpoint to use: best, latest or a step number [best]',
+    )
 
 
-def choose(texts: Sequence[str]) -> list[Chosen]:
-    """The runs that the values of --workdir name, in their order.
+def select(texts: Sequence[str]) -> list[SelectedRun]:
+    """Finds the runs that the values of --workdir name, in their order.
+
+    Args:
+        texts: workdirs or folders of workdirs, each with 'NAME=' before it or without.
 
     Raises:
         InputError: a folder without runs, or a run that is named twice.
@@ -59,52 +75,81 @@ def choose(texts: Sequence[str]) -> list[Chosen]:
     found = []
     for text in texts:
         name, _, folder = ('', '', text) if pathlib.Path(text).is_dir() else text.rpartition('=')
-        for workdir in workdirs(pathlib.Path(folder)):
+        for workdir in find_workdirs(pathlib.Path(folder)):
             config = workdir_config.load(workdir)
-            found.append((name or name_of(config.model), workdir, config.seed))
+            found.append((name or paper_name(config.model), workdir, config.seed))
     for i, (_, workdir, _) in enumerate(found):
         if any(workdir.resolve() == other.resolve() for _, other, _ in found[:i]):
             raise InputError(f'--workdir: {workdir} is named twice')
     models = [model for model, _, _ in found]
     return [
-        Chosen(model, model if models.count(model) == 1 else f'{model}, seed {seed}', workdir)
+        SelectedRun(model, model if models.count(model) == 1 else f'{model}, seed {seed}', workdir)
         for model, workdir, seed in found
     ]
 
 
-def load(chosen: Sequence[Chosen], which: str) -> Iterator[tuple[Chosen, trained.Trained]]:
-    """Yields each run with its model, one after the other; the data set is opened once.
+def load_each(
+    selected: Sequence[SelectedRun], checkpoint: str
+) -> Iterator[tuple[SelectedRun, trained.Trained]]:
+    """Yields each run with its model, loaded one after the other; the data set is opened once.
+
+    Args:
+        selected: runs to load.
+        checkpoint: 'best', 'latest' or a step number.
 
     Raises:
-        InputError: runs on different data sets (before any checkpoint is read), or whatever
-            `trained.load` finds wrong.
+        InputError: runs on different data sets (before any checkpoint is read), or whatever is
+            wrong with a checkpoint.
     """
-    dataset = common_dataset(chosen)
-    for run in chosen:
-        yield run, trained.load(run.workdir, int(which) if which.isdigit() else which, dataset)
+    dataset = common_dataset(selected)
+    which = parse_checkpoint(checkpoint)
+    for run in selected:
+        yield run, trained.load(run.workdir, which, dataset)
 
 
-def common_dataset(chosen: Sequence[Chosen]):
-    """The data set of all these runs.
+def parse_checkpoint(text: str) -> Literal['best', 'latest'] | int:
+    """Parses the value of --checkpoint.
 
     Raises:
-        InputError: they are not of one, or its data are not there.
+        InputError: a text that is neither 'best' nor 'latest' nor a step number.
     """
-    configs = [workdir_config.load(run.workdir).data for run in chosen]
+    if text == 'best':
+        return 'best'
+    if text == 'latest':
+        return 'latest'
+    if not text.isdecimal():
+        raise InputError(f'--checkpoint={text} is not best, latest or a step number')
+    return int(text)
+
+
+def common_dataset(selected: Sequence[SelectedRun]) -> Dataset:
+    """Opens the data set that all the runs were trained on.
+
+    Args:
+        selected: runs, at least one.
+
+    Raises:
+        InputError: runs on different data sets, or data that are missing.
+    """
+    configs = [workdir_config.load(run.workdir).data for run in selected]
     datasets = {each.to_json(): data.build(each) for each in configs}
     first = datasets[configs[0].to_json()]
-    for run, each in zip(chosen, configs):
+    for run, each in zip(selected, configs):
         other = datasets[each.to_json()]
         if (other.name, other.identity) != (first.name, first.identity):
             raise InputError(
-                f'{run.workdir} and {chosen[0].workdir} are not of the same data: '
+                f'{run.workdir} and {selected[0].workdir} are not of the same data: '
                 f'{other.identity!r}, {first.identity!r}'
             )
     return first
 
 
-def name_of(model) -> str:
-    """The context module of `config.model` as the paper writes it, 'FULL, LOCAL_{8,16,24}'."""
+def paper_name(model: ConfigDict) -> str:
+    """Names a context module as the paper does, 'FULL, LOCAL_{8,16,24}'.
+
+    Args:
+        model: `config.model`.
+    """
     if model.context != 'ggcf':
         return {'none': 'Baseline'}.get(model.context, model.context.upper())
     kinds: list[tuple[str, list[str]]] = []
@@ -115,7 +160,7 @@ def name_of(model) -> str:
         else:
             kinds.append((kind, [size] if size else []))
     parts: list[str] = []
-    sizes_of_local = None
+    sizes_of_local: list[str] | None = None
     for kind, sizes in kinds:
         name = {'learned': 'Trainable E'}.get(kind, kind.upper())
         subscript = f'_{sizes[0]}' if len(sizes) == 1 else f'_{{{",".join(sizes)}}}'
@@ -127,8 +172,12 @@ def name_of(model) -> str:
     return ', '.join(parts)
 
 
-def workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder if it is a workdir, otherwise the workdirs in it."""
+def find_workdirs(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folder itself if it is a workdir, otherwise the workdirs in it.
+
+    Raises:
+        InputError: there is none.
+    """
     if (folder / workdir_config.FILE_NAME).is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob(f'*/{workdir_config.FILE_NAME}'))

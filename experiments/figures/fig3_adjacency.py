@@ -1,20 +1,22 @@
-"""Fig. 3: the adjacency of graphs, and how many contexts a position has in each.
+"""Fig. 3: the adjacency of graphs, and the number of contexts of a position in each.
 
     python -m experiments.figures.fig3_adjacency --out=runs/fig3
     python -m experiments.figures.fig3_adjacency --out=runs/fig3_t --workdir=runs/table1/trainable_e
 
-For every graph of --heads, or of a run's heads with what a learned graph has learned: the
-neighbours (blue) of a position inside the map and of one at its corner (red), and the whole
-adjacency matrix, row i for position i in row-major order. Learned graphs have weights, the largest
-is darkest; without a run they are random ones.
+Draws, for every graph of --heads or of the heads of a trained run, the neighbours (blue) of a
+position inside the map and of one near its corner (red), and the whole adjacency matrix: row i
+belongs to position i in row-major order. The edges of learned graphs have weights, the largest is
+darkest; without a run the weights are random.
 
 Writes <out>/adjacency.png, <out>/adjacency.csv and <out>/adjacency.md. Run it from the root of the
 repository.
 """
 
+import argparse
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ from ggcf_jax.errors import InputError
 _PAPER_MAP = (128, 256)
 _PAPER_HEADS = {'FULL': 'full', '{LOCAL, GRID}_{8,16,24}': 'local:8,16,24,grid:8,16,24'}
 _PAPER_CONTEXTS = {'FULL': '300K', '{LOCAL, GRID}_{8,16,24}': '0.5K'}  # section 4.2
-_LARGEST = 4096  # positions of a map whose matrix is drawn
+_LARGEST = 4096  # positions of the largest map whose matrix is drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +38,12 @@ class Row:
     """One graph on a map of h x w positions.
 
     Attributes:
-        graph: as in `config.model.heads`.
-        h, w: of the map.
-        mean, largest: contexts of a position, itself included.
-        density: share of all pairs that are adjacent.
+        graph: the graph as written in `config.model.heads`.
+        h: height of the map in positions.
+        w: width of the map in positions.
+        mean: mean number of contexts of a position, itself included.
+        largest: largest number of contexts of a position.
+        density: share of all pairs of positions that are adjacent.
     """
 
     graph: str
@@ -50,17 +54,23 @@ class Row:
     density: float
 
 
-def count(graph, h: int, w: int) -> Row:
-    """Counts the contexts that `graph` gives the positions of an h x w map."""
+def count(graph: Any, h: int, w: int) -> Row:
+    """Counts the contexts that a graph gives the positions of an h x w map."""
     mean = graph.pairs(h, w) / (h * w)
     return Row(str(graph), h, w, mean, graph.neighbours(h, w), mean / (h * w))
 
 
-def draw(path: pathlib.Path, heads: Sequence, h: int, w: int) -> None:
-    """Draws the neighbours of an inner and a corner position and the matrix, a column a graph.
+def draw(path: pathlib.Path, heads: Sequence[Any], h: int, w: int) -> None:
+    """Draws the neighbours of an inner and a corner position and the matrix, one column a graph.
+
+    Args:
+        path: PNG file to write.
+        heads: graphs to draw.
+        h: height of the map in positions.
+        w: width of the map in positions.
 
     Raises:
-        InputError: a map that is too large for its matrix.
+        InputError: a map that is too large for its matrix to be drawn.
     """
     if h * w > _LARGEST:
         raise InputError(f'--map={h}x{w} has more than {_LARGEST} positions; draw a smaller one')
@@ -87,8 +97,12 @@ def draw(path: pathlib.Path, heads: Sequence, h: int, w: int) -> None:
     pictures.save(figure, path)
 
 
-def parse_heads(text: str) -> list:
-    """The graphs of a head list; learned ones get random parameters, enlarged to be seen."""
+def parse_heads(text: str) -> list[Any]:
+    """Parses a list of heads; learned graphs get random parameters, scaled up to be visible.
+
+    Raises:
+        InputError: a text that is not a list of heads.
+    """
     try:
         heads = graphs.parse(text)
     except ValueError as error:
@@ -101,10 +115,18 @@ def parse_heads(text: str) -> list:
     ]
 
 
-def trained_heads(workdirs: Sequence[str], which: str) -> list:
-    """The graphs of the heads of runs; learned ones with their trained parameters."""
-    found = []
-    for run, trained in runs.load(runs.choose(workdirs), which):
+def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Any]:
+    """Returns the graphs of the heads of runs, learned ones with their trained parameters.
+
+    Args:
+        workdirs: values of --workdir.
+        checkpoint: 'best', 'latest' or a step number.
+
+    Raises:
+        InputError: a model without heads.
+    """
+    found: list[Any] = []
+    for run, trained in runs.load_each(runs.select(workdirs), checkpoint):
         context = trained.model.context
         if not trained.model.heads:
             raise InputError(f'{run.workdir}: {run.model} has no heads')
@@ -116,7 +138,7 @@ def trained_heads(workdirs: Sequence[str], which: str) -> list:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows, and the paper's two models at its own size of map."""
+    """Formats the rows, and the contexts of the paper's two models at its own map size."""
     table = tables.markdown(
         ('graph', 'map', 'contexts, mean', 'most', 'of all pairs'),
         [
@@ -130,21 +152,22 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append((name, f'{sum(means):.1f}', _PAPER_CONTEXTS[name]))
     h, w = _PAPER_MAP
     return (
-        f'{table}\nContexts of a position at {h} x {w}, the map of a Cityscapes image, all heads '
-        'together, counted inside\nthe map. The paper calls its numbers approximate and names no '
-        'map; no map makes both true.\n(GRID_8 alone has 512 here.)\n\n'
+        f'{table}\nContexts of a position at {h} x {w}, the map of a Cityscapes image, over all '
+        'heads, counted inside the map.\nThe paper calls its numbers approximate and states no '
+        'map size; no map size yields both of them\n(GRID_8 alone has 512 here).\n\n'
         + tables.markdown(('model', 'counted', 'the paper'), lines)
     )
 
 
-def _map(text: str) -> tuple[int, int]:
+def _parse_map(text: str) -> tuple[int, int]:
     h, w = map(int, text.split('x'))
     if h < 1 or w < 1:
         raise ValueError
     return h, w
 
 
-def main(options) -> None:
+def main(options: argparse.Namespace) -> None:
+    """Draws and counts the graphs of the command line."""
     if options.workdir:
         heads = trained_heads(options.workdir, options.checkpoint)
     else:
@@ -156,10 +179,25 @@ def main(options) -> None:
     tables.write_text(options.out / 'adjacency.md', markdown(rows))
 
 
-if __name__ == '__main__':
-    parser = cli.parser(__doc__)
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
     runs.add_workdirs(parser, required=False)
     runs.add_checkpoint(parser)
-    parser.add_argument('--heads', default='full,local:4,grid:4,learned', help='without a run')
-    parser.add_argument('--map', default=(17, 23), type=_map, metavar='HxW', help='[17x23]')
-    cli.run(main, parser)
+    parser.add_argument(
+        '--heads',
+        default='full,local:4,grid:4,learned',
+        help='graphs to draw without a run, as config.model.heads [full,local:4,grid:4,learned]',
+    )
+    parser.add_argument(
+        '--map',
+        default=(17, 23),
+        type=_parse_map,
+        metavar='HxW',
+        help='size of the map in positions [17x23]',
+    )
+    return parser
+
+
+if __name__ == '__main__':
+    cli.run(main, make_parser())

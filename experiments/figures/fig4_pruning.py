@@ -1,13 +1,13 @@
-"""Fig. 4: mIoU against the drop rate, for context pruning and, as its control, random pruning.
+"""Fig. 4: mIoU over the drop rate, for Context Pruning and for random pruning as its control.
 
     python -m experiments.figures.fig4_pruning --out=runs/fig4 --model FULL=runs/table1/full \
         --model '{LOCAL, GRID}=runs/table1/local_grid_8_16_24'
 
-Each model is a workdir, or a folder of workdirs of the same model with different seeds. Its latest
-checkpoint is evaluated on every image of the split at drop rates 0, 10, ..., 90 % of each query's
-own contexts, the same for all heads. Writes <out>/points.csv, <out>/best.md (the rows
-"+ ContextPruning" of Tables 1 and 2) and <out>/curve.png. What is in points.csv already is not
-computed again. Run it from the root of the repository.
+Each model is a workdir, or a folder of workdirs: the seeds of the model. Its latest checkpoint is
+evaluated on every image of the split at drop rates of 0, 10, ..., 90 % of each query's contexts,
+the same for all heads. Writes <out>/points.csv, <out>/best.md (the rows "+ ContextPruning" of
+Tables 1 and 2) and <out>/curve.png. Points that are in points.csv are not computed again. Run it
+from the root of the repository.
 """
 
 import argparse
@@ -15,14 +15,15 @@ import csv
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from experiments.common import cli, pictures, runs, tables, trained
-from experiments.tables.table1 import spread
+from experiments.common.tables import spread
 from ggcf_jax import data, evaluate
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -30,12 +31,23 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.contexts import pruning_rules
 
-PRIORITIES = ('top', 'random')
+Priority = Literal['top', 'random']
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One evaluation: a checkpoint at one drop rate, in percent of a query's contexts."""
+    """The evaluation of a checkpoint at one drop rate.
+
+    Attributes:
+        model: name of the model, the same for all its seeds.
+        workdir: workdir of the run.
+        step: step of the checkpoint.
+        split: split that was evaluated.
+        priority: contexts that are kept: 'top' those of highest affinity, or 'random'.
+        percent: drop rate in percent of a query's contexts.
+        miou: mean IoU, 0..1.
+    """
 
     model: str
     workdir: str
@@ -46,8 +58,14 @@ class Point:
     miou: float
 
 
-def rules(heads: Sequence, percent: int, priority: str) -> tuple[pruning_rules.Rule, ...]:
-    """The same rule for every kind of head that the model has; () at 0 %."""
+def rules(heads: Sequence[Any], percent: int, priority: Priority) -> tuple[pruning_rules.Rule, ...]:
+    """Returns the same pruning rule for every kind of head of a model.
+
+    Args:
+        heads: graphs of the heads.
+        percent: drop rate in percent; 0 needs no rules.
+        priority: contexts to keep.
+    """
     if percent == 0:
         return ()
     kinds = sorted({str(graph).partition(':')[0] for graph in heads})
@@ -57,19 +75,30 @@ def rules(heads: Sequence, percent: int, priority: str) -> tuple[pruning_rules.R
 
 
 def measure(
-    model: trained.Trained, split: str, percents: Sequence[int], priority: str, done: set[int]
-) -> Iterable[tuple[int, float]]:
-    """Yields (percent, mIoU) of what is not `done`, each from all images of the split."""
-    if not hasattr(model.model.context, 'heads'):
+    model: trained.Trained, split: str, percents: Sequence[int], priority: Priority
+) -> Iterator[tuple[int, float]]:
+    """Evaluates a model on all images of a split at several drop rates.
+
+    Args:
+        model: trained model.
+        split: split to evaluate.
+        percents: drop rates in percent.
+        priority: contexts to keep.
+
+    Yields:
+        A drop rate and its mean IoU.
+
+    Raises:
+        InputError: a model without heads.
+    """
+    if not model.model.heads:
         raise InputError(f'{model.workdir}: this model has no heads to prune')
-    heads = model.model.context.heads
+    heads = model.model.heads
     mesh = mesh_lib.make_mesh()
     batches = data.evaluation_plan(model.config, model.dataset, split)
     params, stats = jax.device_put((model.params, model.stats), mesh_lib.replicated(mesh))
     with jax.set_mesh(mesh), Progress(model.step) as progress:
         for percent in percents:
-            if percent in done:
-                continue
             plan = inference.Plan(average='logits', pruning=rules(heads, percent, priority))
             evaluation = evaluate.evaluate(
                 evaluate.make_eval_step(model.graphdef, model.dataset.num_classes, mesh, plan),
@@ -88,7 +117,7 @@ def measure(
 
 
 def read(path: pathlib.Path) -> list[Point]:
-    """The points of a file that was begun; [] if there is none."""
+    """Reads the points of an earlier call; [] if there is no file."""
     if not path.is_file():
         return []
     with path.open(newline='', encoding='utf-8') as file:
@@ -102,7 +131,10 @@ def read(path: pathlib.Path) -> list[Point]:
 
 
 def curves(points: Sequence[Point]) -> dict[tuple[str, str], dict[int, list[float]]]:
-    """(model, priority) -> percent -> mIoU of each seed; 0 % belongs to both priorities."""
+    """Groups points: (model, priority) -> percent -> mIoU of each seed.
+
+    A point at 0 % belongs to both priorities.
+    """
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
     for point in points:
         for priority in PRIORITIES if point.percent == 0 else (point.priority,):
@@ -112,25 +144,25 @@ def curves(points: Sequence[Point]) -> dict[tuple[str, str], dict[int, list[floa
 
 
 def best(points: Sequence[Point]) -> str:
-    """For each model the rate of the highest mean mIoU on this split, as the paper chose it."""
+    """Formats the drop rate of the highest mean mIoU of each model, chosen as in the paper."""
     lines = []
     for (model, priority), rates in curves(points).items():
         if priority != 'top' or 0 not in rates:
             continue
         means = {rate: statistics.mean(values) for rate, values in rates.items()}
-        rate = max(means, key=means.get)
+        rate = max(means, key=means.__getitem__)
         gains = ', '.join(f'{100 * (a - b):+.2f}' for a, b in zip(rates[rate], rates[0]))
         lines.append((model, spread(rates[0]), f'{rate} %', spread(rates[rate]), gains))
     columns = ('model', 'without', 'best drop rate', '+ ContextPruning', 'gain, each seed')
     return (
         'mIoU in percent, mean +- standard deviation over seeds. The drop rate was chosen on the\n'
-        'images it is reported on, as in the paper (+0.3 for both of its models on Cityscapes).\n\n'
-        + tables.markdown(columns, lines)
+        'images it is reported for, as in the paper (+0.3 for both of its models on '
+        'Cityscapes).\n\n' + tables.markdown(columns, lines)
     )
 
 
 def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
-    """The curves, mean and range over the seeds, one colour a model."""
+    """Draws the curves: mean and range over the seeds, one colour a model."""
     figure = Figure((6.4, 4.4), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     axis = figure.subplots()
@@ -160,28 +192,27 @@ def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Evaluates what is missing and draws."""
+    """Evaluates the points that are missing, and draws all of them."""
     if not all(0 <= percent < 100 for percent in options.percents):
         raise InputError(f'--percents={options.percents} must be in 0..99')
     path = options.out / 'points.csv'
     points = read(path)
     named = [text.rpartition('=')[::2] for text in options.model]
-    found = [(name, each) for name, text in named for each in runs.workdirs(pathlib.Path(text))]
+    found = [
+        (name, workdir)
+        for name, folder in named
+        for workdir in runs.find_workdirs(pathlib.Path(folder))
+    ]
     for name, workdir in found:
         model = trained.load(workdir, 'latest')
         model.dataset.check_labeled(options.split, 'evaluated')
-        this = (str(workdir), model.step, options.split)
         for priority in PRIORITIES:
-            done = {
-                point.percent
-                for point in points
-                if (point.workdir, point.step, point.split) == this
-                and (point.priority == priority or point.percent == 0)
-            }
-            for percent, miou in measure(
-                model, options.split, sorted(options.percents), priority, done
-            ):
-                points.append(Point(name, *this, priority, percent, miou))
+            done = _done(points, model, options.split, priority)
+            missing = [percent for percent in sorted(options.percents) if percent not in done]
+            for percent, miou in measure(model, options.split, missing, priority):
+                points.append(
+                    Point(name, str(workdir), model.step, options.split, priority, percent, miou)
+                )
                 tables.write_csv(path, points)
                 print(f'{name}, {workdir}: {priority}, {percent} %: mIoU {miou:.4f}', flush=True)
     shown = [point for point in points if point.split == options.split]
@@ -189,9 +220,39 @@ def main(options: argparse.Namespace) -> None:
     tables.write_text(options.out / 'best.md', best(shown))
 
 
+def _done(
+    points: Sequence[Point], model: trained.Trained, split: str, priority: Priority
+) -> Collection[int]:
+    """Returns the drop rates in percent at which a checkpoint has been evaluated."""
+    evaluated = (str(model.workdir), model.step, split)
+    return {
+        point.percent
+        for point in points
+        if (point.workdir, point.step, point.split) == evaluated
+        and (point.priority == priority or point.percent == 0)
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        '--model',
+        action='append',
+        required=True,
+        metavar='NAME=FOLDER',
+        help='name of a model, and its workdir or a folder of workdirs; may be repeated',
+    )
+    parser.add_argument('--split', default='validation', help='split to evaluate [validation]')
+    parser.add_argument(
+        '--percents',
+        default=list(range(0, 100, 10)),
+        type=int,
+        nargs='+',
+        help='drop rates in percent [0 10 ... 90]',
+    )
+    return parser
+
+
 if __name__ == '__main__':
-    _PARSER = cli.parser(__doc__)
-    _PARSER.add_argument('--model', action='append', required=True, metavar='NAME=FOLDER')
-    _PARSER.add_argument('--split', default='validation')
-    _PARSER.add_argument('--percents', default=list(range(0, 100, 10)), type=int, nargs='+')
-    cli.run(main, _PARSER)
+    cli.run(main, make_parser())

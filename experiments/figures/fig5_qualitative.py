@@ -1,21 +1,22 @@
-"""Fig. 5: predictions of models side by side, on the images where they differ most in families.
+"""Fig. 5: predictions side by side, on the images where models differ most in confusable classes.
 
     python -m experiments.figures.fig5_qualitative --out=runs/fig5 \
         --workdir runs/table1/full/seed_0 runs/table1/local_grid_8_16_24/seed_0 \
         --pruning=local:drop=0.3,grid:drop=0.3
 
-Every image of the split goes through every model. Of each image and model it counts the pixels that
-are taken for another class of their family (--family; wall for fence, bus for train). The images
-where this differs most between the first and the last run of --workdir are shown, in both
-directions: the paper's figure shows only images on which its model is better. A dashed box is
-around the largest part that only one of the two confuses. --pruning adds a column, the last run
-with Context Pruning.
+Every image of the split goes through every model. In each image and for each model the pixels that
+are mistaken for another class of their family (--family; wall for fence, bus for train) are
+counted. The images where this number differs most between the first and the last run of --workdir
+are shown, in both directions: the paper's figure shows only images on which its model is better. A
+dashed box surrounds the largest region that only one of the two confuses. --pruning adds a column:
+the last run with Context Pruning.
 
 Writes <out>/qualitative_less.png (the last run confuses less), <out>/qualitative_more.png,
-<out>/qualitative.csv with every image and <out>/qualitative.md. Counts are kept in <out>/kept. Run
-it from the root of the repository.
+<out>/qualitative.csv with every image and <out>/qualitative.md. Counts are cached in <out>/kept.
+Run it from the root of the repository.
 """
 
+import argparse
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -24,13 +25,15 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int64, UInt8
 
-from experiments.common import cache, cli, confusable, pictures, tables
-from experiments.common import runs as chosen
-from experiments.common.confusable import Family
+from experiments.common import cache, cli, confusable, pictures, runs, tables
+from experiments.common.confusable import ConfusableGroup
 from experiments.common.pictures import Cell
+from experiments.common.runs import SelectedRun
+from experiments.common.tables import slug
 from experiments.common.trained import Trained
-from experiments.tables.sweep_runs import slug
 from ggcf_jax import data
 from ggcf_jax.data import pipeline
 from ggcf_jax.data.records.codec import IGNORE
@@ -48,11 +51,13 @@ class Column:
     """One way of predicting.
 
     Attributes:
-        title: above its pictures. run: the model. plan: how images go through it.
+        title: heading of the column.
+        run: run that predicts.
+        plan: how images go through its model.
     """
 
     title: str
-    run: chosen.Chosen
+    run: SelectedRun
     plan: inference.Plan
 
 
@@ -61,9 +66,12 @@ class Row:
     """One image in one column.
 
     Attributes:
-        image: name of the record. column: title.
-        family: name. pixels: of it in the image. right: taken for their own class.
-        confused: taken for another class of the family.
+        image: name of the record.
+        column: title of the column.
+        family: name of the group of confusable classes.
+        pixels: pixels whose ground truth is in the group.
+        right: pixels of them that are predicted as their own class.
+        confused: pixels of them that are predicted as another class of the group.
         labelled: labelled pixels of the image.
     """
 
@@ -76,30 +84,44 @@ class Row:
     labelled: int
 
 
-def columns(runs: Sequence[chosen.Chosen], pruning: str) -> list[Column]:
-    """A column a run and, with `pruning`, one more of the last.
+def columns(selected: Sequence[SelectedRun], pruning: str) -> list[Column]:
+    """Returns a column for each run and, with `pruning`, one more for the last run.
+
+    Args:
+        selected: runs to compare.
+        pruning: rules of Context Pruning as in `config.eval.pruning`, '' for none.
 
     Raises:
-        InputError: rules that cannot be read.
+        InputError: rules that cannot be parsed.
     """
-    found = [Column(run.title, run, inference.SINGLE) for run in runs]
+    found = [Column(run.title, run, inference.SINGLE) for run in selected]
     if pruning:
         try:
             rules = pruning_rules.parse(pruning)
         except ValueError as error:
             raise InputError(f'--pruning={pruning}: {error}') from error
         plan = dataclasses.replace(inference.SINGLE, pruning=rules)
-        found.append(Column(f'{runs[-1].title} + ContextPruning', runs[-1], plan))
+        found.append(Column(f'{selected[-1].title} + ContextPruning', selected[-1], plan))
     return found
 
 
-def evaluated(
+def predict_batches(
     trained: Trained, plan: inference.Plan, split: str, batches: pipeline.EvaluationPlan
-) -> Iterator[tuple[pipeline.Batch, np.ndarray]]:
-    """Each of the batches with its predictions, uint8 [b, h, w] of train ids."""
+) -> Iterator[tuple[pipeline.Batch, UInt8[np.ndarray, 'b h w']]]:
+    """Predicts batches of images.
+
+    Args:
+        trained: model that predicts.
+        plan: how images go through the model.
+        split: split of its data set.
+        batches: batches of the split.
+
+    Yields:
+        A batch, and the predicted train ids.
+    """
 
     @jax.jit
-    def predict(params, stats, images):
+    def predict(params: nnx.State, stats: nnx.State, images: jax.Array) -> jax.Array:
         scores = inference.scores(merge(trained.graphdef, params, stats), images, plan)
         return scores.argmax(-1).astype(jnp.uint8)
 
@@ -109,55 +131,81 @@ def evaluated(
 
 
 def count(
-    trained: Trained, plan: inference.Plan, split: str, known: Sequence[Family]
+    trained: Trained, plan: inference.Plan, split: str, groups: Sequence[ConfusableGroup]
 ) -> dict[str, np.ndarray]:
-    """Counts pixels in every image of `split`.
+    """Counts confused pixels in every image of a split.
+
+    Args:
+        trained: model that predicts.
+        plan: how images go through the model.
+        split: split of its data set.
+        groups: confusable classes.
 
     Returns:
-        counts: int64 [n, families, 3], the last axis as `families.counts`; labelled: int64 [n].
+        'counts': int64 [images, groups, 3], the last axis as `confusable.pixel_counts`;
+        'labelled': int64 [images], labelled pixels.
     """
     classes, total = trained.dataset.num_classes, len(trained.dataset.source(split))
     confusion = jax.jit(
         lambda labels, guesses: metrics.confusion_matrices(labels, guesses, classes, IGNORE)
     )
-    counts, labelled = np.zeros((total, len(known), 3), np.int64), np.zeros(total, np.int64)
+    counts, labelled = np.zeros((total, len(groups), 3), np.int64), np.zeros(total, np.int64)
     batches = data.evaluation_plan(trained.config, trained.dataset, split)
     with Progress(trained.step) as progress, progress.evaluating(total, split) as advance:
-        for batch, predictions in evaluated(trained, plan, split, batches):
+        for batch, predictions in predict_batches(trained, plan, split, batches):
             real = batch['index'] >= 0
             places = batch['index'][real]
             matrices = np.asarray(confusion(batch['label'], predictions))[real].astype(np.int64)
-            counts[places] = np.stack([confusable.counts(f, matrices) for f in known], axis=1)
+            counts[places] = np.stack(
+                [confusable.pixel_counts(group, matrices) for group in groups], axis=1
+            )
             labelled[places] = matrices.sum((1, 2))
             advance(len(places))
     return {'counts': counts, 'labelled': labelled}
 
 
 def count_all(
-    wanted: Sequence[Column], which: str, split: str, known: Sequence[Family], folder: pathlib.Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """`count` of every column, computed or kept: int64 [columns, n, families, 3] and [n]."""
+    wanted: Sequence[Column],
+    checkpoint: str,
+    split: str,
+    groups: Sequence[ConfusableGroup],
+    folder: pathlib.Path,
+) -> tuple[Int64[np.ndarray, 'columns images groups 3'], Int64[np.ndarray, ' images']]:
+    """Calls `count` for every column, unless its counts are cached.
+
+    Args:
+        wanted: columns of the comparison.
+        checkpoint: 'best', 'latest' or a step number.
+        split: split of the data set.
+        groups: confusable classes.
+        folder: folder of the cache.
+
+    Returns:
+        The counts, and the labelled pixels of each image.
+    """
     found = []
-    for column, trained in _loaded(wanted, which):
+    for column, trained in _load_columns(wanted, checkpoint):
         key = {
             'workdir': str(column.run.workdir.resolve()),
             'step': trained.step,
             'split': split,
             'plan': str(column.plan),
-            'families': [family.name for family in known],
+            'families': [group.name for group in groups],
         }
 
-        def compute(column=column, trained=trained):
+        def compute(column: Column = column, trained: Trained = trained) -> dict[str, np.ndarray]:
             print(f'{column.title}:', flush=True)
-            return count(trained, column.plan, split, known)
+            return count(trained, column.plan, split, groups)
 
-        found.append(cache.arrays(folder / f'{slug(column.title)}.npz', key, compute))
+        path = folder / f'{slug(column.title)}.npz'
+        found.append(cache.load_or_compute(path, key, compute))
     return np.stack([each['counts'] for each in found]), found[0]['labelled']
 
 
-def _loaded(wanted: Sequence[Column], which: str) -> Iterator[tuple[Column, Trained]]:
-    """Each column with its model; columns of one run share it."""
-    for run, trained in chosen.load(list(dict.fromkeys(c.run for c in wanted)), which):
+def _load_columns(wanted: Sequence[Column], checkpoint: str) -> Iterator[tuple[Column, Trained]]:
+    """Yields each column with its model; columns of one run share it."""
+    selected = list(dict.fromkeys(column.run for column in wanted))
+    for run, trained in runs.load_each(selected, checkpoint):
         for column in wanted:
             if column.run == run:
                 yield column, trained
@@ -166,38 +214,57 @@ def _loaded(wanted: Sequence[Column], which: str) -> Iterator[tuple[Column, Trai
 def samples(
     trained: Trained, plan: inference.Plan, split: str, images: Sequence[int]
 ) -> dict[int, Sample]:
-    """The pictures of some images, predicted in the same batches as `count` had them in."""
+    """Predicts some images, in the same batches as `count` does.
+
+    Args:
+        trained: model that predicts.
+        plan: how images go through the model.
+        split: split of its data set.
+        images: numbers of the images in the split.
+
+    Returns:
+        Number of the image -> its pictures.
+    """
     every = data.evaluation_plan(trained.config, trained.dataset, split)
     needed = np.flatnonzero(np.isin(every.indices, images).any(1))
     batches = pipeline.EvaluationPlan(tuple(every.sizes[i] for i in needed), every.indices[needed])
     found = {}
-    for batch, predictions in evaluated(trained, plan, split, batches):
+    for batch, predictions in predict_batches(trained, plan, split, batches):
         for row, index in enumerate(batch['index'].tolist()):
             if index in images:
                 shown = tuple(slice(length) for length in batch['size'][row])
-                name = trained.dataset.source(split)[index]['name']
-                pixels = (x[row][shown].copy() for x in (batch['image'], batch['label']))
-                found[index] = Sample(name, *pixels, predictions[row][shown].copy())
+                found[index] = Sample(
+                    name=trained.dataset.source(split)[index]['name'],
+                    image=batch['image'][row][shown].copy(),
+                    label=batch['label'][row][shown].copy(),
+                    prediction=predictions[row][shown].copy(),
+                )
     return found
 
 
-def confused(sample: Sample, known: Sequence[Family]) -> np.ndarray:
-    """Bool [h, w], the pixels that are taken for another class of their family."""
+def confused(sample: Sample, groups: Sequence[ConfusableGroup]) -> Bool[np.ndarray, 'h w']:
+    """Returns a mask of the pixels that are mistaken for another class of their group.
+
+    Args:
+        sample: label and prediction.
+        groups: confusable classes.
+    """
     masks = [
-        np.isin(sample.label, family.members)
-        & np.isin(sample.prediction, family.members)
+        np.isin(sample.label, group.members)
+        & np.isin(sample.prediction, group.members)
         & (sample.label != sample.prediction)
-        for family in known
+        for group in groups
     ]
     return np.logical_or.reduce(masks)
 
 
-def largest_part(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """(top, left, bottom, right) of the largest connected part of a mask; None of an empty one."""
-    _, _, parts, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
-    if len(parts) < 2:  # the first is the outside
+def largest_region(mask: Bool[np.ndarray, 'h w']) -> tuple[int, int, int, int] | None:
+    """Returns (top, left, bottom, right) of the largest connected region, None of an empty mask."""
+    _, _, regions, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if len(regions) < 2:  # the first is the background
         return None
-    left, top, width, height, _ = parts[1 + parts[1:, cv2.CC_STAT_AREA].argmax()].tolist()
+    largest = 1 + regions[1:, cv2.CC_STAT_AREA].argmax()
+    left, top, width, height, _ = regions[largest].tolist()
     return top, left, top + height, left + width
 
 
@@ -205,40 +272,54 @@ def draw(
     path: pathlib.Path,
     wanted: Sequence[Column],
     shown: Sequence[Sequence[Sample]],
-    known: Sequence[Family],
+    groups: Sequence[ConfusableGroup],
     dataset: Dataset,
 ) -> None:
-    """Draws a row an image: the image, its ground truth and each column's prediction.
+    """Draws one row an image: the image, its ground truth and the prediction of each column.
 
     Args:
-        path: of the PNG. wanted: the columns. shown: for each image the samples of the columns.
-        known: families, whose colours are explained below. dataset: of the images.
+        path: PNG file to write.
+        wanted: columns of the comparison.
+        shown: for each image the samples of the columns.
+        groups: confusable classes, whose colours are explained below the table.
+        dataset: data set of the images.
     """
     last = len({column.run for column in wanted}) - 1
     table = []
     for row in shown:
-        masks = [confused(sample, known) for sample in row]
-        box = largest_part(masks[0] ^ masks[last])
+        masks = [confused(sample, groups) for sample in row]
+        box = largest_region(masks[0] ^ masks[last])
         first = row[0]
         cells = [
             Cell(first.name, first.image, box=box),
-            Cell('ground truth', pictures.painted(first.label, dataset), box=box),
+            Cell('ground truth', pictures.colorize(first.label, dataset), box=box),
         ]
         labelled = max((first.label != IGNORE).sum(), 1)
         for column, sample, mask in zip(wanted, row, masks):
             title = f'{column.title}\n{mask.sum() / labelled:.1%} confused'
-            cells.append(Cell(title, pictures.painted(sample.prediction, dataset), box=box))
+            cells.append(Cell(title, pictures.colorize(sample.prediction, dataset), box=box))
         table.append(cells)
-    members = dict.fromkeys(member for family in known for member in family.members)
-    pictures.draw(path, table, {dataset.classes[m]: dataset.colors[m] for m in members})
+    members = dict.fromkeys(member for group in groups for member in group.members)
+    legend = {dataset.classes[member]: dataset.colors[member] for member in members}
+    pictures.draw_table(path, table, legend)
     print(path)
 
 
 def markdown(
-    wanted: Sequence[Column], counts: np.ndarray, known: Sequence[Family], gain: np.ndarray
+    wanted: Sequence[Column],
+    counts: Int64[np.ndarray, 'columns images groups 3'],
+    groups: Sequence[ConfusableGroup],
+    gain: Float[np.ndarray, ' images'],
 ) -> str:
-    """Confusion in the whole split, and on how many images the last run does better or worse."""
-    totals = counts.sum(1)  # [columns, families, 3]
+    """Formats the confusion in the whole split, and on how many images the last run differs.
+
+    Args:
+        wanted: columns of the comparison.
+        counts: result of `count_all`.
+        groups: confusable classes.
+        gain: by how much the last run confuses less than the first one in each image.
+    """
+    totals = counts.sum(1)  # [columns, groups, 3]
     lines = [
         (column.title, *(f'{100 * f[1] / f.sum():.2f}' if f.sum() else '' for f in each))
         for column, each in zip(wanted, totals)
@@ -246,9 +327,9 @@ def markdown(
     last = list(dict.fromkeys(column.run for column in wanted))[-1]
     less, more = int((gain > 0).sum()), int((gain < 0).sum())
     return (
-        'Pixels of each family that are taken for another class of it, in percent of its '
+        'Pixels of each family that are mistaken for another class of it, in percent of its '
         'pixels.\n\n'
-        + tables.markdown(('model', *(family.name for family in known)), lines)
+        + tables.markdown(('model', *(group.name for group in groups)), lines)
         + f'\n{last.title} confuses fewer pixels than {wanted[0].title} in {less} images, more '
         f'in {more}, equally many in {len(gain) - less - more}.\nThe paper (section 4.3, Fig. 5) '
         'says that FULL is easily misled where {LOCAL, GRID} is accurate,\nwithout numbers of '
@@ -256,56 +337,74 @@ def markdown(
     )
 
 
-def main(options) -> None:
-    runs = chosen.choose(options.workdir)
-    if len(runs) < 2:
-        raise InputError('--workdir: give two runs or more, they are compared')
+def main(options: argparse.Namespace) -> None:
+    """Compares the runs of the command line."""
+    selected = runs.select(options.workdir)
+    if len(selected) < 2:
+        raise InputError('--workdir: give two runs or more to compare')
     if options.count < 1:
         raise InputError(f'--count={options.count} must be at least 1')
-    wanted = columns(runs, options.pruning)
-    dataset = chosen.common_dataset(runs)
-    known = confusable.of(dataset.name, dataset.classes, options.family)
-    dataset.source(options.split)
-    dataset.check_labeled(options.split, 'compared')
-    folder = options.out / 'kept'
-    counts, labelled = count_all(wanted, options.checkpoint, options.split, known, folder)
-    confusions = counts[..., 1].sum(-1)
-    gain = (confusions[0] - confusions[len(runs) - 1]) / np.maximum(labelled, 1)
-    chosen_images = {}
-    for name, sign in (('less', 1), ('more', -1)):
-        order = np.argsort(-sign * gain, kind='stable')[: options.count]
-        chosen_images[name] = [int(i) for i in order if sign * gain[i] > 0]
-    both = [i for images in chosen_images.values() for i in images]
-    found = [
-        samples(trained, column.plan, options.split, both)
-        for column, trained in _loaded(wanted if both else (), options.checkpoint)
-    ]
-    for name, images in chosen_images.items():
-        if images:
-            shown = [[each[i] for each in found] for i in images]
-            draw(options.out / f'qualitative_{name}.png', wanted, shown, known, dataset)
+    wanted = columns(selected, options.pruning)
+    dataset = runs.common_dataset(selected)
+    groups = confusable.groups_of(dataset.name, dataset.classes, options.family)
     source = dataset.source(options.split)
+    dataset.check_labeled(options.split, 'compared')
+    counts, labelled = count_all(
+        wanted, options.checkpoint, options.split, groups, options.out / 'kept'
+    )
+    confusions = counts[..., 1].sum(-1)
+    gain = (confusions[0] - confusions[len(selected) - 1]) / np.maximum(labelled, 1)
+    images = {
+        'less': _most_positive(gain, options.count),
+        'more': _most_positive(-gain, options.count),
+    }
+    shown = [number for numbers in images.values() for number in numbers]
+    found = [
+        samples(trained, column.plan, options.split, shown)
+        for column, trained in _load_columns(wanted if shown else (), options.checkpoint)
+    ]
+    for name, numbers in images.items():
+        if numbers:
+            rows_of_samples = [[each[number] for each in found] for number in numbers]
+            path = options.out / f'qualitative_{name}.png'
+            draw(path, wanted, rows_of_samples, groups, dataset)
     rows = [
-        Row(source[i]['name'], column.title, family.name, *_numbers(counts[c, i, f]), labelled[i])
+        Row(
+            image=source[i]['name'],
+            column=column.title,
+            family=group.name,
+            pixels=int(counts[c, i, g].sum()),
+            right=int(counts[c, i, g, 0]),
+            confused=int(counts[c, i, g, 1]),
+            labelled=int(labelled[i]),
+        )
         for i in range(len(gain))
         for c, column in enumerate(wanted)
-        for f, family in enumerate(known)
+        for g, group in enumerate(groups)
     ]
     tables.write_csv(options.out / 'qualitative.csv', rows)
-    tables.write_text(options.out / 'qualitative.md', markdown(wanted, counts, known, gain))
+    tables.write_text(options.out / 'qualitative.md', markdown(wanted, counts, groups, gain))
 
 
-def _numbers(taken_for: np.ndarray) -> tuple[int, int, int]:
-    """Pixels, right and confused of a `Row`."""
-    return int(taken_for.sum()), int(taken_for[0]), int(taken_for[1])
+def _most_positive(gain: np.ndarray, most: int) -> list[int]:
+    """Returns the indices of the largest positive values, the largest first."""
+    order = np.argsort(-gain, kind='stable')[:most]
+    return [int(i) for i in order if gain[i] > 0]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
+    runs.add_workdirs(parser)
+    runs.add_checkpoint(parser)
+    parser.add_argument('--split', default='validation', help='split to predict [validation]')
+    confusable.add_arguments(parser)
+    parser.add_argument(
+        '--pruning', default='', help='rules of Context Pruning, as config.eval.pruning'
+    )
+    parser.add_argument('--count', default=4, type=int, help='images to show in each direction [4]')
+    return parser
 
 
 if __name__ == '__main__':
-    parser = cli.parser(__doc__)
-    chosen.add_workdirs(parser)
-    chosen.add_checkpoint(parser)
-    parser.add_argument('--split', default='validation')
-    confusable.add_arguments(parser)
-    parser.add_argument('--pruning', default='', help='rules as in config.eval.pruning')
-    parser.add_argument('--count', default=4, type=int, help='images in each direction [4]')
-    cli.run(main, parser)
+    cli.run(main, make_parser())

@@ -2,50 +2,61 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
-from experiments.common import queries as marks
+from experiments.common.queries import Pixel
 from experiments.common.trained import Trained
 from ggcf_jax.evaluation.inference import window_starts
 from ggcf_jax.models import merge
 from ggcf_jax.models.layers.resize import nearest_positions
 
+# Images [b, h, w, 3] -> logits [b, rows, columns, classes], and anything else.
+Model = Callable[[jax.Array], tuple[jax.Array, object]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Sliding:
-    """How the window moves.
+    """How the occluding window moves over an image.
 
     Attributes:
-        window: side in pixels. step: pixels from one place to the next; the last place ends at the
-        border. batch: windows that go through the network together; memory grows with it.
+        window: side of the window in pixels.
+        step: pixels from one place of the window to the next; the last place ends at the border.
+        batch: number of windows that go through the network together; memory grows with it.
     """
 
     window: int
     step: int
     batch: int
 
-    def corners(self, size: tuple[int, int]) -> np.ndarray:
-        """Upper left corners of all places in an image of this size, int32 [n, 2]."""
+    def corners(self, size: tuple[int, int]) -> Int[np.ndarray, 'places 2']:
+        """Returns the upper left corners of all places in an image of this size."""
         rows, columns = (window_starts(length, self.window, self.step) for length in size)
         return np.array([(y, x) for y in rows for x in columns], np.int32)
 
 
-def occluded_responses(model, image, corners, at, window: int) -> jax.Array:
-    """The last convolution's output at positions, for images with a window of the mean colour.
+def occluded_responses(
+    model: Model,
+    image: UInt8[Array, 'h w 3'],
+    corners: Int[Array, 'places 2'],
+    at: Int[Array, 'positions 2'],
+    window: int,
+) -> Float32[Array, 'places positions classes']:
+    """Computes the logits at some positions for an image with a window of its mean colour.
 
     Args:
-        model: images uint8 [b, h, w, 3] -> (logits [b, rows, columns, C], ...).
-        image: uint8 [h, w, 3].
-        corners: integers [n, 2], of the window in each of n images; outside, nothing is covered.
-        at: integers [m, 2], row and column of the positions.
-        window: its side in pixels.
-
-    Returns:
-        float32 [n, m, C].
+        model: function from uint8 images to logits.
+        image: RGB pixels.
+        corners: upper left corners of the window, one for each copy of the image; a window outside
+            of the image covers nothing.
+        at: row and column of the positions in the map of logits.
+        window: side of the window in pixels.
     """
     y, x = (jnp.arange(length) for length in image.shape[:2])
     inside = [(p >= c[:, None]) & (p < c[:, None] + window) for p, c in zip((y, x), corners.T)]
@@ -55,22 +66,33 @@ def occluded_responses(model, image, corners, at, window: int) -> jax.Array:
     return logits[:, at[:, 0], at[:, 1]]
 
 
-def make_occlusion(
-    trained: Trained, sliding: Sliding
-) -> Callable[[np.ndarray, Sequence[marks.Pixel]], np.ndarray]:
-    """Builds the function (image, m pixels) -> the Euclidean change at each, float32 [n, m].
+Occlusion = Callable[
+    [UInt8[np.ndarray, 'h w 3'], Sequence[Pixel]], Float32[np.ndarray, 'places queries']
+]
 
-    n are the places of the window, in the order of `Sliding.corners`.
+
+def make_occlusion(trained: Trained, sliding: Sliding) -> Occlusion:
+    """Builds the occlusion test of a model.
+
+    Args:
+        trained: model to test.
+        sliding: how the window moves.
+
+    Returns:
+        Function (image, query points) -> Euclidean change of the logits at each query point, for
+        each place of the window in the order of `Sliding.corners`.
     """
 
     @jax.jit
-    def responses(params, stats, image, corners, at):
+    def responses(
+        params: nnx.State, stats: nnx.State, image: jax.Array, corners: jax.Array, at: jax.Array
+    ) -> jax.Array:
         model = merge(trained.graphdef, params, stats)
         return occluded_responses(model, image, corners, at, sliding.window)
 
-    def occlusion(image, queries):
-        at = nearest_positions(queries, trained.model.stride, image.shape[:2])
-        corners = sliding.corners(image.shape[:2])
+    def occlusion(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
+        at = nearest_positions(np.asarray(queries), trained.model.stride, image.shape[:2])
+        corners = sliding.corners((image.shape[0], image.shape[1]))
         outside = np.array(image.shape[:2], np.int32)
         n = min(sliding.batch, len(corners))
         # The untouched image goes through the same program: equal inputs give equal outputs.
@@ -88,14 +110,19 @@ def make_occlusion(
     return occlusion
 
 
-def spread_out(changes: np.ndarray, corners: np.ndarray, window: int, size) -> np.ndarray:
-    """At each pixel the mean change over the windows that cover it, 0 under none.
+def spread_out(
+    changes: Float[np.ndarray, ' places'],
+    corners: Int[np.ndarray, 'places 2'],
+    window: int,
+    size: tuple[int, int],
+) -> Float[np.ndarray, 'h w']:
+    """Computes at each pixel the mean change over the windows that cover it, 0 under none.
 
     Args:
-        changes: [n] by place. corners: [n, 2]. size: height and width of the image.
-
-    Returns:
-        float64 [h, w].
+        changes: change for each place of the window.
+        corners: upper left corner of each place.
+        window: side of the window in pixels.
+        size: height and width of the image.
     """
     total, count = np.zeros(size), np.zeros(size)
     for change, (y, x) in zip(changes, corners):
@@ -104,39 +131,49 @@ def spread_out(changes: np.ndarray, corners: np.ndarray, window: int, size) -> n
     return total / np.maximum(count, 1)
 
 
-def gradient_power(model, image, position) -> jax.Array:
-    """Sum over classes and colours of the squared derivatives of the output at a position.
+def gradient_power(
+    model: Model, image: UInt8[Array, 'h w 3'], position: Int[Array, '2']
+) -> Float32[Array, 'h w']:
+    """Sums the squared derivatives of the logits at a position over classes and colours.
 
     Args:
-        model: as for `occluded_responses`, differentiable for float images.
-        image: uint8 [h, w, 3]. position: integers [2], row and column.
+        model: function from float images, in grey levels, to logits.
+        image: RGB pixels.
+        position: row and column in the map of logits.
 
     Returns:
-        float32 [h, w]: squared logits a squared grey level.
+        Squared logits per squared grey level, at each pixel.
     """
 
-    def response(pixels):
+    def response(pixels: jax.Array) -> jax.Array:
         return model(pixels[None])[0][0, position[0], position[1]]
 
     logits, pull = jax.vjp(response, image.astype(jnp.float32))
 
-    def add(total, direction):
+    def add(total: jax.Array, direction: jax.Array) -> tuple[jax.Array, None]:
         return total + (pull(direction)[0] ** 2).sum(-1), None
 
-    # One class after the other: all derivatives together would be images x classes.
+    # One class after the other: all derivatives together would be classes x images.
     directions = jnp.eye(len(logits), dtype=logits.dtype)
     return lax.scan(add, jnp.zeros(image.shape[:2], jnp.float32), directions)[0]
 
 
-def make_gradient(trained: Trained) -> Callable[[np.ndarray, Sequence[marks.Pixel]], np.ndarray]:
-    """Builds the function (image, m pixels) -> `gradient_power` of each, float32 [m, h, w]."""
+Gradient = Callable[
+    [UInt8[np.ndarray, 'h w 3'], Sequence[Pixel]], Float32[np.ndarray, 'queries h w']
+]
+
+
+def make_gradient(trained: Trained) -> Gradient:
+    """Builds the function (image, query points) -> `gradient_power` of each query point."""
 
     @jax.jit
-    def power(params, stats, image, position):
+    def power(
+        params: nnx.State, stats: nnx.State, image: jax.Array, position: jax.Array
+    ) -> jax.Array:
         return gradient_power(merge(trained.graphdef, params, stats), image, position)
 
-    def gradient(image, queries):
-        at = nearest_positions(queries, trained.model.stride, image.shape[:2])
+    def gradient(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
+        at = nearest_positions(np.asarray(queries), trained.model.stride, image.shape[:2])
         return np.stack(
             [np.asarray(power(trained.params, trained.stats, image, each)) for each in at]
         )
@@ -144,8 +181,13 @@ def make_gradient(trained: Trained) -> Callable[[np.ndarray, Sequence[marks.Pixe
     return gradient
 
 
-def cells(power: np.ndarray, stride: int) -> np.ndarray:
-    """Root of the mean over cells of stride x stride pixels, repeated to each pixel: [h, w]."""
+def cell_means(power: Float[np.ndarray, 'h w'], stride: int) -> Float[np.ndarray, 'h w']:
+    """Computes the root of the mean over square cells, repeated to each pixel.
+
+    Args:
+        power: squared values.
+        stride: side of a cell in pixels; cells at the far borders may be smaller.
+    """
     h, w = power.shape
     starts = [np.arange(0, length, stride) for length in (h, w)]
     sums = np.add.reduceat(np.add.reduceat(power, starts[0], 0), starts[1], 1)
@@ -154,22 +196,36 @@ def cells(power: np.ndarray, stride: int) -> np.ndarray:
     return means.repeat(sides[0], 0).repeat(sides[1], 1)
 
 
-def measure(field: np.ndarray, query: marks.Pixel) -> dict[str, float]:
-    """How far a map [h, w] >= 0 reaches.
+class Extent(NamedTuple):
+    """Extent of a receptive field.
 
-    Returns:
-        largest: its largest value. half_area: the smallest share of the image that holds half of
-        its sum. distance: mean distance from the query in pixels, weighted by it. The last two are
-        NaN where the map is zero.
+    Attributes:
+        largest: largest value of the map.
+        half_area: smallest share of the image that holds half of the map's sum; NaN of a zero map.
+        distance: mean distance from the query point in pixels, weighted by the map; NaN of a zero
+            map.
+    """
+
+    largest: float
+    half_area: float
+    distance: float
+
+
+def measure(field: Float[np.ndarray, 'h w'], query: Pixel) -> Extent:
+    """Measures the extent of a receptive field.
+
+    Args:
+        field: non-negative map over the image.
+        query: query point of the map.
     """
     total = field.sum()
     if not total > 0:
-        return {'largest': 0.0, 'half_area': float('nan'), 'distance': float('nan')}
+        return Extent(0.0, float('nan'), float('nan'))
     held = np.cumsum(np.sort(field, axis=None)[::-1])
     y, x = np.indices(field.shape)
     distance = np.hypot(y - query[0], x - query[1])
-    return {
-        'largest': float(field.max()),
-        'half_area': float((np.searchsorted(held, total / 2) + 1) / field.size),
-        'distance': float((field * distance).sum() / total),
-    }
+    return Extent(
+        largest=float(field.max()),
+        half_area=float((np.searchsorted(held, total / 2) + 1) / field.size),
+        distance=float((field * distance).sum() / total),
+    )

@@ -1,38 +1,43 @@
-"""How much attention falls on pixels of the same class, of its family and on others.
+"""How much attention falls on the query's class, on confusable classes and on all others.
 
     python -m experiments.tables.attention_mass --out=runs/families --workdir runs/table1/full \
         runs/table1/local_grid_8_16_24
 
-Queries are random positions whose class is in a family (--family), up to --queries of each class
-and image. For each query and head it sums the attention over the positions of the query's class
-(itself included), of the other classes of its family, of all others and of those without a label.
-Chance is the same with equal attention to all neighbours that the head's graph gives the query.
-Means are over the queries of a class, then over the classes of a family, then over the seeds.
+Queries are random positions whose class is in a family of confusable classes (--family), up to
+--queries of each class and image. For each query and head, attention is summed over the positions
+of the query's class (itself included), of the other classes of its family, of all other classes and
+of those without a label. Chance is the same for uniform attention over all neighbours that the
+head's graph gives the query. Means are taken over the queries of a class, then over the classes of
+a family, then over the seeds.
 
-Writes <out>/attention_mass.csv, <out>/attention_mass.md and <out>/attention_mass.png. Sums are kept
-in <out>/kept. Run it from the root of the repository.
+Writes <out>/attention_mass.csv, <out>/attention_mass.md and <out>/attention_mass.png. Sums are
+cached in <out>/kept. Run it from the root of the repository.
 """
 
+import argparse
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Float, Float32, Int, UInt8
 
-from experiments.common import cache, cli, confusable, pictures, tables
-from experiments.common import runs as chosen
-from experiments.common.confusable import Family
+from experiments.common import cache, cli, confusable, pictures, runs, tables
+from experiments.common.confusable import ConfusableGroup
+from experiments.common.runs import SelectedRun
+from experiments.common.tables import slug, spread
 from experiments.common.trained import Trained
-from experiments.tables.sweep_runs import slug
-from experiments.tables.table1 import spread
 from ggcf_jax import attention, data
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import merge
 
-GROUPS = ('same', 'family', 'other', 'unlabelled')
+CATEGORIES = ('same', 'family', 'other', 'unlabelled')
 _AT_ONCE = 32  # queries whose attention is on the device at a time
 
 
@@ -41,11 +46,17 @@ class Row:
     """One head of one run at the queries of one family.
 
     Attributes:
-        model: its name. run: title. head: number and graph; 'all' is the mean over the heads.
-        family: name. queries: so many.
-        same, family_share, other, unlabelled: shares of the attention on the query's class, on the
-            others of its family, on all others and on positions without a label; one in sum.
-        chance_same, ...: the same with equal attention to all neighbours.
+        model: name of the model.
+        run: title of the run.
+        head: number and graph of the head; 'all' is the mean over the heads.
+        family: name of the group of confusable classes.
+        queries: number of queries.
+        same: share of the attention on the query's class; the four shares add up to one.
+        family_share: share of the attention on the other classes of its family.
+        other: share of the attention on all other classes.
+        unlabelled: share of the attention on positions without a label.
+        chance_same, chance_family, chance_other, chance_unlabelled: the same shares of uniform
+            attention over all neighbours.
     """
 
     model: str
@@ -64,12 +75,18 @@ class Row:
 
 
 def draw_queries(
-    label: np.ndarray, classes: Sequence[int], most: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Random positions of each class, at most `most` of each: integers [m, 2].
+    label: UInt8[np.ndarray, 'rows columns'],
+    classes: Sequence[int],
+    most: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, 'queries 2']:
+    """Draws random positions of each class.
 
     Args:
-        label: the class at each position, [h, w]. classes: in the order of the result.
+        label: train id at each position.
+        classes: train ids, in the order of the result.
+        most: maximum number of positions of each class.
+        rng: generator to draw from.
     """
     found = []
     for each in classes:
@@ -78,75 +95,103 @@ def draw_queries(
     return np.concatenate(found)
 
 
-def make_masses(
-    trained: Trained,
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Builds the function (image [h, w, 3], label, queries [m, 2]) -> (attention, chance).
+Masses = Callable[
+    [UInt8[np.ndarray, 'h w 3'], UInt8[np.ndarray, 'rows columns'], Int[np.ndarray, 'queries 2']],
+    tuple[Float32[np.ndarray, 'queries heads groups'], Float32[np.ndarray, 'queries heads groups']],
+]
 
-    Both are float32 [m, heads, C + 1], sums over the positions of each class and, last, over those
-    without a label: of attention, and of the neighbours' number. Label is the class at
-    each position, or ignore.
+
+def make_masses(trained: Trained) -> Masses:
+    """Builds the function (image, label, queries) -> (attention, chance) of a model.
+
+    The label has the train id, or ignore, at each position. Both results are float32
+    [queries, heads, classes + 1], sums over the positions of each class and, last, over those
+    without a label: of the attention, and of the number of neighbours.
     """
     classes = trained.dataset.num_classes
 
     @jax.jit
-    def masses(params, stats, images, label, at):
+    def compute(
+        params: nnx.State, stats: nnx.State, images: jax.Array, label: jax.Array, at: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         model = merge(trained.graphdef, params, stats)
-        weights = model.attention(images, at)[0]  # [m, heads, h, w]
-        seen = [attention.neighbours(graph, at, *label.shape) for graph in model.heads]
+        weights = model.attention(images, at)[0]  # [queries, heads, rows, columns]
+        h, w = label.shape
+        masks = [attention.neighbours(graph, at, h, w) for graph in model.heads]
         member = jax.nn.one_hot(jnp.minimum(label, classes), classes + 1)  # ignore is the last
-        chance = jnp.stack(seen, axis=1).astype(jnp.float32)
-        return tuple(
-            jnp.einsum('mkhw,hwc->mkc', each, member, precision='highest')
-            for each in (weights, chance)
-        )
+        chance = jnp.stack(masks, axis=1).astype(jnp.float32)
 
-    def of_image(image, label, queries):
-        found = []
+        def sum_by_class(maps: jax.Array) -> jax.Array:
+            return jnp.einsum('mkhw,hwc->mkc', maps, member, precision='highest')
+
+        return sum_by_class(weights), sum_by_class(chance)
+
+    def masses(
+        image: np.ndarray, label: np.ndarray, queries: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        of_attention, of_chance = [], []
         for start in range(0, len(queries), _AT_ONCE):
             chunk = queries[start : start + _AT_ONCE]
-            # Filled up by the first query, so that there is one program.
-            filled = np.concatenate([chunk, np.repeat(chunk[:1], _AT_ONCE - len(chunk), 0)])
-            both = masses(trained.params, trained.stats, image[None], label, filled)
-            found.append([np.asarray(each)[: len(chunk)] for each in both])
-        return tuple(np.concatenate(each) for each in zip(*found))
+            # Padded with the first query, so that all chunks run the same program.
+            padded = np.concatenate([chunk, np.repeat(chunk[:1], _AT_ONCE - len(chunk), 0)])
+            both = compute(trained.params, trained.stats, image[None], label, padded)
+            of_attention.append(np.asarray(both[0])[: len(chunk)])
+            of_chance.append(np.asarray(both[1])[: len(chunk)])
+        return np.concatenate(of_attention), np.concatenate(of_chance)
 
-    return of_image
+    return masses
 
 
-def grouped(masses: np.ndarray, own: np.ndarray, members: Sequence[int]) -> np.ndarray:
-    """Shares of the query's class, the rest of its family, all others and what has no label.
+def shares_by_category(
+    masses: Float[np.ndarray, 'queries heads groups'],
+    own: Int[np.ndarray, ' queries'],
+    members: Sequence[int],
+) -> Float[np.ndarray, 'queries heads 4']:
+    """Computes the shares of the query's class, the rest of its family, others and no label.
 
     Args:
-        masses: [m, heads, C + 1], as `make_masses` gives them. own: the class of each query, [m].
-        members: classes of the family, `own` among them.
+        masses: result of `make_masses`, the last group being the positions without a label.
+        own: train id of each query.
+        members: train ids of the family, `own` among them.
 
     Returns:
-        float64 [m, heads, 4], in the order of `GROUPS`; one in sum.
+        Float64 shares in the order of `CATEGORIES`; they add up to one.
     """
     masses = masses.astype(np.float64)
     total, unlabelled = masses.sum(-1), masses[..., -1]
     same = np.take_along_axis(masses, own[:, None, None], axis=-1)[..., 0]
     inside = masses[..., list(members)].sum(-1)
-    groups = [same, inside - same, total - inside - unlabelled, unlabelled]
-    return np.stack(groups, axis=-1) / total[..., None]
+    categories = [same, inside - same, total - inside - unlabelled, unlabelled]
+    return np.stack(categories, axis=-1) / total[..., None]
 
 
-def sums(
-    trained: Trained, split: str, known: Sequence[Family], most: int, images: int
+def sum_shares(
+    trained: Trained,
+    split: str,
+    groups: Sequence[ConfusableGroup],
+    *,
+    most_queries: int,
+    images: int,
 ) -> dict[str, np.ndarray]:
-    """Sums over the queries of the first `images` images of `split`.
+    """Sums the shares of attention over the queries of the first images of a split.
+
+    Args:
+        trained: model with heads.
+        split: split of its data set.
+        groups: confusable classes.
+        most_queries: maximum number of queries of each class and image.
+        images: number of leading images to take.
 
     Returns:
-        attention, chance: float64 [families, C, heads, 4], by class of the query; count: int64
-        [families, C], the number of queries.
+        'attention' and 'chance': float64 [groups, classes, heads, 4], by class of the query;
+        'count': int64 [groups, classes], the number of queries.
     """
     dataset, stride = trained.dataset, trained.model.stride
-    shape = (len(known), dataset.num_classes)
+    shape = (len(groups), dataset.num_classes)
     heads = len(trained.model.heads)
-    found = {name: np.zeros((*shape, heads, len(GROUPS))) for name in ('attention', 'chance')}
-    found['count'] = np.zeros(shape, np.int64)
-    of_image = make_masses(trained)
+    sums = {name: np.zeros((*shape, heads, len(CATEGORIES))) for name in ('attention', 'chance')}
+    sums['count'] = np.zeros(shape, np.int64)
+    masses = make_masses(trained)
     every = pipeline.plan_evaluation(
         dataset,
         split,
@@ -160,64 +205,79 @@ def sums(
     with Progress(trained.step) as progress, progress.evaluating(len(plan), split) as advance:
         for batch in pipeline.evaluation_batches(dataset, split, plan, reading=reading):
             label = batch['label'][0][::stride, ::stride]
-            for f, family in enumerate(known):
+            for g, group in enumerate(groups):
                 # The same queries for every model.
-                rng = np.random.default_rng((int(batch['index'][0]), f))
-                queries = draw_queries(label, family.members, most, rng)
+                rng = np.random.default_rng((int(batch['index'][0]), g))
+                queries = draw_queries(label, group.members, most_queries, rng)
                 if not len(queries):
                     continue
                 own = label[tuple(queries.T)].astype(np.int64)
-                both = of_image(batch['image'][0], label, queries)
-                for name, masses in zip(('attention', 'chance'), both):
-                    np.add.at(found[name][f], own, grouped(masses, own, family.members))
-                np.add.at(found['count'][f], own, 1)
+                both = masses(batch['image'][0], label, queries)
+                for name, each in zip(('attention', 'chance'), both):
+                    np.add.at(sums[name][g], own, shares_by_category(each, own, group.members))
+                np.add.at(sums['count'][g], own, 1)
             advance(1)
-    return found
+    return sums
 
 
 def rows_of(
-    run: chosen.Chosen, heads: Sequence, found: dict[str, np.ndarray], known: Sequence[Family]
+    run: SelectedRun,
+    heads: Sequence[Any],
+    sums: dict[str, np.ndarray],
+    groups: Sequence[ConfusableGroup],
 ) -> list[Row]:
-    """The rows of one run; a family without queries has none."""
+    """Returns the rows of one run; a group without queries has none.
+
+    Args:
+        run: run that the sums are of.
+        heads: graphs of its heads.
+        sums: result of `sum_shares`.
+        groups: confusable classes.
+    """
     rows = []
     names = [f'{k + 1} {graph}' for k, graph in enumerate(heads)]
-    for f, family in enumerate(known):
-        count = found['count'][f]
-        there = count > 0
-        if not there.any():
+    for g, group in enumerate(groups):
+        count = sums['count'][g]
+        seen = count > 0
+        if not seen.any():
             continue
         # Mean over the queries of each class, then over the classes: [heads, 4].
         means = [
-            (found[name][f][there] / count[there, None, None]).mean(0)
+            (sums[name][g][seen] / count[seen, None, None]).mean(0)
             for name in ('attention', 'chance')
         ]
         both = np.concatenate(means, axis=-1)
         for name, values in zip((*names, 'all'), (*both, both.mean(0))):
             rows.append(
-                Row(run.model, run.title, name, family.name, int(count.sum()), *values.tolist())
+                Row(run.model, run.title, name, group.name, int(count.sum()), *values.tolist())
             )
     return rows
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Mean and deviation over the seeds, a line a model, family and head."""
+    """Formats mean and deviation over the seeds, one line a model, family and head."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.model, row.family, row.head), []).append(row)
-    fields = ('same', 'family_share', 'other')
     lines = []
     for key, each in found.items():
-        line = list(key)
-        for field in fields:
-            chance = 'chance_' + field.removesuffix('_share')
-            line.append(spread([getattr(row, field) for row in each]))
-            line.append(spread([getattr(each[0], chance)]))  # equal for all seeds
-        lines.append(line)
+        first = each[0]  # chance is equal for all seeds
+        lines.append(
+            (
+                *key,
+                spread([row.same for row in each]),
+                spread([first.chance_same]),
+                spread([row.family_share for row in each]),
+                spread([first.chance_family]),
+                spread([row.other for row in each]),
+                spread([first.chance_other]),
+            )
+        )
     return (
-        'Attention of queries of a family on positions of their class, of the other classes of '
-        'the family, and\non all others, in percent (the rest has no label); chance is what equal '
-        'attention to all neighbours has.\nThe paper argues (section 1) that FULL mixes classes '
-        'that look alike, and gives no numbers.\n\n'
+        "Attention of queries on positions of their class, on the other classes of the query's "
+        'family, and\non all others, in percent (the rest has no label); chance is the same for '
+        'uniform attention over all neighbours.\nThe paper argues (section 1) that FULL mixes '
+        'classes that look alike, and gives no numbers.\n\n'
         + tables.markdown(
             ('model', 'family', 'head', 'same', 'chance', 'in family', 'chance', 'other', 'chance'),
             lines,
@@ -225,8 +285,13 @@ def markdown(rows: Sequence[Row]) -> str:
     )
 
 
-def draw(path, rows: Sequence[Row]) -> None:
-    """Attention over chance on the other classes of the family, mean over heads, as bars."""
+def draw(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Draws attention over chance on the other classes of the family, the mean over heads.
+
+    Args:
+        path: PNG file to write; none is written where every chance is zero.
+        rows: rows of all runs.
+    """
     names = list(dict.fromkeys(row.family for row in rows))
     values: dict[str, list[list[float]]] = {}
     for row in rows:
@@ -234,19 +299,20 @@ def draw(path, rows: Sequence[Row]) -> None:
             lists = values.setdefault(row.model, [[] for _ in names])
             lists[names.index(row.family)].append(row.family_share / row.chance_family)
     if values:
-        pictures.bars(path, names, values, 'attention on the family / chance')
+        pictures.draw_bars(path, names, values, 'attention on the family / chance')
 
 
-def main(options) -> None:
+def main(options: argparse.Namespace) -> None:
+    """Measures the runs of the command line."""
     if options.queries < 1 or options.images < 1:
         raise InputError('--queries and --images must be at least 1')
-    runs = chosen.choose(options.workdir)
-    dataset = chosen.common_dataset(runs)
-    known = confusable.of(dataset.name, dataset.classes, options.family)
+    selected = runs.select(options.workdir)
+    dataset = runs.common_dataset(selected)
+    groups = confusable.groups_of(dataset.name, dataset.classes, options.family)
     dataset.source(options.split)
     dataset.check_labeled(options.split, 'inspected')
     rows: list[Row] = []
-    for run, trained in chosen.load(runs, options.checkpoint):
+    for run, trained in runs.load_each(selected, options.checkpoint):
         heads = trained.model.heads
         if not heads:
             print(f'{run.title} has no heads and is left out')
@@ -255,17 +321,23 @@ def main(options) -> None:
             'workdir': str(run.workdir.resolve()),
             'step': trained.step,
             'split': options.split,
-            'families': [family.name for family in known],
+            'families': [group.name for group in groups],
             'queries': options.queries,
             'images': options.images,
         }
 
-        def compute(run=run, trained=trained):
+        def compute(run: SelectedRun = run, trained: Trained = trained) -> dict[str, np.ndarray]:
             print(f'{run.title}:', flush=True)
-            return sums(trained, options.split, known, options.queries, options.images)
+            return sum_shares(
+                trained,
+                options.split,
+                groups,
+                most_queries=options.queries,
+                images=options.images,
+            )
 
         path = options.out / 'kept' / f'attention_{slug(run.title)}.npz'
-        rows += rows_of(run, heads, cache.arrays(path, key, compute), known)
+        rows += rows_of(run, heads, cache.load_or_compute(path, key, compute), groups)
     if not rows:
         raise InputError('--workdir: no model with heads, or no class of a family in the images')
     tables.write_csv(options.out / 'attention_mass.csv', rows)
@@ -273,12 +345,21 @@ def main(options) -> None:
     tables.write_text(options.out / 'attention_mass.md', markdown(rows))
 
 
-if __name__ == '__main__':
-    parser = cli.parser(__doc__)
-    chosen.add_workdirs(parser)
-    chosen.add_checkpoint(parser)
-    parser.add_argument('--split', default='validation')
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
+    runs.add_workdirs(parser)
+    runs.add_checkpoint(parser)
+    parser.add_argument('--split', default='validation', help='split of the images [validation]')
     confusable.add_arguments(parser)
-    parser.add_argument('--queries', default=8, type=int, help='of each class and image [8]')
-    parser.add_argument('--images', default=100, type=int, help='the first so many [100]')
-    cli.run(main, parser)
+    parser.add_argument(
+        '--queries', default=8, type=int, help='maximum number of queries of a class and image [8]'
+    )
+    parser.add_argument(
+        '--images', default=100, type=int, help='number of leading images to take [100]'
+    )
+    return parser
+
+
+if __name__ == '__main__':
+    cli.run(main, make_parser())

@@ -1,8 +1,8 @@
-"""What inference plans give and cost on a trained model: mean IoU and seconds an image.
+"""Accuracy and cost of inference plans for a trained model: mean IoU and seconds an image.
 
     python -m experiments.tables.inference_plans --workdir=runs/camvid
 
-prints a Markdown table of one view, several scales with flip, windows of the training crop, and
+Prints a Markdown table of one view, several scales with flip, windows of the training crop, and
 Context Pruning of all heads, by affinity and at random. Run it from the root of the repository.
 """
 
@@ -14,10 +14,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from experiments.common import cli
 from ggcf_jax import data, evaluate, models
 from ggcf_jax.attention import graphs
+from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
@@ -28,8 +32,15 @@ from ggcf_jax.workdir import config as workdir_config
 SCALES = (0.75, 1.0, 1.25)
 
 
-def plans(config) -> dict[str, dict[str, Any]]:
-    """Name of a row -> the fields of `config.eval` that it changes."""
+def plans(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns the inference plans to compare.
+
+    Args:
+        config: configuration of the run.
+
+    Returns:
+        Name of a plan -> the fields of `config.eval` that it changes.
+    """
     kinds = dict.fromkeys(str(head).partition(':')[0] for head in graphs.parse(config.model.heads))
     half = ','.join(f'{kind}:drop=0.5' for kind in kinds)
     many = {'scales': SCALES, 'flip': True}
@@ -43,10 +54,19 @@ def plans(config) -> dict[str, dict[str, Any]]:
     }
 
 
-def rows(config, workdir: pathlib.Path, split: str) -> Iterator[tuple[str, Evaluation, float]]:
-    """Evaluates every plan of the best checkpoint: name, result, seconds an image.
+def evaluate_plans(
+    config: ConfigDict, workdir: pathlib.Path, split: str
+) -> Iterator[tuple[str, Evaluation, float]]:
+    """Evaluates the best checkpoint of a run by every plan.
 
-    Compilation is not in the seconds; reading and decoding the images is.
+    Args:
+        config: configuration of the run.
+        workdir: workdir of the run.
+        split: split to evaluate.
+
+    Yields:
+        Name of a plan, its evaluation, and seconds an image: reading and decoding images included,
+        compilation left out.
     """
     dataset = data.build(config.data)
     mesh = mesh_lib.make_mesh()
@@ -60,7 +80,10 @@ def rows(config, workdir: pathlib.Path, split: str) -> Iterator[tuple[str, Evalu
             graphdef, dataset.num_classes, mesh, inference.build(changed)
         )
         with jax.set_mesh(mesh), Progress(0, console=Console(stderr=True)) as progress:
-            _compile(step, restored, dataset.num_classes, batches, mesh)
+            for blank in _blank_batches(batches, mesh):
+                matrix = np.zeros((dataset.num_classes,) * 2, np.int32)
+                arguments = (jax.device_put(matrix, mesh_lib.replicated(mesh)), blank)
+                jax.block_until_ready(step(restored.params, restored.stats, *arguments))
             began = time.perf_counter()
             evaluation = evaluate.evaluate(
                 step,
@@ -79,24 +102,32 @@ def rows(config, workdir: pathlib.Path, split: str) -> Iterator[tuple[str, Evalu
         yield name, evaluation, seconds / len(dataset.source(split))
 
 
-def _compile(step, restored, num_classes: int, batches, mesh) -> None:
-    """Runs the step once at each size."""
+def _blank_batches(batches: pipeline.EvaluationPlan, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Yields a batch of each padded size, to compile the programs before they are timed."""
     count = batches.indices.shape[1]
     for size in sorted(set(batches.sizes)):
         images = np.zeros((count, *size, 3), np.uint8)
-        blank = mesh_lib.global_batch(mesh, {'image': images, 'label': images[..., 0]})
-        matrix = jax.device_put(np.zeros((num_classes,) * 2, np.int32), mesh_lib.replicated(mesh))
-        jax.block_until_ready(step(restored.params, restored.stats, matrix, blank))
+        yield mesh_lib.global_batch(mesh, {'image': images, 'label': images[..., 0]})
+
+
+def main(options: argparse.Namespace) -> None:
+    """Prints the table, line by line."""
+    device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    print(f'{device}, {options.split}\n', flush=True)
+    print('| plan | mIoU | pixel accuracy | seconds an image |\n|---|---|---|---|', flush=True)
+    config = workdir_config.load(options.workdir)
+    for name, evaluation, seconds in evaluate_plans(config, options.workdir, options.split):
+        numbers = (f'{evaluation.miou:.4f}', f'{evaluation.pixel_accuracy:.4f}', f'{seconds:.2f}')
+        print('| ' + ' | '.join((name, *numbers)) + ' |', flush=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='workdir of the run')
+    parser.add_argument('--split', default='validation', help='split to evaluate [validation]')
+    return parser
 
 
 if __name__ == '__main__':
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--workdir', required=True, type=pathlib.Path)
-    parser.add_argument('--split', default='validation')
-    given = parser.parse_args()
-    print(f'{jax.device_count()} x {jax.devices()[0].device_kind}, {given.split}\n', flush=True)
-    print('| plan | mIoU | pixel accuracy | seconds an image |\n|---|---|---|---|', flush=True)
-    saved = workdir_config.load(given.workdir)
-    for name, evaluation, seconds in rows(saved, given.workdir, given.split):
-        numbers = (f'{evaluation.miou:.4f}', f'{evaluation.pixel_accuracy:.4f}', f'{seconds:.2f}')
-        print('| ' + ' | '.join((name, *numbers)) + ' |', flush=True)
+    cli.run(main, make_parser())

@@ -5,15 +5,16 @@
     python -m experiments.tables.sweep run   --config=... --out=... --index=$SLURM_ARRAY_TASK_ID
     python -m experiments.tables.sweep table --config=... --out=... --seeds=3
 
-Arguments of the form --config.field=value go to every run. `run` starts main.py for what is not
-finished, so that the same command goes on after an interruption; Ctrl-C and SIGTERM let the runs
-save first. Compiled programs are kept in <out>/compiled (or where JAX_COMPILATION_CACHE_DIR says):
-only the first seed of a row compiles. `table` reads the last evaluations and writes <out>/table.csv
-and <out>/table.md beside the paper's values; it can be called at any time. Run it from the root of
-the repository.
+Arguments of the form --config.field=value apply to every run. `run` starts main.py for the runs
+that are not finished, so that the same command resumes after an interruption; Ctrl-C and SIGTERM
+let the runs save first. Compiled programs are cached in <out>/compiled (or in
+JAX_COMPILATION_CACHE_DIR), so that only the first seed of a row compiles. `table` reads the final
+evaluations and writes <out>/table.csv and <out>/table.md beside the paper's values; it can be
+called at any time. Run it from the root of the repository.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from experiments.common import cli
 from experiments.tables import sweep_runs, table1
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
@@ -28,73 +30,100 @@ from ggcf_jax.errors import InputError
 _MAIN = pathlib.Path(__file__).parents[2] / 'main.py'
 
 
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A process that trains or evaluates a run.
+
+    Attributes:
+        run: run that the process works on.
+        row: row that it finishes.
+        process: the process.
+        cores: cores that it runs on.
+        began: `time.perf_counter()` at its start.
+    """
+
+    run: sweep_runs.Run
+    row: sweep_runs.Row
+    process: subprocess.Popen
+    cores: set[int]
+    began: float
+
+
 def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.Path) -> list[str]:
-    """Trains and evaluates `todo`, at most `jobs` at a time, each with a log beside its workdir.
+    """Trains and evaluates runs in processes of their own, each with a log beside its workdir.
 
     Args:
-        path: of the configuration.
-        todo: what to run.
-        jobs: so many processes.
-        compiled: directory of the programs that the runs share.
+        path: configuration file, with its variant.
+        todo: runs to finish.
+        jobs: maximum number of processes at a time.
+        compiled: directory of the compilation cache that the runs share.
 
     Returns:
-        A line for each run that did not finish.
+        One line for each run that did not finish.
     """
-    waiting, active, failed, told = list(todo), {}, [], False
+    waiting, failed, terminated = list(todo), [], False
+    active: list[_Job] = []
     # Every job has cores of its own: runs side by side would otherwise wait for each other, and
     # with a changing number of cores XLA rounds differently.
-    free = _shares(jobs)
+    free = _split_cores(jobs)
     with stop_requests() as stop_requested:
         while active or (waiting and not stop_requested()):
             while waiting and free and not stop_requested():
-                each, cores = waiting.pop(0), free.pop(0)
-                row = each.next_row
-                process = _start(path, each, compiled, cores)
-                active[each] = row, process, cores, time.perf_counter()
-                print(f'{each.index:3d} {row.name}, seed {each.seed}: started', flush=True)
-            if stop_requested() and not told:
-                for _, process, *_ in active.values():
-                    process.terminate()  # main.py saves and ends; a second signal would kill it
-                told = True
-            for each, (row, process, cores, began) in list(active.items()):
-                if process.poll() is None:
+                job = _start(path, waiting.pop(0), compiled, free.pop(0))
+                active.append(job)
+                name = f'{job.row.name}, seed {job.run.seed}'
+                print(f'{job.run.index:3d} {name}: started', flush=True)
+            if stop_requested() and not terminated:
+                for job in active:
+                    job.process.terminate()  # main.py saves; a second signal would kill it
+                terminated = True
+            for job in list(active):
+                if job.process.poll() is None:
                     continue
-                del active[each]
-                free.append(cores)
-                seconds = time.perf_counter() - began
-                name = f'{row.name}, seed {each.seed}'
-                state = 'finished' if row.finished else f'ended with code {process.returncode}'
-                print(f'{each.index:3d} {name}: {state} after {seconds:.0f} s', flush=True)
-                if not row.finished:
-                    failed.append(f'{name}: {state}; see {_log(each)}')
-                elif not each.finished:
-                    waiting.insert(0, each)  # evaluations that start from it
+                active.remove(job)
+                free.append(job.cores)
+                if not _report(job):
+                    failed.append(f'{_outcome(job)}; see {_log(job.run)}')
+                elif not job.run.finished:
+                    waiting.insert(0, job.run)  # its evaluations come next
             time.sleep(0.2)
     return failed + [f'{each.next_row.name}, seed {each.seed}: not started' for each in waiting]
 
 
-def _shares(jobs: int) -> list[set[int]]:
-    """This process' cores dealt out to the jobs; more jobs than cores share all of them."""
+def _outcome(job: _Job) -> str:
+    state = 'finished' if job.row.finished else f'ended with code {job.process.returncode}'
+    return f'{job.row.name}, seed {job.run.seed}: {state}'
+
+
+def _report(job: _Job) -> bool:
+    """Prints how a process ended; returns whether its row is finished."""
+    seconds = time.perf_counter() - job.began
+    print(f'{job.run.index:3d} {_outcome(job)} after {seconds:.0f} s', flush=True)
+    return job.row.finished
+
+
+def _split_cores(jobs: int) -> list[set[int]]:
+    """Splits the cores of this process among the jobs; more jobs than cores share all of them."""
     cores = sorted(os.sched_getaffinity(0))
     return [set(cores[job::jobs] if jobs <= len(cores) else cores) for job in range(jobs)]
 
 
-def _log(each: sweep_runs.Run) -> pathlib.Path:
-    return each.workdir.with_suffix('.log')
+def _log(run: sweep_runs.Run) -> pathlib.Path:
+    return run.workdir.with_suffix('.log')
 
 
-def _start(
-    path: str, each: sweep_runs.Run, compiled: pathlib.Path, cores: set[int]
-) -> subprocess.Popen:
+def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, cores: set[int]) -> _Job:
+    """Starts the process that finishes the next row of a run."""
     shared = {'JAX_COMPILATION_CACHE_DIR': str(compiled.absolute())}
-    _log(each).parent.mkdir(parents=True, exist_ok=True)
+    row = run.next_row
+    _log(run).parent.mkdir(parents=True, exist_ok=True)
     ours = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)  # inherited, so that it holds from the child's first moment
     try:
-        with _log(each).open('ab') as log:
+        with _log(run).open('ab') as log:
             # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
-            return subprocess.Popen(
-                [sys.executable, str(_MAIN), *each.flags(path)],
+            process = subprocess.Popen(
+                [sys.executable, str(_MAIN), *run.flags(path)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -102,10 +131,13 @@ def _start(
             )
     finally:
         os.sched_setaffinity(0, ours)
+    return _Job(run, row, process, cores, time.perf_counter())
 
 
-def _of_rows(todo: Sequence[sweep_runs.Run], rows: Sequence[str] | None) -> list[sweep_runs.Run]:
-    """The runs whose training is one of `rows`; all of them for None."""
+def _select_rows(
+    todo: Sequence[sweep_runs.Run], rows: Sequence[str] | None
+) -> list[sweep_runs.Run]:
+    """Returns the runs whose training is one of `rows`, or all of them for None."""
     known = dict.fromkeys(each.row for each in todo)
     for row in rows or ():
         if row not in known:
@@ -113,25 +145,33 @@ def _of_rows(todo: Sequence[sweep_runs.Run], rows: Sequence[str] | None) -> list
     return [each for each in todo if rows is None or each.row in rows]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument('action', choices=('list', 'run', 'table'))
-    parser.add_argument('--config', required=True, help='with a sweep(): configs/x.py[:variant]')
-    parser.add_argument('--out', required=True, type=pathlib.Path, help='directory of the sweep')
-    parser.add_argument('--seeds', default=3, type=int, help='runs a row [3]')
-    parser.add_argument('--jobs', default=1, type=int, help='runs at a time [1]')
-    parser.add_argument('--row', action='append', help='only this row; may be repeated')
-    parser.add_argument('--index', type=int, help='run only this one, as list numbers them')
-    options, rest = parser.parse_known_args()
-    strange = [each for each in rest if not each.startswith('--config.')]
-    if strange:
-        parser.error(f'unexpected {strange}; overrides are written --config.field=value')
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line; --config.field=value overrides come on top."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        'action',
+        choices=('list', 'run', 'table'),
+        help='list the runs, finish them, or write the table of the finished ones',
+    )
+    parser.add_argument(
+        '--config', required=True, help='configuration with a sweep(): configs/x.py[:variant]'
+    )
+    parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
+    parser.add_argument('--jobs', default=1, type=int, help='number of runs at a time [1]')
+    parser.add_argument('--row', action='append', help='take only this row; may be repeated')
+    parser.add_argument('--index', type=int, help='take only the run that list numbers so')
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = make_parser()
+    options, overrides = cli.parse_with_overrides(parser, arguments)
     if options.jobs < 1 or options.seeds < 1:
         parser.error('--jobs and --seeds must be at least 1')
     try:
-        common = [each.removeprefix('--config.') for each in rest]
-        todo = sweep_runs.runs(options.config, options.out, options.seeds, common)
-        todo = _of_rows(todo, options.row)
+        todo = sweep_runs.runs(options.config, options.out, options.seeds, overrides)
+        todo = _select_rows(todo, options.row)
         if options.action == 'table':
             table1.write(todo, options.out)
             return 0

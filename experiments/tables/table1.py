@@ -6,95 +6,96 @@ import json
 import pathlib
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from experiments.common import paper, tables
+from experiments.common.tables import spread
 from experiments.tables.sweep_runs import Row, Run
 from ggcf_jax import atomic
 from ggcf_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """A finished row of a run and its evaluation."""
+class Finished:
+    """A finished row of a run.
+
+    Attributes:
+        row: row of the table.
+        run: run that the row evaluates.
+        evaluation: content of its evaluation file.
+    """
 
     row: Row
     run: Run
-    evaluation: dict
+    evaluation: dict[str, Any]
 
 
 def write(runs: Sequence[Run], out: pathlib.Path) -> str:
-    """Writes <out>/table.csv, a line a finished run, and <out>/table.md, means over the seeds.
+    """Writes <out>/table.csv, one line a finished run, and <out>/table.md, means over the seeds.
 
     The Markdown is printed, too.
+
+    Args:
+        runs: runs of the sweep.
+        out: folder of the tables.
 
     Returns:
         The Markdown.
 
     Raises:
-        InputError: nothing is finished.
+        InputError: no run is finished.
     """
-    found = [Found(row, run, row.evaluation()) for run in runs for row in run.rows if row.finished]
-    if not found:
+    finished = [
+        Finished(row, run, row.evaluation()) for run in runs for row in run.rows if row.finished
+    ]
+    if not finished:
         raise InputError(f'{out}: none of the {len(runs)} runs of the sweep is finished')
     with atomic.replacing(out / 'table.csv') as temporary:
-        _csv(found, temporary)
-    text = f'{_means(found, runs)}\n{_by_class(found)}'
+        _write_csv(finished, temporary)
+    text = f'{_means(finished, runs)}\n{_by_class(finished)}'
     tables.write_text(out / 'table.md', text)
     return text
 
 
-def _csv(found: Sequence[Found], path: pathlib.Path) -> None:
-    classes = found[0].evaluation['classes']
+def _write_csv(finished: Sequence[Finished], path: pathlib.Path) -> None:
+    classes = finished[0].evaluation['classes']
     with path.open('w', encoding='utf-8', newline='') as file:
-        lines = csv.writer(file)
-        lines.writerow(
+        writer = csv.writer(file)
+        writer.writerow(
             ['row', 'seed', 'overrides', 'miou', 'pixel_accuracy', 'train_sec', *classes]
         )
-        for each in found:
+        for each in finished:
             overrides = ' '.join(f'{field}={value}' for field, value in each.row.overrides)
             result = each.evaluation
-            scores = (result['miou'], result['pixel_accuracy'], _seconds(each.run))
+            scores = (result['miou'], result['pixel_accuracy'], _training_seconds(each.run))
             iou = (result['iou'][name] for name in classes)
-            numbers = map(_number, (*scores, *iou))
-            lines.writerow([each.row.name, each.run.seed, overrides, *numbers])
+            numbers = map(_format_number, (*scores, *iou))
+            writer.writerow([each.row.name, each.run.seed, overrides, *numbers])
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return '' if value is None else f'{value:.6g}'
 
 
-def _seconds(run: Run) -> float | None:
-    """Seconds of training; of a run that was resumed, since then."""
+def _training_seconds(run: Run) -> float | None:
+    """Returns the seconds of training; of a resumed run, those since it was resumed."""
     lines = (run.workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
     found = [json.loads(line).get('train/elapsed_sec') for line in lines]
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 
-def spread(values: Sequence[float]) -> str:
-    """'27.31 +- 0.42': mean and sample standard deviation, in percent."""
-    text = f'{100 * statistics.mean(values):.2f}'
-    return text + (f' +- {100 * statistics.stdev(values):.2f}' if len(values) > 1 else '')
-
-
-def _by_row(found: Sequence[Found]) -> dict[str, list[dict]]:
-    rows: dict[str, list[dict]] = {}
-    for each in found:
-        rows.setdefault(each.row.name, []).append(each.evaluation)
-    return rows
-
-
-def _means(found: Sequence[Found], runs: Sequence[Run]) -> str:
-    """mIoU of each row, and by how much it differs from FULL here and in the paper."""
-    published = paper.TABLE2 if found[0].evaluation['dataset'] == 'ade20k' else paper.TABLE1
-    overrides = {each.row.name: dict(each.row.overrides) for each in found}
+def _means(finished: Sequence[Finished], runs: Sequence[Run]) -> str:
+    """Formats the mIoU of each row, and its difference to FULL here and in the paper."""
+    published = paper.TABLE2 if finished[0].evaluation['dataset'] == 'ade20k' else paper.TABLE1
+    overrides = {each.row.name: dict(each.row.overrides) for each in finished}
     miou: dict[str, dict[int, float]] = {}
-    for each in found:
+    for each in finished:
         miou.setdefault(each.row.name, {})[each.run.seed] = each.evaluation['miou']
     lines = []
     for row, seeds in miou.items():
-        told = overrides[row].get('model.heads') or overrides[row].get('model.context', '')
+        context = overrides[row].get('model.heads') or overrides[row].get('model.context', '')
         pruning = overrides[row].get('eval.pruning')
-        told = f'`{told}`' + (f', pruned `{pruning}`' if pruning else '')
+        context = f'`{context}`' + (f', pruned `{pruning}`' if pruning else '')
         # Seed by seed: the same seed means the same crops in the same order for all rows.
         full = miou.get('FULL', {})
         gains = [value - full[seed] for seed, value in seeds.items() if seed in full]
@@ -102,7 +103,7 @@ def _means(found: Sequence[Found], runs: Sequence[Run]) -> str:
         theirs = published.get(row)
         their_gain = '' if theirs is None else f'{theirs - published["FULL"]:+.1f}'
         mean = spread(list(seeds.values()))
-        lines.append((row, told, str(len(seeds)), mean, gain, str(theirs or ''), their_gain))
+        lines.append((row, context, str(len(seeds)), mean, gain, str(theirs or ''), their_gain))
     done = sum(run.trained.finished for run in runs)
     columns = ('module', 'overrides', 'seeds', 'mIoU', 'to FULL', 'paper', 'paper to FULL')
     return (
@@ -112,14 +113,19 @@ def _means(found: Sequence[Found], runs: Sequence[Run]) -> str:
     )
 
 
-def _by_class(found: Sequence[Found]) -> str:
-    """IoU of each class, mean over the seeds; Table 3's form."""
-    classes = found[0].evaluation['classes']
+def _by_class(finished: Sequence[Finished]) -> str:
+    """Formats the IoU of each class, mean over the seeds, as in Table 3."""
+    classes = finished[0].evaluation['classes']
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    for each in finished:
+        by_row.setdefault(each.row.name, []).append(each.evaluation)
     lines = []
-    for row, each in _by_row(found).items():
+    for row, evaluations in by_row.items():
         means = []
         for name in classes:
-            values = [result['iou'][name] for result in each if result['iou'][name] is not None]
+            values = [
+                result['iou'][name] for result in evaluations if result['iou'][name] is not None
+            ]
             means.append(f'{100 * statistics.mean(values):.1f}' if values else '')
         lines.append((row, *means))
         if row in paper.TABLE3 and tuple(classes) == tuple(paper.TABLE3[row]):

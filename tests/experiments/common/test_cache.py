@@ -13,8 +13,10 @@ def test_arrays_are_computed_once_for_a_key(tmp_path):
 
     path = tmp_path / 'folder' / 'kept.npz'
     for _ in range(2):
-        np.testing.assert_array_equal(cache.arrays(path, {'step': 1}, compute)['x'], [0, 1, 2])
-    np.testing.assert_array_equal(cache.arrays(path, {'step': 2}, compute)['x'], [0, 2, 4])
+        np.testing.assert_array_equal(
+            cache.load_or_compute(path, {'step': 1}, compute)['x'], [0, 1, 2]
+        )
+    np.testing.assert_array_equal(cache.load_or_compute(path, {'step': 2}, compute)['x'], [0, 2, 4])
     assert len(calls) == 2
 
 
@@ -22,6 +24,6 @@ def test_arrays_are_computed_once_for_a_key(tmp_path):
 def test_a_damaged_file_is_replaced(content, tmp_path):
     path = tmp_path / 'kept.npz'
     path.write_bytes(content)
-    found = cache.arrays(path, {}, lambda: {'x': np.ones(2)})
+    found = cache.load_or_compute(path, {}, lambda: {'x': np.ones(2)})
     assert found['x'].sum() == 2
-    assert cache.arrays(path, {}, lambda: 1 / 0)['x'].sum() == 2
+    assert cache.load_or_compute(path, {}, lambda: 1 / 0)['x'].sum() == 2

@@ -14,39 +14,39 @@ _CLASSES = {
 }
 
 
-def test_known_families_are_of_classes_that_exist():
-    assert set(confusable.FAMILIES) == set(_CLASSES)
+def test_known_groups_are_of_classes_that_exist():
+    assert set(confusable.KNOWN_GROUPS) == set(_CLASSES)
     for name, classes in _CLASSES.items():
-        for family in confusable.of(name, classes):
-            assert '/'.join(classes[i] for i in family.members) == family.name
+        for group in confusable.groups_of(name, classes):
+            assert '/'.join(classes[i] for i in group.members) == group.name
 
 
-def test_given_families_replace_the_known_ones():
-    (family,) = confusable.of('camvid', camvid.CLASSES, ['car, road'])
-    assert family == confusable.Family('car/road', (8, 3))
+def test_given_groups_replace_the_known_ones():
+    (group,) = confusable.groups_of('camvid', camvid.CLASSES, ['car, road'])
+    assert group == confusable.ConfusableGroup('car/road', (8, 3))
 
 
 @pytest.mark.parametrize(
     ('name', 'given', 'message'),
     [
-        ('mine', [], 'no families are known'),
+        ('mine', [], 'no groups of confusable classes are known'),
         ('camvid', ['car,bus'], "no class 'bus'"),
         ('camvid', ['car'], 'two or more'),
         ('camvid', ['car,car'], 'two or more'),
     ],
 )
-def test_what_is_no_family(name, given, message):
+def test_bad_groups_are_refused(name, given, message):
     with pytest.raises(InputError, match=message):
-        confusable.of(name, camvid.CLASSES, given)
+        confusable.groups_of(name, camvid.CLASSES, given)
 
 
 def test_counts_against_a_loop(rng):
     matrices = rng.integers(0, 50, (2, 5, 5))
-    family = confusable.Family('b/d/e', (1, 3, 4))
+    group = confusable.ConfusableGroup('b/d/e', (1, 3, 4))
     expected = np.zeros((2, 3), int)
     for n in range(2):
-        for truth in family.members:
+        for truth in group.members:
             for guess in range(5):
-                kind = 0 if guess == truth else 1 if guess in family.members else 2
+                kind = 0 if guess == truth else 1 if guess in group.members else 2
                 expected[n, kind] += matrices[n, truth, guess]
-    np.testing.assert_array_equal(confusable.counts(family, matrices), expected)
+    np.testing.assert_array_equal(confusable.pixel_counts(group, matrices), expected)

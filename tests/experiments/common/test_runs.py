@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 
-from experiments.common import runs as chosen
+from experiments.common import runs
 from experiments.tables import sweep_runs
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
@@ -17,7 +17,7 @@ def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
         fields = dict(run.trained.overrides)
         config.model.context = fields.get('model.context', 'ggcf')
         config.model.heads = fields.get('model.heads', config.model.heads)
-        found = chosen.name_of(config.model)
+        found = runs.paper_name(config.model)
         if name == 'cityscapes':
             assert found == run.row
         else:  # heads are smaller there
@@ -25,25 +25,25 @@ def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
 
 
 def test_a_folder_is_the_seeds_of_a_model(workdirs):
-    found = chosen.choose([str(workdirs / 'none'), f'mine={workdirs}/grid'])
+    found = runs.select([str(workdirs / 'none'), f'mine={workdirs}/grid'])
     assert [(run.model, run.title) for run in found] == [
         ('Baseline', 'Baseline'), ('mine', 'mine, seed 0'), ('mine', 'mine, seed 1')
     ]  # fmt: skip
-    assert chosen.choose([str(workdirs / 'grid')])[0].model == 'GRID_2'
+    assert runs.select([str(workdirs / 'grid')])[0].model == 'GRID_2'
 
 
 def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
-    picked = chosen.choose([str(workdirs / 'none'), str(workdirs / 'full')])
-    loaded = [trained for _, trained in chosen.load(picked, 'latest')]
+    selected = runs.select([str(workdirs / 'none'), str(workdirs / 'full')])
+    loaded = [trained for _, trained in runs.load_each(selected, 'latest')]
     assert loaded[0].dataset is loaded[1].dataset
     assert [len(trained.model.heads) for trained in loaded] == [0, 1]
 
 
 def test_bad_choices(workdirs, tmp_path):
     with pytest.raises(InputError, match='neither the workdir of a run nor a folder of runs'):
-        chosen.choose([str(tmp_path)])
+        runs.select([str(tmp_path)])
     with pytest.raises(InputError, match='named twice'):
-        chosen.choose([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
+        runs.select([str(workdirs / 'grid'), str(workdirs / 'grid' / 'seed_1')])
     other = tmp_path / 'other'
     shutil.copytree(workdirs / 'none', other)
     config = workdir_config.load(other)
@@ -53,4 +53,4 @@ def test_bad_choices(workdirs, tmp_path):
     config.data.manual_dir = str(tmp_path / 'images')
     workdir_config.save(config, other)
     with pytest.raises(InputError, match='not of the same data'):
-        chosen.common_dataset(chosen.choose([str(workdirs / 'none'), str(other)]))
+        runs.common_dataset(runs.select([str(workdirs / 'none'), str(other)]))

@@ -39,17 +39,17 @@ def test_numbers_against_a_loop(rng):
         kind = {1: 'same', 2: 'family'}.get(int(label[i, j]), 'other')
         groups[kind].append(values[i, j])
     for name, group in groups.items():
-        assert found[name] == pytest.approx(np.mean(group))
+        assert getattr(found, name) == pytest.approx(np.mean(group))
     for name in ('family', 'other'):
         wins = [(a > b) + 0.5 * (a == b) for a in groups['same'] for b in groups[name]]
-        assert found[f'tells_{name}'] == pytest.approx(np.mean(wins))
+        assert getattr(found, f'tells_{name}') == pytest.approx(np.mean(wins))
     alone = fig1_similarity.measure(values, np.ones_like(label), (3, 3), ())
-    assert np.isnan(alone['family']) and np.isnan(alone['tells_other'])
+    assert np.isnan(alone.family) and np.isnan(alone.tells_other)
 
 
 def test_features_and_prediction_are_the_models(workdirs):
-    ((_, trained),) = runs.load(runs.choose([str(workdirs / 'full')]), 'latest')
-    found = queries.example(trained.dataset, 'validation', '0')
+    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
+    found = queries.load_example(trained.dataset, 'validation', '0')
     image = found['image'][:, :50]
     maps, prediction = fig1_similarity.make_similarities(trained)(image, [(9, 17), (30, 40)])
 

@@ -31,9 +31,9 @@ def _options(workdirs, out, names=('none', 'grid/seed_0'), **more):
 
 
 def test_counts_are_those_of_the_predictions(workdirs):
-    ((_, trained),) = runs.load(runs.choose([str(workdirs / 'full')]), 'latest')
-    known = confusable.of('camvid', trained.dataset.classes, _FAMILIES)
-    found = fig5_qualitative.count(trained, inference.SINGLE, 'train', known)
+    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
+    groups = confusable.groups_of('camvid', trained.dataset.classes, _FAMILIES)
+    found = fig5_qualitative.count(trained, inference.SINGLE, 'train', groups)
     shown = fig5_qualitative.samples(trained, inference.SINGLE, 'train', [1, 4])
     assert set(shown) == {1, 4}
     for index, sample in shown.items():
@@ -43,42 +43,44 @@ def test_counts_are_those_of_the_predictions(workdirs):
         np.testing.assert_array_equal(sample.label, example['label'])
         assert found['labelled'][index] == (sample.label != IGNORE).sum()
         total = 0
-        for f, family in enumerate(known):
+        for g, group in enumerate(groups):
             taken = [0, 0, 0]
             for truth, guess in zip(sample.label.ravel(), sample.prediction.ravel()):
-                if truth in family.members:
-                    taken[0 if guess == truth else 1 if guess in family.members else 2] += 1
-            assert found['counts'][index, f].tolist() == taken
+                if truth in group.members:
+                    taken[0 if guess == truth else 1 if guess in group.members else 2] += 1
+            assert found['counts'][index, g].tolist() == taken
             total += taken[1]
-        assert fig5_qualitative.confused(sample, known).sum() == total
+        assert fig5_qualitative.confused(sample, groups).sum() == total
         assert total == found['counts'][index, :, 1].sum()
 
 
-def test_largest_part():
+def test_largest_region():
     mask = np.zeros((9, 12), bool)
     mask[1:3, 1:3] = True
     mask[4:8, 5:11] = True
-    assert fig5_qualitative.largest_part(mask) == (4, 5, 8, 11)
-    assert fig5_qualitative.largest_part(np.zeros((3, 3), bool)) is None
+    assert fig5_qualitative.largest_region(mask) == (4, 5, 8, 11)
+    assert fig5_qualitative.largest_region(np.zeros((3, 3), bool)) is None
 
 
-def test_confused_pixels_are_of_one_family():
+def test_confused_pixels_are_of_one_group():
     label = np.array([[0, 0, 1, 2, IGNORE]], np.uint8)
     prediction = np.array([[0, 1, 2, 0, 1]], np.uint8)
     sample = Sample('x', np.zeros((1, 5, 3), np.uint8), label, prediction)
-    known = (confusable.Family('a/b', (0, 1)), confusable.Family('c/d', (2, 3)))
-    assert fig5_qualitative.confused(sample, known).tolist() == [[False, True, False, False, False]]
+    groups = (confusable.ConfusableGroup('a/b', (0, 1)), confusable.ConfusableGroup('c/d', (2, 3)))
+    assert fig5_qualitative.confused(sample, groups).tolist() == [
+        [False, True, False, False, False]
+    ]
 
 
 def _random_predictions(trained, plan, split, batches):
-    """In place of `evaluated`: the same pixels wherever and however often they are asked for."""
+    """In place of `predict_batches`: the same pixels however often they are asked for."""
     for batch in pipeline.evaluation_batches(trained.dataset, split, batches):
         rng = np.random.default_rng([len(trained.model.heads), *map(abs, batch['index'].tolist())])
         yield batch, rng.integers(0, 11, batch['label'].shape, dtype=np.uint8)
 
 
 def test_everything_is_written_and_counted_once(workdirs, tmp_path, monkeypatch):
-    monkeypatch.setattr(fig5_qualitative, 'evaluated', _random_predictions)
+    monkeypatch.setattr(fig5_qualitative, 'predict_batches', _random_predictions)
     fig5_qualitative.main(_options(workdirs, tmp_path))
     rows = list(csv.DictReader((tmp_path / 'qualitative.csv').open()))
     names = ('Baseline', 'GRID_2', 'GRID_2 + ContextPruning')

@@ -27,7 +27,7 @@ def _options(workdirs, out, **more):
 
 
 def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch, rng):
-    changes, power = rng.random((15, 2)), rng.random((2, 40, 56))  # 3 x 5 places, 2 marks
+    changes, power = rng.random((15, 2)), rng.random((2, 40, 56))  # 3 x 5 places, 2 query points
     monkeypatch.setattr(receptive_fields, 'make_occlusion', lambda *unused: lambda *unused: changes)
     monkeypatch.setattr(receptive_fields, 'make_gradient', lambda *unused: lambda *unused: power)
     fig6_receptive_field.main(_options(workdirs, tmp_path))
@@ -43,7 +43,7 @@ def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch
     mean, deviation = np.mean(shares), np.std(shares, ddof=1)
     corners = receptive_fields.Sliding(16, 12, 4).corners((40, 56))
     first = receptive_fields.spread_out(changes[:, 0], corners, 16, (40, 56))
-    expected = 100 * receptive_fields.measure(first, (30, 30))['half_area']
+    expected = 100 * receptive_fields.measure(first, (30, 30)).half_area
     assert shares[0] == pytest.approx(expected, rel=1e-4)
     assert f'| occlusion | FULL | 2 | {mean:.1f} +- {deviation:.1f} |' in text
 

@@ -14,8 +14,8 @@ _FIELD = 7 + 2 * 2 + 2 * 4 * 2 + 2 * 4 + 2 * 8 + 2 * 2 * 8 * 2 + 2 * 4 * 8 * 2 +
 
 @pytest.fixture(scope='module')
 def models(workdirs):
-    picked = runs.choose([str(workdirs / name) for name in ('none', 'full')])
-    return {run.model: trained for run, trained in runs.load(picked, 'latest')}
+    selected = runs.select([str(workdirs / name) for name in ('none', 'full')])
+    return {run.model: trained for run, trained in runs.load_each(selected, 'latest')}
 
 
 def test_occlusion_against_a_loop(models, rng):
@@ -82,7 +82,7 @@ def test_gradient_against_the_jacobian(rng):
 
 def test_maps_against_loops(rng):
     power = rng.random((10, 13))
-    found = receptive_fields.cells(power, 4)
+    found = receptive_fields.cell_means(power, 4)
     for y, x in np.ndindex(10, 13):
         block = power[y // 4 * 4 : y // 4 * 4 + 4, x // 4 * 4 : x // 4 * 4 + 4]
         assert found[y, x] == pytest.approx(np.sqrt(block.mean()))
@@ -94,12 +94,8 @@ def test_maps_against_loops(rng):
 
 def test_numbers_of_maps():
     even = receptive_fields.measure(np.full((10, 10), 3.0), (0, 0))
-    assert even['half_area'] == 0.5 and even['largest'] == 3
+    assert even.half_area == 0.5 and even.largest == 3
     point = np.zeros((10, 20))
     point[3, 4] = 2
-    assert receptive_fields.measure(point, (0, 0)) == {
-        'largest': 2,
-        'half_area': 1 / 200,
-        'distance': 5,
-    }
-    assert np.isnan(receptive_fields.measure(np.zeros((2, 2)), (0, 0))['half_area'])
+    assert receptive_fields.measure(point, (0, 0)) == (2, 1 / 200, 5)
+    assert np.isnan(receptive_fields.measure(np.zeros((2, 2)), (0, 0)).half_area)

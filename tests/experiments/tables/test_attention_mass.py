@@ -14,7 +14,7 @@ from ggcf_jax.errors import InputError
 def test_groups_against_a_loop(rng):
     masses = rng.random((5, 2, 7))  # the last is what has no label
     own = np.array([1, 3, 4, 1, 4])
-    found = attention_mass.grouped(masses, own, (1, 3, 4))
+    found = attention_mass.shares_by_category(masses, own, (1, 3, 4))
     for m, k in np.ndindex(5, 2):
         expected = [0, 0, 0, 0]
         for c in range(7):
@@ -32,7 +32,7 @@ def test_queries_are_of_their_classes_and_no_more_than_wanted(rng):
 
 
 def test_masses_are_those_of_the_models_attention(workdirs, rng):
-    ((_, trained),) = runs.load(runs.choose([str(workdirs / 'grid' / 'seed_0')]), 'latest')
+    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'grid' / 'seed_0')]), 'latest')
     image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
     label = rng.integers(0, 11, (5, 7)).astype(np.uint8)
     label[2] = IGNORE
@@ -49,10 +49,10 @@ def test_masses_are_those_of_the_models_attention(workdirs, rng):
 
 
 def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
-    ((_, trained),) = runs.load(runs.choose([str(workdirs / 'full')]), 'latest')
+    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
     dataset = trained.dataset
-    known = confusable.of('camvid', dataset.classes, ['building,pavement'])
-    found = attention_mass.sums(trained, 'train', known, most=100, images=5)
+    groups = confusable.groups_of('camvid', dataset.classes, ['building,pavement'])
+    found = attention_mass.sum_shares(trained, 'train', groups, most_queries=100, images=5)
     count, chance = np.zeros(11, int), np.zeros((11, 4))
     for i in range(5):
         label = dataset.decode(dataset.source('train')[i])['label'][::8, ::8]
@@ -69,11 +69,11 @@ def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
 
 
 def _random_masses(trained):
-    def of_image(image, label, queries):
+    def masses(image, label, queries):
         rng = np.random.default_rng(len(queries))
         return tuple(rng.random((2, len(queries), len(trained.model.heads), 12)))
 
-    return of_image
+    return masses
 
 
 def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, capsys):
@@ -94,11 +94,11 @@ def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, 
     ]  # fmt: skip
     for row in rows:
         for prefix in ('{}', 'chance_{}'):
-            fields = [prefix.format(name) for name in attention_mass.GROUPS]
+            fields = [prefix.format(name) for name in attention_mass.CATEGORIES]
             fields = [{'family': 'family_share'}.get(field, field) for field in fields]
             assert sum(float(row[field]) for field in fields) == pytest.approx(1, abs=1e-5)
     text = (tmp_path / 'attention_mass.md').read_text()
-    monkeypatch.setattr(attention_mass, 'sums', None)
+    monkeypatch.setattr(attention_mass, 'sum_shares', None)
     attention_mass.main(options)
     assert (tmp_path / 'attention_mass.md').read_text() == text
     options.workdir = [str(workdirs / 'none')]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.tables import efficiency
+from experiments.tables.efficiency import Module
 from ggcf_jax.attention import graphs
 
 GI = 2**30
@@ -11,15 +12,16 @@ SIX = graphs.parse('local:8,16,24,grid:8,16,24')
 
 
 def test_numbers_of_the_paper():
-    full = (graphs.Full(),)
-    assert efficiency.neighbours(full, 128, 256) == 32768
-    assert efficiency.pair_flops(full, 128, 256, 128, 128) == 512 * GI
-    assert efficiency.projection_flops(full, 128, 256, 256, 128, 128) == 8 * GI
+    full = Module((graphs.Full(),), 128, 256)
+    assert full.mean_degree == 32768
+    assert full.pair_flops == 512 * GI
+    assert full.projection_flops == 8 * GI
     # 520 with the projections; 63 without.
-    assert efficiency.neighbours(SIX[:3], 128, 256) == pytest.approx(3328.3, abs=0.05)
-    assert efficiency.neighbours(SIX[3:], 128, 256) == pytest.approx(697.4, abs=0.05)
-    assert efficiency.pair_flops(SIX, 128, 256, 128, 128) / GI == pytest.approx(62.9, abs=0.05)
-    assert efficiency.projection_flops(SIX, 128, 256, 256, 128, 128) == 38 * GI
+    assert Module(SIX[:3], 128, 256).mean_degree == pytest.approx(3328.3, abs=0.05)
+    assert Module(SIX[3:], 128, 256).mean_degree == pytest.approx(697.4, abs=0.05)
+    six = Module(SIX, 128, 256)
+    assert six.pair_flops / GI == pytest.approx(62.9, abs=0.05)
+    assert six.projection_flops == 38 * GI
 
 
 def test_pairs_are_those_of_the_adjacency():
@@ -27,26 +29,27 @@ def test_pairs_are_those_of_the_adjacency():
     pairs = sum(graph.pairs(7, 10) for graph in heads)
     dense = [graphs.parse(text)[0].adjacency(7, 10) for text in ('local:2', 'grid:3', 'full')]
     assert pairs == sum(int(np.sum(e)) for e in dense) + 70**2
-    assert efficiency.pair_flops(heads, 7, 10, 3, 5) == 2 * 8 * pairs
+    assert Module(heads, 7, 10, key_channels=3, value_channels=5).pair_flops == 2 * 8 * pairs
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu'])
 def test_executed_flops(platform):
     """Nothing is masked in FULL and GRID; LOCAL tiles see more than a query's window."""
     for text in ('full', 'grid:8', 'grid:7', 'learned'):
-        arguments = (graphs.parse(text), 32, 64, 128, 128)
-        executed = efficiency.executed_flops(*arguments, platform)
+        module = Module(graphs.parse(text), 32, 64)
+        executed = efficiency.executed_flops(module, platform)
         weights = 63 * 127 * 2 * (3 * 16 + 16) if text == 'learned' else 0  # two layers an offset
-        assert executed == efficiency.pair_flops(*arguments) + weights
-    ratio = efficiency.executed_flops(
-        SIX[:1], 128, 256, 128, 128, platform
-    ) / efficiency.pair_flops(SIX[:1], 128, 256, 128, 128)
+        assert executed == module.pair_flops + weights
+    local = Module(SIX[:1], 128, 256)
+    ratio = efficiency.executed_flops(local, platform) / local.pair_flops
     # 8 x 16 and 16 x 16 tiles: (8 + 16) (16 + 16) / 17^2 = 2.66, (16 + 16)^2 / 17^2 = 3.5 inside.
     assert {'cpu': 2.0, 'gpu': 2.5}[platform] < ratio < {'cpu': 2.66, 'gpu': 3.6}[platform]
 
 
 def test_table():
-    row = efficiency.row('local:1,grid:2', 6, 8, 16, 4, 4, repeats=1)
+    heads = graphs.parse('local:1,grid:2')
+    module = Module(heads, 6, 8, channels=16, key_channels=4, value_channels=4)
+    row = efficiency.table_row('local:1,grid:2', module, repeats=1)
     assert float(row['time ms']) >= 0 and row['paper'] == ''
     text = efficiency.markdown([row], 'title')
     assert text.splitlines()[4].startswith('| local:1,grid:2 |')

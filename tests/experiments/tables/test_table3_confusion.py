@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common import confusable, paper
-from experiments.common import runs as chosen
+from experiments.common.runs import select
 from experiments.tables import table3_confusion
 from ggcf_jax.errors import InputError
 
@@ -34,8 +34,8 @@ def _write(workdir, step, matrix, **more):
 
 def test_shares_against_a_loop(rng):
     matrix = rng.integers(0, 30, (4, 4))
-    family = confusable.Family('wall/fence', (1, 2))
-    (row,) = table3_confusion.measure({'step': 3, 'matrix': matrix.tolist()}, 'A', 'A', [family])
+    group = confusable.ConfusableGroup('wall/fence', (1, 2))
+    (row,) = table3_confusion.measure({'step': 3, 'matrix': matrix.tolist()}, 'A', 'A', [group])
     pixels = matrix[1].sum() + matrix[2].sum()
     assert row.pixels == pixels
     assert row.confused == pytest.approx((matrix[1, 2] + matrix[2, 1]) / pixels)
@@ -49,7 +49,7 @@ def test_shares_against_a_loop(rng):
 
 def test_latest_evaluation_of_each_way(runs):
     workdir = runs / 'none'
-    run = chosen.choose([str(workdir)])[0]
+    run = select([str(workdir)])[0]
     with pytest.raises(InputError, match='--mode=evaluate'):
         table3_confusion.evaluations(run, 'validation')
     zeros = np.zeros((4, 4), int)
@@ -67,12 +67,14 @@ def test_latest_evaluation_of_each_way(runs):
 
 
 def test_names_say_how_it_was_evaluated():
-    assert table3_confusion.named('FULL', 'whole image') == 'FULL'
-    pruned = table3_confusion.named('{LOCAL, GRID}_{2,4,6}', 'whole image, pruning local:drop=0.3')
+    assert table3_confusion.name_with_plan('FULL', 'whole image') == 'FULL'
+    pruned = table3_confusion.name_with_plan(
+        '{LOCAL, GRID}_{2,4,6}', 'whole image, pruning local:drop=0.3'
+    )
     assert pruned == '{LOCAL, GRID}_{2,4,6} + ContextPruning (local:drop=0.3)'
     assert table3_confusion.published(pruned, 'bus/train') == pytest.approx((90.7 + 79.9) / 2)
     way = 'whole image, pruning full:drop=0.3:random'
-    assert table3_confusion.named('FULL', way) == f'FULL, {way}'
+    assert table3_confusion.name_with_plan('FULL', way) == f'FULL, {way}'
     assert table3_confusion.published('FULL', 'bus/train') == pytest.approx((89.6 + 75.3) / 2)
     assert table3_confusion.published('FULL', 'building/tree') is None
     assert table3_confusion.published('GRID_{2,4,6}', 'bus/train') is None

@@ -1,0 +1,1 @@
+"""Experiments with trained models and compiled programs; experiments/README.md lists them."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the attention engine and of the input pipeline against their peers."""

@@ -1,0 +1,1 @@
+"""Tables of the paper, and tables about its claims."""
