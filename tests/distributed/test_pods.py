@@ -50,7 +50,7 @@ def by_slurm(i: int, port: int) -> tuple[list[str], dict[str, str]]:
 # main.py for a process that waits for ever for data of its fourth step, as on a dead file system.
 STUCK = f"""
 import runpy, sys, time
-from ggcf_jax import mesh
+from ggcf_jax.distributed import mesh
 global_batch, calls = mesh.global_batch, []
 def hanging(*arguments):
     calls.append(arguments)
