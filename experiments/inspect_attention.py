@@ -154,7 +154,7 @@ def inspect(model: trained.Trained, selection: Selection, out: pathlib.Path) -> 
         return segmenter.attention(image[None], at)
 
     weights = np.asarray(attend(model.params, model.stats))[0]  # [queries, heads, rows, columns]
-    masks = [np.asarray(attention.neighbours(graph, at, *weights.shape[2:])) for graph in heads]
+    masks = [np.asarray(attention.neighbor_mask(graph, at, *weights.shape[2:])) for graph in heads]
     rows: list[Row] = []
     for i, (y, x) in enumerate(points):
         coarse, position = queries.coarse_label(label, (y, x), stride)

@@ -25,8 +25,7 @@ import torch
 
 from experiments.benchmark import peers
 from experiments.benchmark.tables import DEALT, write_table
-from ggcf_jax.attention import attend, graphs
-from ggcf_jax.attention import top_k as selection
+from ggcf_jax.attention import attend, graphs, top_k
 from ggcf_jax.distributed import mesh as mesh_lib
 
 # Page faults of glibc's malloc double some times, those of the peers most: keep freed memory.
@@ -38,6 +37,7 @@ MALLOC = {
 MAPS = ((2, 97, 97), (1, 128, 256))
 HEADS = 'local:8,16,24,grid:8,16,24,full'
 MODULE = 'local:8,16,24,grid:8,16,24'
+SMALL = 16384  # positions; the largest map on which peers may need memory of all pairs
 
 
 def cases():
@@ -52,28 +52,37 @@ def cases():
     return names + [f'scaling-local:8/1x{h}x{w}/d64' for h, w in sizes]
 
 
-def _peers(graph, h, w, d):
-    """name -> (framework, function) of the peers that can run a case in bounded time."""
-    small = h * w < 16384
-    if isinstance(graph, graphs.Local):
-        s = graph.size
-        found = {'halo': peers.halo_local(h, w, s)}
-        if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256
-            found['flex'] = peers.flex_local(h, w, s)
-        if small:
-            found['sdpa mask'] = peers.sdpa_local(h, w, s)
-        if small and s <= 8 and d <= 64:  # its backward pass keeps all unfolded windows
-            found['unfold'] = peers.unfold_local(h, w, s)
-    elif isinstance(graph, graphs.Grid):
-        found = {'sdpa groups': peers.grid_sdpa(h, w, graph.stride)}
-    else:
-        found = {'sdpa': peers.sdpa_full(h, w)}
-        if small:
-            found['non-local'] = peers.non_local(h, w)
-    found = {name: ('torch', f) for name, f in found.items()}
-    if isinstance(graph, graphs.Full) and small:
+def _peers_of_local(graph, h, w, d):
+    small, s = h * w < SMALL, graph.size
+    found = {'halo': ('torch', peers.halo_local(h, w, s))}
+    if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256
+        found['flex'] = ('torch', peers.flex_local(h, w, s))
+    if small:
+        found['sdpa mask'] = ('torch', peers.sdpa_local(h, w, s))
+    if small and s <= 8 and d <= 64:  # its backward pass keeps all unfolded windows
+        found['unfold'] = ('torch', peers.unfold_local(h, w, s))
+    return found
+
+
+def _peers_of_grid(graph, h, w, d):
+    return {'sdpa groups': ('torch', peers.grid_sdpa(h, w, graph.stride))}
+
+
+def _peers_of_full(graph, h, w, d):
+    found = {'sdpa': ('torch', peers.sdpa_full(h, w))}
+    if h * w < SMALL:
+        found['non-local'] = ('torch', peers.non_local(h, w))
         found['jax dpa'] = ('jax', peers.jax_full(h, w))
     return found
+
+
+# Class of a graph -> function of (graph, h, w, d) to the peers that can run a case in bounded time:
+# name -> (framework, function).
+PEERS = {
+    graphs.Local: _peers_of_local,
+    graphs.Grid: _peers_of_grid,
+    graphs.Full: _peers_of_full,
+}
 
 
 def _dealt(shape):
@@ -190,10 +199,10 @@ def run_graph(graph, shape, d, budget, with_peers=True):
             with jax.set_mesh(sharding.mesh):
                 shared = _compile(_ours(graph), dealt[:-1], dealt[-1])
             calls[DEALT] = _timed(shared, dealt[:-1], dealt[-1])
-        for name, peer in _peers(graph, h, w, d).items():
+        for name, peer in PEERS[type(graph)](graph, h, w, d).items():
             calls[name] = _calls(*peer, arrays, weight)
     result = {
-        'flops': 4 * d * b * graph.pairs(h, w),
+        'flops': 4 * d * b * graph.num_edges(h, w),
         'memory': [p.memory_analysis().temp_size_in_bytes for p in programs],
     }
     for which, part in enumerate(('forward', 'both')):
@@ -233,16 +242,16 @@ def run_threshold(rows, length, budget):
     t, n = torch.tensor(np.asarray(x)), length // 2
     block = x.reshape(-1, 128, length)  # as the engine meets them, a tile at a time
     ours = jax.jit(
-        lambda x: jax.lax.map(lambda t: selection.largest(t, None, lambda c: jnp.minimum(c, n)), x)
+        lambda x: jax.lax.map(lambda t: top_k.largest(t, None, lambda c: jnp.minimum(c, n)), x)
     )
-    top_k = jax.jit(lambda x: jax.lax.top_k(x, n)[0][:, -1])
+    by_top_k = jax.jit(lambda x: jax.lax.top_k(x, n)[0][:, -1])
     return {
         'forward': interleaved(
             {
                 'ours': lambda: ours(block).block_until_ready(),
                 'torch kthvalue': lambda: t >= t.kthvalue(length - n + 1, dim=-1, keepdim=True)[0],
                 'torch topk': lambda: t >= t.topk(n, dim=-1)[0][:, -1:],
-                'jax top_k': lambda: top_k(x).block_until_ready(),
+                'jax top_k': lambda: by_top_k(x).block_until_ready(),
             },
             budget,
         ),

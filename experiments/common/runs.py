@@ -154,7 +154,8 @@ def paper_name(model: ConfigDict) -> str:
         return {'none': 'Baseline'}.get(model.context, model.context.upper())
     kinds: list[tuple[str, list[str]]] = []
     for graph in graphs.parse(model.heads):
-        kind, _, size = str(graph).partition(':')
+        kind = graph.kind()
+        size = str(graph).removeprefix(kind).removeprefix(':')
         if size and kinds and kinds[-1][0] == kind:
             kinds[-1][1].append(size)
         else:

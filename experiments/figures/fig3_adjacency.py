@@ -56,8 +56,8 @@ class Row:
 
 def count(graph: Any, h: int, w: int) -> Row:
     """Counts the contexts that a graph gives the positions of an h x w map."""
-    mean = graph.pairs(h, w) / (h * w)
-    return Row(str(graph), h, w, mean, graph.neighbours(h, w), mean / (h * w))
+    mean = graph.num_edges(h, w) / (h * w)
+    return Row(str(graph), h, w, mean, graph.max_degree(h, w), mean / (h * w))
 
 
 def draw(path: pathlib.Path, heads: Sequence[Any], h: int, w: int) -> None:
@@ -108,10 +108,7 @@ def parse_heads(text: str) -> list[Any]:
     except ValueError as error:
         raise InputError(f'--heads={text}: {error}') from error
     return [
-        graph.bind(jax.tree.map(lambda x: 3 * x, graph.init(jax.random.key(1))))
-        if isinstance(graph, graphs.Learned)
-        else graph
-        for graph in heads
+        graph.bind(jax.tree.map(lambda x: 3 * x, graph.init(jax.random.key(1)))) for graph in heads
     ]
 
 
@@ -131,9 +128,7 @@ def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Any]:
         if not trained.model.heads:
             raise InputError(f'{run.workdir}: {run.model} has no heads')
         for graph, params in zip(trained.model.heads, context.graph_params):
-            if isinstance(graph, graphs.Learned):
-                graph = graph.bind({name: p[...] for name, p in params.items()})
-            found.append(graph)
+            found.append(graph.bind({name: p[...] for name, p in params.items()}))
     return found
 
 

@@ -68,7 +68,7 @@ def rules(heads: Sequence[Any], percent: int, priority: Priority) -> tuple[pruni
     """
     if percent == 0:
         return ()
-    kinds = sorted({str(graph).partition(':')[0] for graph in heads})
+    kinds = sorted({graph.kind() for graph in heads})
     return tuple(
         pruning_rules.Rule(kind, drop_rate=percent / 100, priority=priority) for kind in kinds
     )

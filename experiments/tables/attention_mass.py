@@ -117,7 +117,7 @@ def make_masses(trained: Trained) -> Masses:
         model = merge(trained.graphdef, params, stats)
         weights = model.attention(images, at)[0]  # [queries, heads, rows, columns]
         h, w = label.shape
-        masks = [attention.neighbours(graph, at, h, w) for graph in model.heads]
+        masks = [attention.neighbor_mask(graph, at, h, w) for graph in model.heads]
         member = jax.nn.one_hot(jnp.minimum(label, classes), classes + 1)  # ignore is the last
         chance = jnp.stack(masks, axis=1).astype(jnp.float32)
 

@@ -61,7 +61,7 @@ class Module:
     @property
     def num_edges(self) -> int:
         """Number of pairs (i, j) with j a neighbour of i, over all heads."""
-        return sum(graph.pairs(self.h, self.w) for graph in self.heads)
+        return sum(graph.num_edges(self.h, self.w) for graph in self.heads)
 
     @property
     def mean_degree(self) -> float:
@@ -144,7 +144,7 @@ def _attention(module: Module) -> Callable[[jax.Array, jax.Array, jax.Array], li
 
 
 def _bound(graph: Any) -> Any:
-    return graph.bind(graph.init(jax.random.key(0))) if isinstance(graph, graphs.Learned) else graph
+    return graph.bind(graph.init(jax.random.key(0)))
 
 
 def table_row(text: str, module: Module, repeats: int) -> dict[str, str]:

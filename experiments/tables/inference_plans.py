@@ -41,7 +41,7 @@ def plans(config: ConfigDict) -> dict[str, dict[str, Any]]:
     Returns:
         Name of a plan -> the fields of `config.eval` that it changes.
     """
-    kinds = dict.fromkeys(str(head).partition(':')[0] for head in graphs.parse(config.model.heads))
+    kinds = dict.fromkeys(head.kind() for head in graphs.parse(config.model.heads))
     half = ','.join(f'{kind}:drop=0.5' for kind in kinds)
     many = {'scales': SCALES, 'flip': True}
     return {

@@ -9,45 +9,38 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import full, layout, pruning, softmax
-from ggcf_jax.attention.block_sizes import Tiles, even
+from ggcf_jax.attention import flash, layout, pruning, softmax
+from ggcf_jax.attention.block_sizes import Options, even
+from ggcf_jax.attention.flash import Chunks, Schedule
+from ggcf_jax.attention.graphs import Grid
+from ggcf_jax.attention.pruning import Prune
+from ggcf_jax.attention.softmax import QueryTile
+
+Strides = tuple[int, int]
+Start = Sequence[int] | jax.Array  # first residue of rows and of columns inside their runs
 
 
-def residues(n, stride):
-    """Runs of residues with equally many members on an axis: (first, end, members) each."""
-    members, longer = divmod(n, stride)
-    runs = [(0, longer, members + 1), (longer, min(stride, n), members)]
-    return [run for run in runs if run[1] > run[0] and run[2]]
+class Run(NamedTuple):
+    """Residues [first, end) of an axis that have equally many members."""
+
+    first: int
+    end: int
+    members: int
 
 
-def split(x, strides):
-    """[b, h, w, heads, c] with rows and columns apart by residue: [b, ., ty, ., tx, heads, c]."""
-    b, h, w, heads, c = x.shape
-    ty, tx = min(strides[0], h), min(strides[1], w)
-    x = jnp.pad(x, ((0, 0), (0, -h % ty), (0, -w % tx), (0, 0), (0, 0)))
-    return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
+class MapSpec(NamedTuple):
+    """Heads, channels and dtype of a map [b, h, w, heads, channels] that a loop makes."""
 
-
-def _members(x, axis, stride, run, start, count):
-    """Members of `count` residues of a run from `start` on: the axis becomes two, both apart."""
-    first, _, members = run
-    n = x.shape[axis]
-    stride = min(stride, n)
-    periods = n // stride
-    whole = lax.slice_in_dim(x, 0, periods * stride, axis=axis)
-    whole = whole.reshape(*x.shape[:axis], periods, stride, *x.shape[axis + 1 :])
-    whole = lax.dynamic_slice_in_dim(whole, first + start, count, axis=axis + 1)
-    if members == periods:
-        return whole
-    # Of the longer run the last members lie in the incomplete period.
-    last = lax.dynamic_slice_in_dim(x, periods * stride + start, count, axis=axis)
-    return lax.concatenate([whole, jnp.expand_dims(last, axis)], axis)
+    heads: int
+    channels: int
+    dtype: jnp.dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,33 +48,225 @@ class Piece:
     """Equal groups of a map: some residues of a run of rows times some of a run of columns.
 
     Attributes:
-      rows, columns: (first, end, members) as `residues` gives them.
-      count: how many residues of rows and of columns are taken, from a `start` inside the runs.
+      rows: run of residues of rows.
+      columns: run of residues of columns.
+      count: number of residues of rows and of columns taken, from a `start` inside the runs.
     """
 
-    rows: tuple[int, int, int]
-    columns: tuple[int, int, int]
+    rows: Run
+    columns: Run
     count: tuple[int, int]
 
-    def gather(self, x, start, strides, heads):
+    def gather(self, x: jax.Array, start: Start, strides: Strides, heads: int) -> jax.Array:
         """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
         x = _members(x, 2, strides[1], self.columns, start[1], self.count[1])
         x = _members(x, 1, strides[0], self.rows, start[0], self.count[0])
-        x = layout.divide(x, heads)
+        x = layout.split_heads(x, heads)
         b, ny, gy, nx, gx, heads, c = x.shape
         return x.transpose(2, 4, 0, 5, 1, 3, 6).reshape(gy * gx, b, heads, ny * nx, c)
 
-    def scatter(self, x, start, groups):
+    def scatter(self, x: jax.Array, start: Start, groups: jax.Array) -> jax.Array:
         """A map [b, ., ty, ., tx, heads * c], rows and columns apart, with the groups put in."""
         _, b, heads, _, c = groups.shape
-        shape = (*self.count, b, heads, self.rows[2], self.columns[2], c)
+        shape = (*self.count, b, heads, self.rows.members, self.columns.members, c)
         groups = groups.reshape(shape).transpose(2, 4, 0, 5, 1, 3, 6)
         groups = groups.reshape(*groups.shape[:-2], heads * c)
-        corner = (0, 0, self.rows[0] + start[0], 0, self.columns[0] + start[1], 0)
+        corner = (0, 0, self.rows.first + start[0], 0, self.columns.first + start[1], 0)
         return lax.dynamic_update_slice(x, groups, corner)
 
 
-def _merged(q, k, v, *others):
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options) -> jax.Array:
+    """GRID attention; `engine.Attend`."""
+    return attend_strides(q, k, v, (graph.stride, graph.stride), options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attend_strides(
+    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options
+) -> jax.Array:
+    """GRID attention with one stride of rows and another of columns.
+
+    Args:
+      q: queries [b, h, w, heads, dk].
+      k: keys [b, h, w, heads, dk].
+      v: values [b, h, w, heads or 1, dv].
+      strides: T of rows and of columns.
+      options: scale and block sizes.
+    """
+    return _attend_forward(q, k, v, strides, options)[0]
+
+
+def attend_pruned(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options, prune: Prune
+) -> jax.Array:
+    """GRID attention with Context Pruning; `engine.AttendPruned`."""
+    b, h, w, heads, _ = q.shape
+    positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
+
+    def groups(
+        q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array
+    ) -> Sequence[jax.Array]:
+        positions = positions.reshape(len(positions), -1)
+        return (pruning.attend_rows(q, k, v, positions, prune, options),)
+
+    def most(n: int) -> int:
+        return options.sizes.pruned // (options.sizes.per_device(b * heads) * n * min(n, 64))
+
+    specs = [MapSpec(heads, v.shape[-1], v.dtype)]
+    strides = (graph.stride, graph.stride)
+    return _over_groups(groups, (q, k, v, positions), strides, specs, most)[0]
+
+
+def residues(n: int, stride: int) -> list[Run]:
+    """Runs of residues with equally many members on an axis of n positions."""
+    members, longer = divmod(n, stride)
+    runs = [Run(0, longer, members + 1), Run(longer, min(stride, n), members)]
+    return [run for run in runs if run.end > run.first and run.members]
+
+
+def split(x: jax.Array, strides: Strides) -> jax.Array:
+    """[b, h, w, heads, c] with rows and columns apart by residue: [b, ., ty, ., tx, heads, c]."""
+    b, h, w, heads, c = x.shape
+    ty, tx = min(strides[0], h), min(strides[1], w)
+    x = jnp.pad(x, ((0, 0), (0, -h % ty), (0, -w % tx), (0, 0), (0, 0)))
+    return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
+
+
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options
+) -> tuple[jax.Array, tuple]:
+    b, _, _, heads, _ = q.shape
+
+    def groups(q: jax.Array, k: jax.Array, v: jax.Array) -> Sequence[jax.Array]:
+        shape = q.shape[:-1]
+        q, k, v = _merged(q, k, v)
+        schedule = Schedule(_chunks(q.shape[-2], b * heads, options), options)
+        o, lse = flash.forward(q, k, v, None, schedule)
+        return o.reshape(*shape, -1), lse.reshape(*shape, 1)
+
+    specs = [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, jnp.dtype('float32'))]
+    o, lse = _over_groups(groups, (q, k, v), strides, specs, _groups_per_step(b * heads, options))
+    return o, (q, k, v, o, lse)
+
+
+def _attend_backward(strides: Strides, options: Options, saved: tuple, do: jax.Array) -> tuple:
+    q, k, v, o, lse = saved
+    b, _, _, heads, _ = q.shape
+    delta = softmax.row_delta(do, o)  # here, so that o need not be gathered
+
+    def groups(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Sequence[jax.Array]:
+        shapes = [x.shape for x in (q, k, v)]
+        q, k, v, do, lse, delta = _merged(q, k, v, *rest)
+        schedule = Schedule(_chunks(q.shape[-2], b * heads, options), options)
+        *gradients, _ = flash.backward(QueryTile(q, do, lse, delta), k, v, None, schedule)
+        return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
+
+    specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
+    arrays = (q, k, v, do, lse, delta)
+    return tuple(_over_groups(groups, arrays, strides, specs, _groups_per_step(b * heads, options)))
+
+
+attend_strides.defvjp(_attend_forward, _attend_backward)
+
+
+def _over_groups(
+    f: Callable[..., Sequence[jax.Array]],
+    arrays: Sequence[jax.Array],
+    strides: Strides,
+    specs: Sequence[MapSpec],
+    most: Callable[[int], int],
+) -> list[jax.Array]:
+    """f over the groups of maps, so many at a time that its scores stay few.
+
+    Args:
+      f: groups of the arrays [groups, b, heads, members, c] -> groups of each result.
+      arrays: maps [b, h, w, heads, c].
+      strides: T of rows and of columns.
+      specs: one for each map in the result.
+      most: number of members of a group -> number of groups to take at a time.
+
+    Returns:
+      Maps [b, h, w, heads, c].
+    """
+    b, h, w = arrays[0].shape[:3]
+    ty, tx = min(strides[0], h), min(strides[1], w)
+    apart = (b, -(-h // ty), ty, -(-w // tx), tx)
+    merged = [(layout.merge_heads(x), x.shape[3]) for x in arrays]
+    out = [jnp.zeros((*apart, spec.heads * spec.channels), spec.dtype) for spec in specs]
+    for piece, starts in _pieces(h, w, strides, most):
+
+        def step(
+            out: list[jax.Array], start: Start, piece: Piece = piece
+        ) -> tuple[list[jax.Array], None]:
+            groups = f(*(piece.gather(x, start, strides, heads) for x, heads in merged))
+            return [piece.scatter(x, start, g) for x, g in zip(out, groups, strict=True)], None
+
+        if len(starts) == 1:  # known at compile time outside of a loop
+            out, _ = step(out, starts[0])
+        else:
+            out, _ = lax.scan(step, out, jnp.array(starts, jnp.int32))
+    height, width = math.prod(apart[1:3]), math.prod(apart[3:])
+    out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
+    return [layout.split_heads(x, spec.heads) for x, spec in zip(out, specs)]
+
+
+def _pieces(
+    h: int, w: int, strides: Strides, most: Callable[[int], int]
+) -> Iterator[tuple[Piece, list[tuple[int, int]]]]:
+    """Pieces, and where they start, that together hold each group of an h x w map once."""
+    for rows, columns in itertools.product(residues(h, strides[0]), residues(w, strides[1])):
+        y, x = rows.end - rows.first, columns.end - columns.first
+        together = most(rows.members * columns.members)
+        # Rounded: a few more groups than that are better than a small rest.
+        parts = _parts(y, round(together / x)), _parts(x, together)
+        for (height, top), (width, left) in itertools.product(*parts):
+            yield Piece(rows, columns, (height, width)), list(itertools.product(top, left))
+
+
+def _parts(n: int, most: int) -> list[tuple[int, Sequence[int]]]:
+    """n residues in equal parts of at most `most`, and what is left: (length, starts) of each."""
+    length = even(n, most)
+    end = n - n % length
+    parts: list[tuple[int, Sequence[int]]] = [(length, range(0, end, length))]
+    return parts if end == n else [*parts, (n - end, [end])]
+
+
+def _groups_per_step(batch: int, options: Options) -> Callable[[int], int]:
+    """Number of groups to take at a time, as a function of the members of one."""
+
+    def most(n: int) -> int:
+        chunks = _chunks(n, batch, options)
+        rows = options.sizes.per_device(batch)
+        return options.sizes.scores // (rows * chunks.queries * chunks.keys)
+
+    return most
+
+
+def _chunks(n: int, batch: int, options: Options) -> Chunks:
+    """Chunks of groups of n members, `batch` sequences (batch elements times heads) each."""
+    if options.sizes.per_device(batch) * n * n <= options.sizes.scores:
+        return Chunks(n, n)
+    return flash.choose_chunks(n, batch, options)
+
+
+def _members(
+    x: jax.Array, axis: int, stride: int, run: Run, start: jax.Array | int, count: int
+) -> jax.Array:
+    """Members of `count` residues of a run from `start` on: the axis becomes two, both apart."""
+    n = x.shape[axis]
+    stride = min(stride, n)
+    periods = n // stride
+    whole = lax.slice_in_dim(x, 0, periods * stride, axis=axis)
+    whole = whole.reshape(*x.shape[:axis], periods, stride, *x.shape[axis + 1 :])
+    whole = lax.dynamic_slice_in_dim(whole, run.first + start, count, axis=axis + 1)
+    if run.members == periods:
+        return whole
+    # Of the longer run the last members lie in the incomplete period.
+    last = lax.dynamic_slice_in_dim(x, periods * stride + start, count, axis=axis)
+    return lax.concatenate([whole, jnp.expand_dims(last, axis)], axis)
+
+
+def _merged(q: jax.Array, k: jax.Array, v: jax.Array, *others: jax.Array) -> Sequence[jax.Array]:
     """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
     arrays = (q, k, v, *others)
     batch, heads = q.shape[1:3]
@@ -90,137 +275,3 @@ def _merged(q, k, v, *others):
     # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
     one = () if batch * heads == 1 else (batch * heads,)
     return [x.reshape(len(x), *one, *x.shape[3:]) for x in arrays]
-
-
-def _size(n, batch, tiles):
-    """Chunks of groups of n members, `batch` elements times heads in each."""
-    if tiles.share(batch) * n * n <= tiles.scores:
-        return full.Chunks(n, n)
-    return full.chunks(n, batch, tiles)
-
-
-def _together(batch, tiles):
-    """How many groups to take at a time, as a function of the members of one."""
-
-    def most(n):
-        size = _size(n, batch, tiles)
-        return tiles.scores // (tiles.share(batch) * size.queries * size.keys)
-
-    return most
-
-
-def _parts(n, most):
-    """n residues in equal parts of at most `most`, and what is left: (length, starts) of each."""
-    length = even(n, most)
-    end = n - n % length
-    parts = [(length, range(0, end, length))]
-    return parts if end == n else [*parts, (n - end, [end])]
-
-
-def _pieces(h, w, strides, most):
-    """Pieces, and where they start, that together hold each group of an h x w map once.
-
-    Args:
-      most: members of a group -> groups at a time.
-    """
-    for rows, columns in itertools.product(residues(h, strides[0]), residues(w, strides[1])):
-        y, x = rows[1] - rows[0], columns[1] - columns[0]
-        together = most(rows[2] * columns[2])
-        # Rounded: a few more groups than that are better than a small rest.
-        parts = _parts(y, round(together / x)), _parts(x, together)
-        for (height, top), (width, left) in itertools.product(*parts):
-            yield Piece(rows, columns, (height, width)), list(itertools.product(top, left))
-
-
-def _over_groups(f, arrays, strides, channels, most):
-    """f over the groups of maps, so many at a time that its scores stay few.
-
-    Args:
-      f: groups of the arrays [groups, b, heads, members, c] -> groups of each result.
-      arrays: maps [b, h, w, heads, c].
-      channels: (heads, c, dtype) of each map in the result.
-      most: as for `_pieces`.
-
-    Returns:
-      Maps [b, h, w, heads, c].
-    """
-    b, h, w = arrays[0].shape[:3]
-    ty, tx = min(strides[0], h), min(strides[1], w)
-    apart = (b, -(-h // ty), ty, -(-w // tx), tx)
-    flat = [(layout.merge(x), x.shape[3]) for x in arrays]
-    out = [jnp.zeros((*apart, heads * c), dtype) for heads, c, dtype in channels]
-    for piece, starts in _pieces(h, w, strides, most):
-
-        def step(out, start, piece=piece):
-            groups = f(*(piece.gather(x, start, strides, heads) for x, heads in flat))
-            return [piece.scatter(x, start, g) for x, g in zip(out, groups, strict=True)], None
-
-        if len(starts) == 1:  # known at compile time outside of a loop
-            out, _ = step(out, starts[0])
-        else:
-            out, _ = lax.scan(step, out, np.array(starts, np.int32))
-    height, width = math.prod(apart[1:3]), math.prod(apart[3:])
-    out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
-    return [layout.divide(x, heads) for x, (heads, _, _) in zip(out, channels)]
-
-
-def attend(q, k, v, stride, scale, tiles):
-    """GRID_stride attention, q, k [b, h, w, heads, dk], v [b, h, w, heads or 1, dv]."""
-    return attend_strides(q, k, v, (stride, stride), scale, tiles)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def attend_strides(q, k, v, strides: tuple[int, int], scale: float, tiles: Tiles):
-    """As `attend` with one stride of rows and another of columns."""
-    return _attend_forward(q, k, v, strides, scale, tiles)[0]
-
-
-def _attend_forward(q, k, v, strides, scale, tiles):
-    b, _, _, heads, _ = q.shape
-
-    def groups(q, k, v):
-        shape = q.shape[:-1]
-        q, k, v = _merged(q, k, v)
-        size = _size(q.shape[-2], b * heads, tiles)
-        o, lse = full.forward(q, k, v, None, scale, size, None)
-        return o.reshape(*shape, -1), lse.reshape(*shape, 1)
-
-    channels = [(heads, v.shape[-1], v.dtype), (heads, 1, jnp.float32)]
-    o, lse = _over_groups(groups, (q, k, v), strides, channels, _together(b * heads, tiles))
-    return o, (q, k, v, o, lse)
-
-
-def _attend_backward(strides, scale, tiles, saved, do):
-    q, k, v, o, lse = saved
-    b, _, _, heads, _ = q.shape
-    delta = softmax.row_delta(do, o)[..., None]  # here, so that o need not be gathered
-
-    def groups(q, k, v, delta, lse, do):
-        shapes = [x.shape for x in (q, k, v)]
-        q, k, v, delta, lse, do = _merged(q, k, v, delta, lse, do)
-        size = _size(q.shape[-2], b * heads, tiles)
-        gradients = full.backward(q, k, v, None, delta, lse, do, scale, size, None, tiles)[:3]
-        return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
-
-    channels = [(*x.shape[3:], x.dtype) for x in (q, k, v)]
-    arrays = (q, k, v, delta, lse, do)
-    return tuple(_over_groups(groups, arrays, strides, channels, _together(b * heads, tiles)))
-
-
-attend_strides.defvjp(_attend_forward, _attend_backward)
-
-
-def attend_pruned(q, k, v, stride, scale, tiles, prune):
-    """GRID_stride attention with Context Pruning, forward only; arguments as for `attend`."""
-    b, h, w, heads, _ = q.shape
-    positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
-
-    def groups(q, k, v, positions):
-        positions = positions.reshape(len(positions), -1)
-        return (pruning.attend_rows(q, k, v, positions, prune, scale, tiles),)
-
-    def most(n):
-        return tiles.pruned // (tiles.share(b * heads) * n * min(n, 64))
-
-    channels = [(heads, v.shape[-1], v.dtype)]
-    return _over_groups(groups, (q, k, v, positions), (stride, stride), channels, most)[0]

@@ -5,8 +5,10 @@ clamped inside the map (a gather would make the partitioner collect the whole ma
 copy it); a mask makes windows exact. The last tile of an axis may overlap the one before it.
 """
 
+import dataclasses
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,203 +16,209 @@ import numpy as np
 from jax import lax
 
 from ggcf_jax.attention import layout, pruning, softmax
-from ggcf_jax.attention.block_sizes import Tiles
+from ggcf_jax.attention.block_sizes import BlockSizes, Options
+from ggcf_jax.attention.graphs import Local
+from ggcf_jax.attention.pruning import Prune
+from ggcf_jax.attention.softmax import QueryTile
+
+Size2d = tuple[int, int]
 
 
-def _tile_length(n, size, most):
-    """The tile length near `most` with the fewest executed pairs on an axis of n positions."""
-    lengths = range(max(1, (3 * most + 3) // 4), min(n, most) + 1) if n >= most else [n]
+class _Corners(NamedTuple):
+    """First row and column of each of some tiles: int32 [tiles] each."""
 
-    def executed(b):
-        return -(-n // b) * b * min(n, b + 2 * size), -b
-
-    return min(lengths, key=executed)
+    y: jax.Array
+    x: jax.Array
 
 
-def _axis(n, b, size, windows, margin):
-    """Tiles of an axis: (query start, key start, window length) each, few different lengths.
+class _AxisTile(NamedTuple):
+    """One tile along one axis: first query, first key of its window, length of the window."""
 
-    There are `margin` more positions of keys than of queries at both ends.
+    query: int
+    key: int
+    window: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowGroup:
+    """The tiles whose windows have one shape.
+
+    Attributes:
+      window: height and width of the windows.
+      corners: int32 [tiles, 4], row and column of the first query, then of the first key.
     """
-    keys, tiles = n + 2 * margin, []
-    for start in range(0, n, b):
-        start = min(start, n - b)
-        low, high = max(0, start + margin - size), min(keys, start + b + margin + size)
-        tiles.append((start, low, high - low))
-    lengths = sorted({length for _, _, length in tiles})
-    picks = np.linspace(len(lengths) - 1, 0, min(windows, len(lengths))).round().astype(int)
-    kept = sorted({lengths[i] for i in picks} | {lengths[-1]})
-    rounded = []
-    for start, low, length in tiles:
-        length = next(x for x in kept if x >= length)
-        rounded.append((start, min(low, keys - length), length))
-    return rounded
+
+    window: Size2d
+    corners: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How a map is cut into tiles of queries with their windows of keys.
+
+    Attributes:
+      size: S of the graph.
+      tile: height and width of the tiles of queries.
+      margin: number of rows that the map of keys has more than that of queries, above and below.
+      groups: tiles by the shape of their windows.
+    """
+
+    size: int
+    tile: Size2d
+    margin: int
+    groups: tuple[WindowGroup, ...]
 
 
 @functools.cache
-def plan(h, w, size, tile, windows, margin=0):
-    """Tile shape and the tiles by window shape, for h x w queries among h + 2 margin rows of keys.
+def tiling(h: int, w: int, size: int, sizes: BlockSizes, margin: int = 0) -> Tiling:
+    """The tiling of h x w queries among h + 2 * margin rows of keys.
 
-    Returns:
-      (bh, bw) and {(window height, window width): int32 [tiles, 4] of query y, x and key y, x}.
+    Args:
+      h, w: height and width of the map of queries.
+      size: S of the graph.
+      sizes: tile to aim at and number of different window lengths per axis.
+      margin: number of additional rows of keys above and below.
     """
-    bh, bw = _tile_length(h, size, tile[0]), _tile_length(w, size, tile[1])
-    groups = {}
-    for qy, ky, wh in _axis(h, bh, size, windows, margin):
-        for qx, kx, ww in _axis(w, bw, size, windows, 0):
-            groups.setdefault((wh, ww), []).append((qy, qx, ky, kx))
-    return (bh, bw), {shape: np.array(rows, np.int32) for shape, rows in groups.items()}
-
-
-def _stacks(rows, most):
-    """Tiles [n, 4] as [steps, tiles a step, 4]; the tiles of a step form one batch."""
-    together = next(u for u in range(min(most, len(rows)), 0, -1) if len(rows) % u == 0)
-    return jnp.asarray(rows.reshape(-1, together, 4))
-
-
-def _take(x, at, height, width, heads):
-    """Windows of a map [b, h, w, heads * c] at [t, 2] as tiles [t, b, heads, height * width, c]."""
-    b, channels = len(x), x.shape[-1]
-    cuts = [
-        lax.dynamic_slice(x, (0, at[i, 0], at[i, 1], 0), (b, height, width, channels))
-        for i in range(len(at))
-    ]
-    tiles = jnp.stack(cuts).reshape(-1, b, height * width, channels)
-    return jnp.moveaxis(layout.divide(tiles, heads), 3, 2)
-
-
-def _put(x, tiles, at, height, width, add=False):
-    """Writes (or adds) tiles as `_take` gives them back into the map, one after another."""
-    b, channels = len(x), x.shape[-1]
-    tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3).reshape(-1, b, height, width, channels)
-    for i in range(len(at)):
-        corner = (0, at[i, 0], at[i, 1], 0)
-        new = tiles[i]
-        if add:
-            new = new + lax.dynamic_slice(x, corner, new.shape)
-        x = lax.dynamic_update_slice(x, new, corner)
-    return x
-
-
-def _near(q0, k0, queries, keys, size):
-    """Bool [tiles, queries, keys] of one axis."""
-    q = q0[:, None] + jnp.arange(queries)
-    k = k0[:, None] + jnp.arange(keys)
-    return jnp.abs(q[:, :, None] - k[:, None]) <= size
-
-
-def _mask(at, size, tile, window, margin=0, rows_of_map=None):
-    """Bool [tiles, 1, 1, *tile, *window]: which keys are neighbours of which queries.
-
-    Of keys with a margin only the rows [first, end) of `rows_of_map` belong to the map.
-    """
-    rows = _near(at[:, 0] + margin, at[:, 2], tile[0], window[0], size)
-    if rows_of_map is not None:
-        k = at[:, 2, None] + jnp.arange(window[0])
-        rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
-    columns = _near(at[:, 1], at[:, 3], tile[1], window[1], size)
-    return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
-
-
-def _own(at, tile):
-    """Bool [tiles, 1, 1, *tile, 1, 1]: queries that no tile before has, where tiles overlap."""
-    rows, columns = (
-        x[:, None] + jnp.arange(length) >= -(-x // length)[:, None] * length
-        for x, length in zip(at.T, tile)
+    bh, bw = _tile_length(h, size, sizes.local[0]), _tile_length(w, size, sizes.local[1])
+    groups: dict[Size2d, list[tuple[int, ...]]] = {}
+    for row in _axis(h, bh, size, sizes.windows, margin):
+        for column in _axis(w, bw, size, sizes.windows, 0):
+            corners = (row.query, column.query, row.key, column.key)
+            groups.setdefault((row.window, column.window), []).append(corners)
+    return Tiling(
+        size,
+        (bh, bw),
+        margin,
+        tuple(WindowGroup(window, np.array(c, np.int32)) for window, c in groups.items()),
     )
-    return (rows[:, :, None] & columns[:, None])[:, None, None, :, :, None, None]
 
 
-def _positions(at, shape, width):
-    """Row-major positions in a map of that width of windows at [t, 2]: int32 [t, elements]."""
-    y, x = at[:, 0, None] + jnp.arange(shape[0]), at[:, 1, None] + jnp.arange(shape[1])
-    return (y[:, :, None] * width + x[:, None]).reshape(len(at), -1)
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options) -> jax.Array:
+    """LOCAL attention; `engine.Attend`."""
+    return attend_rows(q, k, v, None, graph.size, options)
 
 
-def _masked_scores(q, k, scale, mask):
-    # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
-    s = softmax.scores(q, k, scale)
-    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.LOWEST)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def attend_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows_of_map: jax.Array | None,
+    size: int,
+    options: Options,
+) -> jax.Array:
+    """LOCAL attention of a block of rows to its surroundings.
+
+    Args:
+      q: queries [b, h, w, heads, dk].
+      k: keys [b, h + 2 margin, w, heads, dk], with equally many additional rows above and below.
+      v: values [b, h + 2 margin, w, heads or 1, dv].
+      rows_of_map: int32 [2], first and end of the rows of k and v that belong to the map; None for
+        all of them.
+      size: S of the graph.
+      options: scale and block sizes.
+    """
+    return _forward(q, k, v, rows_of_map, size, options)[0]
 
 
-def _stacked(tiles, batch):
-    """Tiles a step: fewer where batch and heads fill the machine already."""
-    return max(1, tiles.stack // tiles.share(batch))
-
-
-def _forward(q, k, v, rows_of_map, size, scale, tiles):
+def attend_pruned(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options, prune: Prune
+) -> jax.Array:
+    """LOCAL attention with Context Pruning; `engine.AttendPruned`."""
     b, h, w, heads, _ = q.shape
-    margin = (k.shape[1] - h) // 2
-    tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    flat, vheads = [layout.merge(x) for x in (q, k, v)], v.shape[3]
+    cut = tiling(h, w, graph.size, options.sizes)
+    qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
+    out = jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype)
+    for group in cut.groups:
+
+        def step(out: jax.Array, at: jax.Array, group: WindowGroup = group) -> tuple:
+            query, key = _corners(at)
+            qt = _take(qm, query, cut.tile, heads)
+            kt = _take(km, key, group.window, heads)
+            vt = _take(vm, key, group.window, v.shape[3])
+            s = softmax.scores(qt, kt, options.scale)
+            mask = _mask(query, key, cut, group.window).reshape(-1, 1, 1, *s.shape[-2:])
+            positions = _positions(query, cut.tile, w), _positions(key, group.window, w)
+            kept = pruning.select(s, mask, prune, b, *positions)
+            o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), vt)
+            return _put(out, o, query, cut.tile), None
+
+        out, _ = lax.scan(step, out, _stacks(group.corners, 1))
+    return layout.split_heads(out, heads)
+
+
+def _forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows_of_map: jax.Array | None,
+    size: int,
+    options: Options,
+) -> tuple[jax.Array, jax.Array]:
+    """Output [b, h, w, heads, dv] and log-sum-exp [b, h, w, heads, 1]."""
+    b, h, w, heads, _ = q.shape
+    cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
+    qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
     carry = (
         jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype),
         jnp.zeros((b, h, w, heads), jnp.float32),
     )
-    for window, rows in groups.items():
+    for group in cut.groups:
 
-        def step(carry, at, window=window):
-            query, key = at[:, :2], at[:, 2:]
-            qt = _take(flat[0], query, *tile, heads)
-            kt, vt = _take(flat[1], key, *window, heads), _take(flat[2], key, *window, vheads)
-            mask = _mask(at, size, tile, window, margin, rows_of_map)
-            s = _masked_scores(qt, kt, scale, mask)
-            o, lse = softmax.normalise(s, vt, (math.prod(tile), math.prod(window)))
-            return (
-                _put(carry[0], o, query, *tile),
-                _put(carry[1], lse[..., None], query, *tile),
-            ), None
+        def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
+            out, lses = carry
+            query, key = _corners(at)
+            qt = _take(qm, query, cut.tile, heads)
+            kt = _take(km, key, group.window, heads)
+            vt = _take(vm, key, group.window, v.shape[3])
+            mask = _mask(query, key, cut, group.window, rows_of_map)
+            s = _masked_scores(qt, kt, options.scale, mask)
+            o, lse = softmax.normalise(s, vt, (math.prod(cut.tile), math.prod(group.window)))
+            out = _put(out, o, query, cut.tile)
+            return (out, _put(lses, lse[..., None], query, cut.tile)), None
 
-        carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
-    return layout.divide(carry[0], heads), carry[1]
-
-
-def attend(q, k, v, size, scale, tiles):
-    """LOCAL_size attention, q, k [b, h, w, heads, dk], v [b, h, w, heads or 1, dv]."""
-    return attend_rows(q, k, v, None, size, scale, tiles)
+        carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
+    return layout.split_heads(carry[0], heads), carry[1][..., None]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def attend_rows(q, k, v, rows_of_map, size: int, scale: float, tiles: Tiles):
-    """LOCAL_size attention of a block of rows q to its surroundings k, v.
-
-    Args:
-      q: [b, h, w, heads, dk].
-      k, v: [b, h + 2 margin, w, ...], equally many rows more above and below.
-      rows_of_map: int32 [2], first and end of the rows of k, v that the map has; None for all.
-    """
-    return _forward(q, k, v, rows_of_map, size, scale, tiles)[0]
-
-
-def _attend_forward(q, k, v, rows_of_map, size, scale, tiles):
-    o, lse = _forward(q, k, v, rows_of_map, size, scale, tiles)
+def _attend_forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows_of_map: jax.Array | None,
+    size: int,
+    options: Options,
+) -> tuple[jax.Array, tuple]:
+    o, lse = _forward(q, k, v, rows_of_map, size, options)
     return o, (q, k, v, rows_of_map, o, lse)
 
 
-def _attend_backward(size, scale, tiles, saved, do):
+def _attend_backward(size: int, options: Options, saved: tuple, do: jax.Array) -> tuple:
     q, k, v, rows_of_map, o, lse = saved
     b, h, w, heads, _ = q.shape
-    margin = (k.shape[1] - h) // 2
-    tile, groups = plan(h, w, size, tiles.local, tiles.windows, margin)
-    queries = [*map(layout.merge, (q, do)), lse, softmax.row_delta(do, o)]
-    flat, vheads = [layout.merge(x) for x in (k, v)], v.shape[3]
-    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries[0], *flat))
-    for window, rows in groups.items():
+    cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
+    queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
+    queries = QueryTile(*(layout.merge_heads(x) for x in queries))
+    km, vm = layout.merge_heads(k), layout.merge_heads(v)
+    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries.q, km, vm))
+    for group in cut.groups:
 
-        def step(carry, at, window=window):
-            query, key = at[:, :2], at[:, 2:]
-            qt, dot, lt, dt = (_take(x, query, *tile, heads) for x in queries)
-            kt, vt = _take(flat[0], key, *window, heads), _take(flat[1], key, *window, vheads)
-            mask = _mask(at, size, tile, window, margin, rows_of_map) & _own(query, tile)
-            s = _masked_scores(qt, kt, scale, mask)
-            dq, dk, dv, _ = softmax.backward(qt, kt, vt, s, dot, lt, dt, scale, tiles)
+        def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
+            dq, dk, dv = carry
+            query, key = _corners(at)
+            tiles = QueryTile(*(_take(x, query, cut.tile, heads) for x in queries))
+            kt = _take(km, key, group.window, heads)
+            vt = _take(vm, key, group.window, v.shape[3])
+            mask = _mask(query, key, cut, group.window, rows_of_map) & _own(query, cut.tile)
+            s = _masked_scores(tiles.q, kt, options.scale, mask)
+            dqt, dkt, dvt, _ = softmax.backward(tiles, kt, vt, s, options)
             return (
-                _put(carry[0], dq, query, *tile, add=True),
-                _put(carry[1], dk, key, *window, add=True),
-                _put(carry[2], dv, key, *window, add=True),
+                _add(dq, dqt, query, cut.tile),
+                _add(dk, dkt, key, group.window),
+                _add(dv, dvt, key, group.window),
             ), None
 
-        carry, _ = lax.scan(step, carry, _stacks(rows, _stacked(tiles, b * heads)))
+        carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
     gradients = [x.reshape(y.shape).astype(y.dtype) for x, y in zip(carry, (q, k, v))]
     return *gradients, None
 
@@ -218,24 +226,131 @@ def _attend_backward(size, scale, tiles, saved, do):
 attend_rows.defvjp(_attend_forward, _attend_backward)
 
 
-def attend_pruned(q, k, v, size, scale, tiles, prune):
-    """LOCAL_size attention with Context Pruning, forward only; arguments as for `attend`."""
-    b, h, w, heads, _ = q.shape
-    tile, groups = plan(h, w, size, tiles.local, tiles.windows)
-    flat, vheads = [layout.merge(x) for x in (q, k, v)], v.shape[3]
-    out = jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype)
-    for window, rows in groups.items():
+def _tile_length(n: int, size: int, most: int) -> int:
+    """The tile length near `most` with the fewest executed pairs on an axis of n positions."""
+    lengths = range(max(1, (3 * most + 3) // 4), min(n, most) + 1) if n >= most else [n]
 
-        def step(out, at, window=window):
-            query, key = at[:, :2], at[:, 2:]
-            qt = _take(flat[0], query, *tile, heads)
-            kt, vt = _take(flat[1], key, *window, heads), _take(flat[2], key, *window, vheads)
-            s = softmax.scores(qt, kt, scale)
-            mask = _mask(at, size, tile, window).reshape(-1, 1, 1, *s.shape[-2:])
-            positions = _positions(query, tile, w), _positions(key, window, w)
-            kept = pruning.select(s, mask, prune, b, *positions)
-            o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), vt)
-            return _put(out, o, query, *tile), None
+    def executed(b: int) -> tuple[int, int]:
+        return -(-n // b) * b * min(n, b + 2 * size), -b
 
-        out, _ = lax.scan(step, out, _stacks(rows, 1))
-    return layout.divide(out, heads)
+    return min(lengths, key=executed)
+
+
+def _axis(n: int, b: int, size: int, windows: int, margin: int) -> list[_AxisTile]:
+    """The tiles of b queries along an axis of n, with at most `windows` different window lengths.
+
+    There are `margin` more positions of keys than of queries at both ends.
+    """
+    keys, tiles = n + 2 * margin, []
+    for start in range(0, n, b):
+        start = min(start, n - b)
+        low, high = max(0, start + margin - size), min(keys, start + b + margin + size)
+        tiles.append(_AxisTile(start, low, high - low))
+    lengths = sorted({tile.window for tile in tiles})
+    picks = np.linspace(len(lengths) - 1, 0, min(windows, len(lengths))).round().astype(int)
+    kept = sorted({lengths[i] for i in picks} | {lengths[-1]})
+    rounded = []
+    for tile in tiles:
+        length = next(x for x in kept if x >= tile.window)
+        rounded.append(_AxisTile(tile.query, min(tile.key, keys - length), length))
+    return rounded
+
+
+def _per_step(options: Options, batch: int) -> int:
+    """Tiles per step: fewer where batch and heads fill the machine already."""
+    return max(1, options.sizes.stack // options.sizes.per_device(batch))
+
+
+def _stacks(corners: np.ndarray, most: int) -> jax.Array:
+    """Corners [n, 4] as [steps, tiles per step, 4]; the tiles of a step form one batch."""
+    together = next(u for u in range(min(most, len(corners)), 0, -1) if len(corners) % u == 0)
+    return jnp.asarray(corners.reshape(-1, together, 4))
+
+
+def _corners(at: jax.Array) -> tuple[_Corners, _Corners]:
+    """First queries and first keys of the tiles of a step, from int32 [tiles, 4]."""
+    return _Corners(at[:, 0], at[:, 1]), _Corners(at[:, 2], at[:, 3])
+
+
+def _take(x: jax.Array, at: _Corners, shape: Size2d, heads: int) -> jax.Array:
+    """Slices of a map [b, h, w, heads * c] as tiles [t, b, heads, height * width, c]."""
+    b, channels = len(x), x.shape[-1]
+    size = (b, *shape, channels)
+    cuts = [lax.dynamic_slice(x, (0, row, column, 0), size) for row, column in _each(at)]
+    tiles = jnp.stack(cuts).reshape(-1, b, math.prod(shape), channels)
+    return jnp.moveaxis(layout.split_heads(tiles, heads), 3, 2)
+
+
+def _put(x: jax.Array, tiles: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
+    """Writes tiles, as `_take` returns them, into the map one after another."""
+    for (row, column), new in zip(_each(at), _as_slices(x, tiles, shape)):
+        x = lax.dynamic_update_slice(x, new, (0, row, column, 0))
+    return x
+
+
+def _add(x: jax.Array, tiles: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
+    """Adds tiles, as `_take` returns them, to the map one after another: they may overlap."""
+    for (row, column), new in zip(_each(at), _as_slices(x, tiles, shape)):
+        corner = (0, row, column, 0)
+        new = new + lax.dynamic_slice(x, corner, new.shape)
+        x = lax.dynamic_update_slice(x, new, corner)
+    return x
+
+
+def _each(at: _Corners) -> list[tuple[jax.Array, jax.Array]]:
+    """(row, column) of one tile after another."""
+    return [(at.y[i], at.x[i]) for i in range(len(at.y))]
+
+
+def _as_slices(x: jax.Array, tiles: jax.Array, shape: Size2d) -> jax.Array:
+    """Tiles [t, b, heads, height * width, c] as slices [t, b, height, width, heads * c] of x."""
+    tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3)
+    return tiles.reshape(-1, len(x), *shape, x.shape[-1])
+
+
+def _near(q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int) -> jax.Array:
+    """Which keys are at most `size` away from which queries: bool [tiles, queries, keys]."""
+    q = q0[:, None] + jnp.arange(queries)
+    k = k0[:, None] + jnp.arange(keys)
+    return jnp.abs(q[:, :, None] - k[:, None]) <= size
+
+
+def _mask(
+    query: _Corners,
+    key: _Corners,
+    cut: Tiling,
+    window: Size2d,
+    rows_of_map: jax.Array | None = None,
+) -> jax.Array:
+    """Which keys are neighbours of which queries: bool [tiles, 1, 1, *tile, *window].
+
+    Of the rows of keys only [first, end) of `rows_of_map` belong to the map, where it is given.
+    """
+    rows = _near(query.y + cut.margin, key.y, cut.tile[0], window[0], cut.size)
+    if rows_of_map is not None:
+        k = key.y[:, None] + jnp.arange(window[0])
+        rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
+    columns = _near(query.x, key.x, cut.tile[1], window[1], cut.size)
+    return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
+
+
+def _own(query: _Corners, tile: Size2d) -> jax.Array:
+    """Queries that no tile before has, where tiles overlap: bool [tiles, 1, 1, *tile, 1, 1]."""
+    rows, columns = (
+        x[:, None] + jnp.arange(length) >= -(-x // length)[:, None] * length
+        for x, length in zip(query, tile)
+    )
+    return (rows[:, :, None] & columns[:, None])[:, None, None, :, :, None, None]
+
+
+def _positions(at: _Corners, shape: Size2d, width: int) -> jax.Array:
+    """Row-major positions of slices in a map of that width: int32 [tiles, elements]."""
+    y, x = at.y[:, None] + jnp.arange(shape[0]), at.x[:, None] + jnp.arange(shape[1])
+    return (y[:, :, None] * width + x[:, None]).reshape(len(at.y), -1)
+
+
+def _masked_scores(q: jax.Array, k: jax.Array, scale: float, mask: jax.Array) -> jax.Array:
+    """Scores [..., *tile, *window], lowest where `mask` is false."""
+    # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
+    s = softmax.scores(q, k, scale)
+    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.LOWEST)

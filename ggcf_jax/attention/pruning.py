@@ -8,13 +8,14 @@ A query with at most N neighbours keeps them all.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import softmax, top_k
-from ggcf_jax.attention.block_sizes import even
+from ggcf_jax.attention.block_sizes import Options, even
 
 
 @jax.tree_util.register_dataclass
@@ -23,8 +24,8 @@ class Prune:
     """How many neighbours each query keeps, and by what priority.
 
     Attributes:
-      keep: N, or None where the drop rate says it.
-      drop_per_10000: the drop rate in units of 1/10000, or None.
+      keep: number of neighbours to keep per query; None where the drop rate decides.
+      drop_per_10000: share of each query's neighbours to drop, in units of 1/10000; or None.
       seed: uint32 [2] for random priorities, None for the affinities.
     """
 
@@ -32,35 +33,35 @@ class Prune:
     drop_per_10000: int | None = dataclasses.field(metadata={'static': True})
     seed: jax.Array | None
 
-    def kept(self, neighbours):
-        """Neighbours that are kept of so many; integers or an array of them, at least one."""
+    def kept(self, neighbours: jax.Array) -> jax.Array:
+        """Number of neighbours to keep, at least 1, of integer numbers of neighbours."""
         if self.keep is not None:
             return jnp.minimum(neighbours, self.keep)
         # In integers: a rate of 0.7 of 10 neighbours drops 7 on every platform. The quotient and
         # the remainder apart, so that int32 holds the products.
         whole, rest = neighbours // 10000, neighbours % 10000
-        dropped = whole * self.drop_per_10000 + rest * self.drop_per_10000 // 10000
+        rate = self.drop_per_10000 or 0
+        dropped = whole * rate + rest * rate // 10000
         return jnp.maximum(neighbours - dropped, 1)
 
-    def keeps_all(self, neighbours):
-        """Whether nothing is dropped of so many neighbours, a Python integer, or of fewer."""
+    def keeps_all(self, max_degree: int) -> bool:
+        """Whether no query with at most `max_degree` neighbours loses any."""
         if self.keep is not None:
-            return neighbours <= self.keep
-        return neighbours * self.drop_per_10000 < 10000
+            return max_degree <= self.keep
+        return max_degree * (self.drop_per_10000 or 0) < 10000
 
 
-def _mix(x):
-    """A bijection of uint32 in which every output bit depends on every input bit (murmur3)."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
-
-
-def random_priority(seed, batch, heads, i, j):
+def random_priority(
+    seed: jax.Array, batch: int, heads: int, i: jax.Array, j: jax.Array
+) -> jax.Array:
     """Priorities of pairs of row-major positions, a function of the pair, not of its tile.
 
     Args:
-      seed: uint32 [2]; i, j: int32 [..., m] and [..., n] with equal leading axes.
+      seed: uint32 [2].
+      batch: number of batch elements, each with draws of its own.
+      heads: number of heads, each with draws of its own.
+      i: positions of the queries, int32 [..., m].
+      j: positions of the keys, int32 [..., n] with the leading axes of i.
 
     Returns:
       int32 [..., batch, heads, m, n].
@@ -74,11 +75,13 @@ def random_priority(seed, batch, heads, i, j):
     return jnp.clip(priority, -(2**31) + 2, 2**31 - 3)
 
 
-def dense_mask(s, mask, prune):
+def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
     """The mask of the kept pairs by a full sort, for the reference.
 
     Args:
-      s: affinities, float32 [b, heads, n, n]; mask: bool [n, n], the graph; prune: `Prune`.
+      s: affinities, float32 [b, heads, n, n].
+      mask: edges of the graph, bool [n, n].
+      prune: how many neighbours are kept, by what priority.
 
     Returns:
       Bool [b, heads, n, n].
@@ -96,14 +99,23 @@ def dense_mask(s, mask, prune):
     return mask & (rank < kept[:, None])
 
 
-def select(s, mask, prune, batch, i, j):
+def select(
+    s: jax.Array,
+    mask: jax.Array | None,
+    prune: Prune,
+    batch: int,
+    i: jax.Array,
+    j: jax.Array,
+) -> jax.Array:
     """The mask of the kept pairs of one tile.
 
     Args:
       s: affinities, float32 [..., batch, heads, m, n].
-      mask: None where all pairs are neighbours, or bool that broadcasts to s.
-      prune: `Prune`; batch: size of that axis.
-      i, j: row-major positions of the queries and keys, int32 [..., m] and [..., n].
+      mask: None if all pairs are neighbours, or bool that broadcasts to s.
+      prune: how many neighbours are kept, by what priority.
+      batch: number of batch elements.
+      i: row-major positions of the queries, int32 [..., m].
+      j: row-major positions of the keys, int32 [..., n].
 
     Returns:
       Bool, shaped like s.
@@ -113,13 +125,24 @@ def select(s, mask, prune, batch, i, j):
     return top_k.largest(s, mask, prune.kept)
 
 
-def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):
+def attend_rows(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    position: jax.Array,
+    prune: Prune,
+    options: Options,
+    bias: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
     """Dense attention with pruning: chunks of queries against all keys; forward only.
 
     Args:
-      q, k: [..., b, heads, n, dk]; v: [..., b, heads or 1, n, dv].
-      position: int32 [..., n], row-major positions of the n in the map.
-      prune: `Prune`; scale: factor of the affinities.
+      q: queries [..., b, heads, n, dk].
+      k: keys [..., b, heads, n, dk].
+      v: values [..., b, heads or 1, n, dv].
+      position: row-major positions of the n in the map, int32 [..., n].
+      prune: how many neighbours are kept, by what priority.
+      options: scale and block sizes.
       bias: None, or a function of the positions of m queries to log E, [m, n].
 
     Returns:
@@ -127,14 +150,15 @@ def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):
     """
     n = q.shape[-2]
     # Thin chunks make slow products: at least 64 queries.
-    rows = tiles.share(math.prod(q.shape[:-2]))
-    size = even(n, max(64, tiles.pruned // (n * rows)))
+    rows = options.sizes.per_device(math.prod(q.shape[:-2]))
+    size = even(n, max(64, options.sizes.pruned // (n * rows)))
     last = -(-n // size) - 1
 
-    def chunk(out, t):
+    def chunk(out: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
         # The last chunk starts early enough to be full: those rows are computed twice, equally.
         start = jnp.minimum(t * size, n - size)
-        s = softmax.scores(lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2), k, scale)
+        qt = lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2)
+        s = softmax.scores(qt, k, options.scale)
         i = lax.dynamic_slice_in_dim(position, start, size, axis=position.ndim - 1)
         kept = select(s, None, prune, q.shape[-4], i, position)
         if bias is not None:
@@ -145,3 +169,10 @@ def attend_rows(q, k, v, position, prune, scale, tiles, bias=None):
 
     out = jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
     return lax.scan(chunk, out, jnp.arange(last + 1))[0]
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 in which every output bit depends on every input bit (murmur3)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,23 +1,35 @@
-"""Graph attention with a dense mask: the twin against which the engine is tested.
+"""Graph attention with a dense mask: the reference that the engines are tested against.
 
-It works for every graph, a new one with nothing but `adjacency` included, and needs h*w x h*w
-scores a head: for small maps and for tests.
+It works for every graph and needs h*w x h*w scores per head: for small maps and for tests.
 """
 
 import jax
 import jax.numpy as jnp
 
 from ggcf_jax.attention import pruning
+from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.attention.layout import as_map, as_rows
+from ggcf_jax.attention.pruning import Prune
 
 
-def attend(q, k, v, graph, *, scale=1.0, prune=None):
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    graph: Graph,
+    *,
+    scale: float = 1.0,
+    prune: Prune | None = None,
+) -> jax.Array:
     """Eq. 3 for one head after another, written as it stands.
 
     Args:
-      q, k: [b, h, w, heads, dk]; v: [b, h, w, heads or 1, dv].
-      graph: anything with adjacency(h, w) -> [h*w, h*w], bool or non-negative float weights.
+      q: queries [b, h, w, heads, dk].
+      k: keys [b, h, w, heads, dk].
+      v: values [b, h, w, heads or 1, dv].
+      graph: graph of all heads.
       scale: factor of the affinities.
-      prune: None or a `pruning.Prune`.
+      prune: how many neighbours are kept and by what priority; None for all.
 
     Returns:
       [b, h, w, heads, dv] in the dtype of v. Differentiable also when pruned: the choice of the
@@ -26,11 +38,8 @@ def attend(q, k, v, graph, *, scale=1.0, prune=None):
     b, h, w, heads, _ = q.shape
     n = h * w
 
-    def rows(x):
-        return jnp.swapaxes(x.reshape(b, n, x.shape[3], x.shape[4]), 1, 2)
-
-    q, k = rows(q), rows(k)
-    dtype, v = v.dtype, jnp.broadcast_to(rows(v), (b, heads, n, v.shape[-1]))
+    q, k = as_rows(q), as_rows(k)
+    dtype, v = v.dtype, jnp.broadcast_to(as_rows(v), (b, heads, n, v.shape[-1]))
     edges = jnp.asarray(graph.adjacency(h, w))
     mask = edges > 0
     s = scale * jnp.einsum(
@@ -45,4 +54,4 @@ def attend(q, k, v, graph, *, scale=1.0, prune=None):
         'bkij,bkjd->bkid', p, v.astype(jnp.float32), precision='highest',
         preferred_element_type=jnp.float32,
     )  # fmt: skip
-    return jnp.swapaxes(o, 1, 2).reshape(b, h, w, heads, -1).astype(dtype)
+    return as_map(o, h, w).astype(dtype)

@@ -4,51 +4,69 @@ Tiles are q [..., heads, m, dk], k [..., heads, n, dk], v [..., heads or 1, n, d
 accumulate in float32 and everything between them is float32.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+from ggcf_jax.attention.block_sizes import Options
 
 # A finite "minus infinity": a row without any key (a padded query) stays free of NaN.
 LOWEST = -1e30
 
 
-def _product(a, b, contract_a, contract_b):
-    batch = tuple(range(a.ndim - 2))
-    axes = (((a.ndim - 2 + contract_a,), (b.ndim - 2 + contract_b,)), (batch, batch))
-    return lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+class OnlineSoftmax(NamedTuple):
+    """What `accumulate` knows of the keys so far.
+
+    Attributes:
+      top: float32 [..., heads, m, 1], largest score of each query.
+      total: float32 [..., heads, m, 1], sum of exp(score - top).
+      o: float32 [..., heads, m, dv], sum of exp(score - top) * v.
+    """
+
+    top: jax.Array
+    total: jax.Array
+    o: jax.Array
 
 
-def _transposed_product(p, x, tiles):
-    """p^T x: [..., m, n], [..., m, d] -> [..., n, d]."""
-    if not tiles.transpose_result:
-        return _product(p, x, 0, 0)
-    # The barrier keeps XLA from folding the transposition back into the product.
-    return jnp.swapaxes(lax.optimization_barrier(_product(x, p, 0, 0)), -1, -2)
+class QueryTile(NamedTuple):
+    """What the backward pass needs to know of a tile of queries.
+
+    Attributes:
+      q: [..., heads, m, dk], the queries.
+      do: [..., heads, m, dv], gradient of their output.
+      lse: float32 [..., heads, m, 1], log-sum-exp of their scores.
+      delta: float32 [..., heads, m, 1], `row_delta` of their output.
+    """
+
+    q: jax.Array
+    do: jax.Array
+    lse: jax.Array
+    delta: jax.Array
 
 
-def _share(x, heads):
-    """Folds the heads of [..., heads, m, c] that share one v into its rows."""
-    return x.reshape(*x.shape[:-3], heads, -1, x.shape[-1])
-
-
-def scores(q, k, scale):
+def scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
     """Float32 affinities [..., heads, m, n]."""
     s = _product(q, k, 1, 1)
     return s if scale == 1.0 else s * scale
 
 
-def weigh(p, v):
-    """p [..., heads, m, n] times v [..., heads or 1, n, dv], float32."""
-    o = _product(_share(p.astype(v.dtype), v.shape[-3]), v, 1, 0)
+def weigh(p: jax.Array, v: jax.Array) -> jax.Array:
+    """p [..., heads, m, n] times v [..., heads or 1, n, dv]: float32 [..., heads, m, dv]."""
+    o = _product(_fold_heads(p.astype(v.dtype), v.shape[-3]), v, 1, 0)
     return o.reshape(*p.shape[:-1], v.shape[-1])
 
 
-def normalise(s, v, shape=None):
-    """Softmax of whole rows of scores, applied.
+def normalise(
+    s: jax.Array, v: jax.Array, shape: tuple[int, int] | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax over whole rows of scores, applied to the values.
 
     Args:
-      s: scores [..., heads, m, n], or [..., heads, *queries, *keys] where shape tells.
-      v: [..., heads or 1, n, dv].
-      shape: (m, n) where s has two axes for each.
+      s: scores [..., heads, m, n], or [..., heads, *queries, *keys] where `shape` is given.
+      v: values [..., heads or 1, n, dv].
+      shape: (m, n) if s has two axes for queries and two for keys.
 
     Returns:
       float32 output [..., heads, m, dv] and log-sum-exp [..., heads, m].
@@ -64,54 +82,87 @@ def normalise(s, v, shape=None):
     return weigh(p, v) / total, lse[..., 0]
 
 
-def start(q, v):
-    """The state of `accumulate` before any key: maximum, sum, weighted sum."""
+def start(q: jax.Array, v: jax.Array) -> OnlineSoftmax:
+    """The state of `accumulate` for queries q before any key."""
     rows = (*q.shape[:-1], 1)
-    return (
-        jnp.full(rows, LOWEST, jnp.float32),
-        jnp.zeros(rows, jnp.float32),
-        jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32),
+    return OnlineSoftmax(
+        top=jnp.full(rows, LOWEST, jnp.float32),
+        total=jnp.zeros(rows, jnp.float32),
+        o=jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32),
     )
 
 
-def accumulate(state, s, v):
-    """Online softmax: the state after one more tile of keys with scores s."""
-    top, total, o = state
-    new = jnp.maximum(top, s.max(-1, keepdims=True))
-    p = jnp.exp(s - new)
-    old = jnp.exp(top - new)
-    return new, total * old + p.sum(-1, keepdims=True), o * old + weigh(p, v)
-
-
-def finish(state):
-    """Output and log-sum-exp as `normalise` gives them."""
-    top, total, o = state
-    return o / total, (top + jnp.log(total))[..., 0]
-
-
-def row_delta(do, o):
-    """Sum over channels of do * o: float32, without the last axis."""
-    return (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(-1)
-
-
-def backward(q, k, v, s, do, lse, delta, scale, tiles):
-    """Gradients of one tile from its recomputed scores (flash attention style).
+def accumulate(state: OnlineSoftmax, s: jax.Array, v: jax.Array) -> OnlineSoftmax:
+    """The state after one more tile of keys.
 
     Args:
+      state: state before.
+      s: scores of the tile [..., heads, m, n].
+      v: its values [..., heads or 1, n, dv].
+    """
+    top = jnp.maximum(state.top, s.max(-1, keepdims=True))
+    p = jnp.exp(s - top)
+    old = jnp.exp(state.top - top)
+    return OnlineSoftmax(
+        top, state.total * old + p.sum(-1, keepdims=True), state.o * old + weigh(p, v)
+    )
+
+
+def finish(state: OnlineSoftmax) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp as `normalise` returns them."""
+    return state.o / state.total, (state.top + jnp.log(state.total))[..., 0]
+
+
+def row_delta(do: jax.Array, o: jax.Array) -> jax.Array:
+    """Sum over channels of do * o: float32, the last axis kept with length 1."""
+    return (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(-1)[..., None]
+
+
+def backward(
+    queries: QueryTile, k: jax.Array, v: jax.Array, s: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gradients of one tile from its recomputed scores, as in FlashAttention (Dao et al., 2022).
+
+    Args:
+      queries: the queries, the gradient of their output, and their sums.
+      k: keys [..., heads, n, dk].
+      v: values [..., heads or 1, n, dv].
       s: scores [..., heads, m, n], or [..., heads, *queries, *keys] with two axes for each.
-      do: [..., heads, m, dv], gradient of the output.
-      lse, delta: [..., heads, m], log-sum-exp and `row_delta`.
+      options: scale and block sizes.
 
     Returns:
       float32 dq, dk, dv shaped like q, k, v, and ds shaped like s, the gradient of the scores.
     """
-    heads = v.shape[-3]
+    q, do, lse, delta = queries
+    heads, scale = v.shape[-3], options.scale
     matrix = (*q.shape[:-1], k.shape[-2])
     rows = (*q.shape[:-1], 1) if s.shape == matrix else (*s.shape[:-2], 1, 1)
     p = jnp.exp(s - lse.reshape(rows))
-    shared = _share(do, heads)
-    dv = _transposed_product(_share(p.reshape(matrix).astype(do.dtype), heads), shared, tiles)
-    dp = _product(shared, v, 1, 1).reshape(s.shape)
+    folded = _fold_heads(do, heads)
+    dv = _transposed_product(
+        _fold_heads(p.reshape(matrix).astype(do.dtype), heads), folded, options
+    )
+    dp = _product(folded, v, 1, 1).reshape(s.shape)
     ds = p * (dp - delta.reshape(rows))
     scaled = (ds * scale if scale != 1.0 else ds).reshape(matrix).astype(q.dtype)
-    return _product(scaled, k, 1, 0), _transposed_product(scaled, q, tiles), dv, ds
+    return _product(scaled, k, 1, 0), _transposed_product(scaled, q, options), dv, ds
+
+
+def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
+    """Batched product over one of the last two axes of each, accumulated in float32."""
+    batch = tuple(range(a.ndim - 2))
+    axes = (((a.ndim - 2 + contract_a,), (b.ndim - 2 + contract_b,)), (batch, batch))
+    return lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+def _transposed_product(p: jax.Array, x: jax.Array, options: Options) -> jax.Array:
+    """p^T x: [..., m, n], [..., m, d] -> [..., n, d]."""
+    if not options.sizes.transpose_result:
+        return _product(p, x, 0, 0)
+    # The barrier keeps XLA from folding the transposition back into the product.
+    return jnp.swapaxes(lax.optimization_barrier(_product(x, p, 0, 0)), -1, -2)
+
+
+def _fold_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Folds the heads of [..., heads, m, c] that share one v into its rows."""
+    return x.reshape(*x.shape[:-3], heads, -1, x.shape[-1])

@@ -1,4 +1,4 @@
-"""What differs between the platforms that a program is compiled for."""
+"""The platform and the devices that a program is compiled for."""
 
 import contextlib
 import contextvars
@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import jax
 
-_traced_for = contextvars.ContextVar('platform', default=None)
+_traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Inside, this is the platform: for a branch of `jax.lax.platform_dependent`."""
+    """Traces for this platform inside: for a branch of `jax.lax.platform_dependent`."""
     token = _traced_for.set(platform)
     try:
         yield
@@ -26,14 +26,15 @@ def current() -> str:
     That of `tracing_for`; else of the mesh in effect (`jax.set_mesh`), whose devices this machine
     need not have; else of JAX's default devices.
     """
-    if _traced_for.get() is not None:
-        return _traced_for.get()
+    platform = _traced_for.get()
+    if platform is not None:
+        return platform
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def devices() -> int:
-    """How many devices the mesh in effect deals global arrays to; 1 without one.
+    """Number of devices over which the mesh in effect shards global arrays; 1 without a mesh.
 
     Axes that `jax.shard_map` has taken do not count: arrays are those of one device there.
     """

@@ -208,7 +208,7 @@ def build(config) -> Plan:
         if rules and config.model.context != 'ggcf':
             raise ValueError(f'config.model.context={config.model.context!r} has no heads to prune')
         if rules:
-            pruning_rules.deal(rules, graphs.parse(config.model.heads))
+            pruning_rules.assign(rules, graphs.parse(config.model.heads))
     except ValueError as error:
         raise InputError(f'config.eval.pruning={evaluation.pruning!r}: {error}') from error
     try:

@@ -1,8 +1,24 @@
-"""Inputs and comparisons that the attention tests share."""
+"""Graphs, inputs and comparisons that the attention tests share."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ggcf_jax.attention import GRAPHS
+
+
+def every_graph(numbers=(1, 3, 30)):
+    """Instances of every graph of the head grammar; those that need a number with each of these."""
+    found = []
+    for cls in GRAPHS.values():
+        first = next(iter(inspect.signature(cls).parameters.values()), None)
+        needs_number = first is not None and first.default is first.empty
+        for graph in [cls(number) for number in numbers] if needs_number else [cls()]:
+            params = graph.init(jax.random.key(0))
+            found.append(graph.bind(jax.tree.map(lambda x: x + 0.2, params)))
+    return found
 
 
 def inputs(b, h, w, heads, dk, dv, *, v_heads=None, dtype=jnp.float32, seed=0):

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import attend, neighbours, probabilities
+from ggcf_jax.attention import attend, attention_weights, neighbor_mask
 from ggcf_jax.attention.graphs import Full, Learned, Local
-from tests.attention.cases import inputs
-from tests.attention.test_graphs import every_graph
+from tests.attention.cases import every_graph, inputs
 from tests.attention.test_values import Diagonal
 
 H, W = 6, 9
@@ -42,7 +41,7 @@ def test_rows_equal_the_dense_reference(graph):
         return [
             (
                 dense(q, k, graph, scale=0.5, **options),
-                probabilities(q, k, graph, POSITIONS, scale=0.5, **options),
+                attention_weights(q, k, graph, POSITIONS, scale=0.5, **options),
             )
             for options in OPTIONS
         ]
@@ -57,17 +56,17 @@ def test_rows_equal_the_dense_reference(graph):
 @pytest.mark.parametrize('graph', GRAPHS)
 def test_neighbours_are_those_of_the_definition(graph):
     expected = np.asarray(graph.adjacency(H, W))[POSITIONS @ (W, 1)] > 0
-    found = neighbours(graph, POSITIONS, H, W)
+    found = neighbor_mask(graph, POSITIONS, H, W)
     assert (np.asarray(found).reshape(expected.shape) == expected).all()
     unbound = Learned() if isinstance(graph, Learned) else graph
-    assert (neighbours(unbound, POSITIONS, H, W) == found).all()
+    assert (neighbor_mask(unbound, POSITIONS, H, W) == found).all()
 
 
 def test_weights_far_below_one_do_not_underflow():
     graph = Learned(4)
     params = graph.init(jax.random.key(0)) | {'b2': jnp.asarray(-200.0)}
     q, k, *_ = inputs(1, H, W, 1, 4, 4)
-    rows = probabilities(q, k, graph.bind(params), POSITIONS)
+    rows = attention_weights(q, k, graph.bind(params), POSITIONS)
     np.testing.assert_allclose(np.asarray(rows).sum((-1, -2)), 1, rtol=1e-5)
 
 
@@ -75,7 +74,9 @@ def test_memory_of_a_full_row_at_128_by_256_is_linear():
     shape = jax.ShapeDtypeStruct((1, 128, 256, 1, 8), jnp.float32)
     at = jax.ShapeDtypeStruct((5, 2), jnp.int32)
     for options in ({}, {'drop_rate': 0.5}):
-        run = jax.jit(lambda q, k, at, options=options: probabilities(q, k, Full(), at, **options))
+        run = jax.jit(
+            lambda q, k, at, options=options: attention_weights(q, k, Full(), at, **options)
+        )
         memory = run.lower(shape, shape, at).compile().memory_analysis()
         # A few rows of 32,768 numbers and a copy of the keys; all pairs would be 4 GiB.
         assert memory.temp_size_in_bytes < 8 * 2**20
@@ -84,10 +85,10 @@ def test_memory_of_a_full_row_at_128_by_256_is_linear():
 def test_mistakes_are_named():
     q, k, *_ = inputs(1, H, W, 1, 4, 4)
     with pytest.raises(ValueError, match=r'position \[6, 0\] lies outside the map of \(6, 9\)'):
-        probabilities(q, k, Local(2), [[0, 0], [6, 0]])
+        attention_weights(q, k, Local(2), [[0, 0], [6, 0]])
     with pytest.raises(ValueError, match=r'positions must be \[queries, 2\]'):
-        probabilities(q, k, Local(2), [0, 0])
+        attention_weights(q, k, Local(2), [0, 0])
     with pytest.raises(ValueError, match='bind'):
-        probabilities(q, k, Learned(), POSITIONS)
+        attention_weights(q, k, Learned(), POSITIONS)
     with pytest.raises(ValueError, match='drop_rate'):
-        probabilities(q, k, Full(), POSITIONS, drop_rate=1.0)
+        attention_weights(q, k, Full(), POSITIONS, drop_rate=1.0)

@@ -1,8 +1,5 @@
 """Graphs: definitions, counts, grammar."""
 
-import dataclasses
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +7,9 @@ import pytest
 
 from ggcf_jax.attention import graphs
 from ggcf_jax.attention.graphs import Full, Grid, Learned, Local
+from tests.attention.cases import every_graph
 
 SIZES = ((1, 1), (1, 7), (5, 3), (13, 17))
-
-
-def every_graph(numbers=(1, 3, 30)):
-    """Instances of every graph class, its required fields set to each number."""
-    found = []
-    for _, cls in inspect.getmembers(graphs, inspect.isclass):
-        if cls.__module__ != graphs.__name__ or not hasattr(cls, 'adjacency'):
-            continue
-        required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        for number in numbers if required else (0,):
-            graph = cls(**{f.name: number for f in required})
-            if hasattr(graph, 'init'):
-                graph = graph.bind(jax.tree.map(lambda x: x + 0.2, graph.init(jax.random.key(0))))
-            found.append(graph)
-    return found
 
 
 def test_every_class_is_found():
@@ -40,8 +23,8 @@ def test_definition_holds(graph, size):
     edges = np.asarray(graph.adjacency(h, w))
     assert edges.shape == (h * w, h * w)
     assert (edges >= 0).all() and (np.diag(edges) > 0).all(), 'self is always a neighbour'
-    assert (edges > 0).sum() == graph.pairs(h, w)
-    assert (edges > 0).sum(1).max() == graph.neighbours(h, w)
+    assert (edges > 0).sum() == graph.num_edges(h, w)
+    assert (edges > 0).sum(1).max() == graph.max_degree(h, w)
 
 
 @pytest.mark.parametrize('graph', every_graph(), ids=str)
@@ -62,10 +45,10 @@ def test_local_and_grid_by_hand():
 
 def test_counts_of_the_paper():
     n = 128 * 256
-    pairs = [g.pairs(128, 256) / n for g in graphs.parse('local:8,16,24,grid:8,16,24')]
+    pairs = [g.num_edges(128, 256) / n for g in graphs.parse('local:8,16,24,grid:8,16,24')]
     assert sum(pairs[:3]) == pytest.approx(3328.3, abs=0.05)
     assert sum(pairs[3:]) == pytest.approx(697.4, abs=0.05)
-    assert Full().pairs(128, 256) == n * 32768
+    assert Full().num_edges(128, 256) == n * 32768
 
 
 def test_parse_and_print():
@@ -82,7 +65,7 @@ def test_parse_and_print():
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('gird:8', "head 'gird:8' is not one of full, local:S, grid:T, learned"),
+        ('gird:8', "head 'gird:8' is not one of full, local:SIZE, grid:STRIDE, learned"),
         ('local', "head 'local' is not one of"),
         ('full:3', "head 'full:3' is not one of"),
         ('full,3', "head '3' is not one of"),

@@ -7,8 +7,7 @@ import pytest
 
 from ggcf_jax.attention import attend, graphs
 from ggcf_jax.attention.graphs import Full, Grid, Local
-from tests.attention.cases import assert_close, inputs, values_and_gradients
-from tests.attention.test_graphs import every_graph
+from tests.attention.cases import assert_close, every_graph, inputs, values_and_gradients
 
 
 @pytest.mark.parametrize('graph', [Local(13), Local(40), Grid(1)], ids=str)
@@ -118,7 +117,7 @@ ARRAY = np.zeros((1, 4, 5, 2, 3), np.float32)
         ({'scale': float('inf')}, 'scale must be'),
         ({'scale': '1'}, 'scale must be'),
         ({'implementation': 'fast'}, "'fast' is not one of auto, reference, xla"),
-        ({'graph': 'local:8'}, 'has no adjacency'),
+        ({'graph': 'local:8'}, 'is no graph'),
         ({'graph': graphs.Learned()}, 'no parameters'),
     ],
 )

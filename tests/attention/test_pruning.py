@@ -7,8 +7,7 @@ import pytest
 
 from ggcf_jax.attention import attend, pruning, top_k
 from ggcf_jax.attention.graphs import Full, Grid, Local
-from tests.attention.cases import assert_close, inputs
-from tests.attention.test_graphs import every_graph
+from tests.attention.cases import assert_close, every_graph, inputs
 
 RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
 KEEPS = ({'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM)
@@ -67,7 +66,7 @@ def test_ties_keep_the_first_in_row_major_order(graph):
 def test_keeping_all_changes_no_bit(graph):
     q, k, v, _ = inputs(1, 7, 10, 1, 8, 8)
     whole = jax.jit(lambda *x: attend(*x, graph))(q, k, v)
-    most = graph.neighbours(7, 10)
+    most = graph.max_degree(7, 10)
     for options in ({'keep': most}, {'drop_rate': 0.0}, {'keep': 10**6} | RANDOM):
         pruned = jax.jit(lambda *x, options=options: attend(*x, graph, **options))(q, k, v)
         assert np.array_equal(pruned, whole)

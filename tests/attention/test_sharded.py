@@ -61,4 +61,4 @@ def test_rows_that_cannot_be_dealt(mesh):
     q, k, v = inputs(2, 10, 5, 1, 4, 4)[:3]
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r'height 10 .* divisible by 4'):
         attend(q, k, v, graphs.Local(1))
-    assert sharded.devices() == 1
+    assert sharded.num_devices() == 1

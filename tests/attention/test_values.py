@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from ggcf_jax import attention
-from ggcf_jax.attention import attend, block_sizes, graphs
-from tests.attention.cases import assert_close, inputs, values_and_gradients
-from tests.attention.test_graphs import every_graph
+from ggcf_jax.attention import Graph, attend, block_sizes, graphs, target
+from tests.attention.cases import assert_close, every_graph, inputs, values_and_gradients
 
 SMALL = dataclasses.replace(block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
 
@@ -39,11 +38,21 @@ def test_engine_equals_reference(graph, shape):
     compare(graph, shape, 1e-5, scale=0.5)
 
 
+@pytest.mark.parametrize('transpose_result', [True, False])
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
-def test_many_small_tiles(graph, monkeypatch):
-    monkeypatch.setattr(block_sizes, 'CPU', SMALL)
-    monkeypatch.setattr(block_sizes, 'ACCELERATOR', SMALL)
+def test_many_small_tiles(graph, transpose_result, monkeypatch):
+    small = dataclasses.replace(SMALL, transpose_result=transpose_result)
+    monkeypatch.setattr(block_sizes, 'CPU', small)
     compare(graph, (1, 13, 11, 2), 1e-5)
+
+
+@pytest.mark.parametrize('text', ['local:8', 'grid:4', 'full', 'learned'])
+def test_block_sizes_of_accelerators(text):
+    graph = graphs.parse(text)[0]
+    with target.tracing_for('gpu'):
+        assert block_sizes.current(1) == block_sizes.ACCELERATOR
+        # More than one tile of 16 x 16 and more than one chunk of 1024 queries and 2048 keys.
+        compare(graph.bind(graph.init(jax.random.key(0))), (1, 50, 44, 1), 1e-5, scale=0.5)
 
 
 @pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full'])
@@ -77,7 +86,8 @@ def test_shared_v_equals_its_copies():
         assert_close(run(q, k, v), run(q, k, copies), 1e-6)
 
 
-class Diagonal:
+@dataclasses.dataclass(frozen=True)
+class Diagonal(Graph):
     """A graph with nothing but adjacency, outside the package."""
 
     def adjacency(self, h, w):
@@ -87,7 +97,7 @@ class Diagonal:
 
 def test_a_new_graph_works_through_the_reference():
     q, k, v, _ = inputs(1, 4, 5, 2, 3, 3)
-    assert attention.chosen(Diagonal()) == 'reference'
+    assert attention.resolve_implementation(Diagonal()) == 'reference'
     o = attend(q, k, v, Diagonal(), keep=2)
     assert o.shape == v.shape
     i = 7
@@ -101,7 +111,7 @@ def test_a_new_graph_works_through_the_reference():
         attend(q, k, v, Diagonal(), implementation='xla')
 
 
-def test_auto_says_what_it_chose():
+def test_resolve_implementation():
     for graph in graphs.parse('full,local:8,grid:8,learned'):
-        assert attention.chosen(graph) == 'xla'
-        assert attention.chosen(graph, implementation='reference') == 'reference'
+        assert attention.resolve_implementation(graph) == 'xla'
+        assert attention.resolve_implementation(graph, implementation='reference') == 'reference'

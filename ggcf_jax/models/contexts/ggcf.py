@@ -1,16 +1,35 @@
 """The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
 
 from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Int
+from ml_collections import ConfigDict
 
-from ggcf_jax.attention import attend, graphs, probabilities
+from ggcf_jax.attention import Graph, attend, attention_weights, parse
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.norm import Activation, Norm
+
+
+class Head(NamedTuple):
+    """What one head attends with.
+
+    Attributes:
+        graph: graph of the head, with its parameters.
+        q: queries [b, h, w, 1, key_channels].
+        k: keys [b, h, w, 1, key_channels].
+        options: named arguments of `attend`.
+    """
+
+    graph: Graph
+    q: jax.Array
+    k: jax.Array
+    options: dict[str, Any]
 
 
 class GGCF(nnx.Module):
@@ -18,19 +37,20 @@ class GGCF(nnx.Module):
 
         y_i = sum_k W_k (1 / C_ik sum_j E_k(i, j) exp(theta_k(x_i) . phi_k(x_j)) g(x_j))   (Eq. 3)
 
-    theta_k and phi_k are one 1x1 convolution a head, g one shared by all heads, W_k one a head
+    theta_k and phi_k are one 1x1 convolution per head, g one shared by all heads, W_k one per head
     with summed outputs. The paper leaves open how backbone features reach the module; as its
     public descendants (OCNet, openseg) do, a 3x3 convolution with norm reduces them first.
 
     Attributes:
-        features: channels of the output, concat(y, x).
-        pruning: the rule of each head, None where all neighbours are kept; see `pruned`.
+        features: number of channels of the output, concat(y, x).
+        heads: graph of each head.
+        pruning: rule of each head, None where all neighbours are kept; see `pruned`.
     """
 
     def __init__(
         self,
         in_features: int,
-        heads: tuple,
+        heads: tuple[Graph, ...],
         *,
         channels: int,
         key_channels: int,
@@ -38,17 +58,24 @@ class GGCF(nnx.Module):
         scale: float,
         activation: Activation,
         norm: Norm = 'batch_norm',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
-    ):
-        """Args:
-        in_features: channels of the backbone.
-        heads: one graph a head.
-        channels: channels of x and y.
-        key_channels: of theta and phi, each head. value_channels: of g.
-        scale: factor on the affinities; the paper has none (1.0).
+    ) -> None:
+        """Initialises the module.
+
+        Args:
+            in_features: number of channels of the backbone's features.
+            heads: graph of each head.
+            channels: number of channels of x and of y.
+            key_channels: number of channels of theta and phi of one head.
+            value_channels: number of channels of g.
+            scale: factor of the affinities; the paper has none (1.0).
+            activation: activation behind the reducing convolution.
+            norm: norm behind the reducing convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        shared = dict(kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs)
+        shared: dict[str, Any] = dict(kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs)
         self.heads = heads
         self.pruning: tuple[pruning_rules.Rule | None, ...] = (None,) * len(heads)
         self.scale = scale
@@ -69,47 +96,54 @@ class GGCF(nnx.Module):
             ]
         )
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x [b, h, w, in_features] -> concat(y, x) [b, h, w, features]."""
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], train: bool
+    ) -> Float[Array, 'b h w features']:
+        """Computes concat(y, x).
+
+        Args:
+            x: features of the backbone.
+            train: whether batch statistics are used and updated.
+        """
         x = self.reduce(x, train)
         b, h, w, _ = x.shape
         v = self.g(x)[:, :, :, None]
-        y = [attend(q, k, v, graph, **options) for graph, q, k, options in self._heads(x)]
-        y = self.w(jnp.concatenate(y, axis=3).reshape(b, h, w, -1))
+        contexts = [
+            attend(head.q, head.k, v, head.graph, **head.options) for head in self._heads(x)
+        ]
+        y = self.w(jnp.concatenate(contexts, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
 
-    def attention(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """Where chosen queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
+    def attention(
+        self, x: Float[Array, 'b h w in_features'], positions: Int[Array, 'm 2']
+    ) -> Float[Array, 'b m heads h w']:
+        """Where single queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
 
         Args:
-            x: [b, h, w, in_features].
-            positions: integers [m, 2], row and column of each query.
+            x: features of the backbone.
+            positions: row and column of each query.
 
         Returns:
-            float32 [b, m, heads, h, w], one in sum over the map; zero for pruned neighbours.
+            float32, one in sum over the map; zero for pruned neighbours.
         """
         rows = [
-            probabilities(q, k, graph, positions, **options)
-            for graph, q, k, options in self._heads(self.reduce(x, False))
+            attention_weights(head.q, head.k, head.graph, positions, **head.options)
+            for head in self._heads(self.reduce(x, False))
         ]
         return jnp.concatenate(rows, axis=2)
 
-    def _heads(self, x: jax.Array) -> list[tuple]:
-        """(graph, queries, keys, options of `attend`) of each head, of the reduced x.
-
-        Queries and keys are [b, h, w, 1, key_channels].
-        """
+    def _heads(self, x: jax.Array) -> list[Head]:
+        """The heads over the reduced x."""
         b, h, w, _ = x.shape
         q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         heads = []
         for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
-            if isinstance(graph, graphs.Learned):
-                graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            options = {'scale': self.scale}
+            graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
+            options: dict[str, Any] = {'scale': self.scale}
             if rule is not None:
                 options |= {'keep': rule.keep, 'drop_rate': rule.drop_rate}
                 options |= {'pruning': rule.priority, 'key': rule.key(i)}
-            heads.append((graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
+            heads.append(Head(graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
         return heads
 
 
@@ -117,8 +151,8 @@ def pruned(module: nnx.Module, rules: Iterable[pruning_rules.Rule]) -> nnx.Modul
     """A module on the same arrays whose heads prune their contexts (section 3.4, inference only).
 
     Args:
-        module: that is or holds a GGCF, such as a `Segmenter`.
-        rules: at most one for each kind of head; () changes nothing.
+        module: module that is or holds a GGCF, such as a `Segmenter`.
+        rules: at most one rule per kind of head; () changes nothing.
 
     Raises:
         ValueError: a rule for a kind that no head has, or no GGCF there.
@@ -131,18 +165,19 @@ def pruned(module: nnx.Module, rules: Iterable[pruning_rules.Rule]) -> nnx.Modul
     if not found:
         raise ValueError(f'pruning {",".join(map(str, rules))!r}: the model has no GGCF heads')
     for ggcf in found:
-        ggcf.pruning = pruning_rules.deal(rules, ggcf.heads)
+        ggcf.pruning = pruning_rules.assign(rules, ggcf.heads)
     return module
 
 
-def _init(graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:
-    return graph.init(rngs.params()) if isinstance(graph, graphs.Learned) else {}
+def _init(graph: Graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:
+    """Parameters of a graph; a key is drawn only where there are any."""
+    return graph.init(rngs.params()) if graph.trainable else {}
 
 
-def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> GGCF:
+def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> GGCF:
     """Builds the module from `config.model` (reads `heads`, `activation`, `norm` and `ggcf`)."""
     try:
-        heads = graphs.parse(model.heads)
+        heads = parse(model.heads)
     except ValueError as error:
         raise InputError(f'config.model.heads={model.heads!r}: {error}') from error
     return GGCF(

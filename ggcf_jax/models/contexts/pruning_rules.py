@@ -2,15 +2,16 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import jax
+from jaxtyping import PRNGKeyArray
 
-KINDS = ('full', 'local', 'grid', 'learned')
+from ggcf_jax.attention import GRAPHS, Graph
 
 _RULE = re.compile(
-    r'(?P<kind>[a-z]+):(?:drop=(?P<drop>[0-9.]+)|keep=(?P<keep>[0-9]+))'
+    r'(?P<kind>[A-Za-z_][\w.:]*?):(?:drop=(?P<drop>[0-9.]+)|keep=(?P<keep>[0-9]+))'
     r'(?P<random>:random(?:=(?P<seed>[0-9]+))?)?'
 )
 
@@ -20,11 +21,12 @@ class Rule:
     """Which neighbours of a query the heads of one kind keep; see `attention.attend`.
 
     Attributes:
-        kind: 'full', 'local', 'grid' or 'learned'.
-        keep: so many neighbours a query, or None.
-        drop_rate: instead, this share of each query's own neighbours is dropped, or None.
-        priority: 'top' keeps those of largest affinity, 'random' random ones.
-        seed: of random ones; every head draws its own.
+        kind: kind of the heads' graphs as written in a list of heads: 'local',
+            'package.module:Class'.
+        keep: number of neighbours to keep per query, or None.
+        drop_rate: instead, share of each query's own neighbours to drop, or None.
+        priority: 'top' keeps the neighbours of largest affinity, 'random' random ones.
+        seed: seed of the random choice; every head draws its own.
 
     Raises:
         ValueError: values that no head can have.
@@ -36,9 +38,9 @@ class Rule:
     priority: Literal['top', 'random'] = 'top'
     seed: int = 0
 
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise ValueError(f'{self.kind!r} is not one of {", ".join(KINDS)}')
+    def __post_init__(self) -> None:
+        if self.kind not in GRAPHS and '.' not in self.kind:
+            raise ValueError(f'{self.kind!r} is not one of {", ".join(GRAPHS)}')
         if (self.keep is None) == (self.drop_rate is None):
             raise ValueError(f'pruning of {self.kind} heads needs either keep or drop')
         if self.keep is not None and self.keep < 1:
@@ -46,13 +48,13 @@ class Rule:
         if self.drop_rate is not None and not 0 <= self.drop_rate < 1:
             raise ValueError(f'{self.kind}:drop={self.drop_rate} must be in [0, 1)')
 
-    def key(self, head: int) -> jax.Array | None:
+    def key(self, head: int) -> PRNGKeyArray | None:
         """The PRNG key of the `head`-th head, None where nothing is drawn."""
         if self.priority == 'top':
             return None
         return jax.random.fold_in(jax.random.key(self.seed), head)
 
-    def __str__(self):
+    def __str__(self) -> str:
         amount = f'drop={self.drop_rate:g}' if self.keep is None else f'keep={self.keep}'
         seed = f'={self.seed}' if self.seed else ''
         return f'{self.kind}:{amount}' + (f':random{seed}' if self.priority == 'random' else '')
@@ -67,7 +69,7 @@ def parse(text: str) -> tuple[Rule, ...]:
     Raises:
         ValueError: a rule that is not of this form, a value out of range, or two rules of a kind.
     """
-    rules = []
+    rules: list[Rule] = []
     for part in (part.strip() for part in text.split(',')) if text.strip() else ():
         match = _RULE.fullmatch(part)
         try:
@@ -92,22 +94,22 @@ def parse(text: str) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
-def deal(rules: Iterable[Rule], heads: Iterable) -> tuple[Rule | None, ...]:
+def assign(rules: Iterable[Rule], heads: Sequence[Graph]) -> tuple[Rule | None, ...]:
     """The rule of each head, None for those that keep all their neighbours.
 
     Args:
-        rules: at most one a kind.
-        heads: graphs; their kind is what the head grammar calls them (`ggcf_jax.attention.graphs`).
+        rules: at most one per kind.
+        heads: graphs of the heads.
 
     Raises:
         ValueError: a rule for a kind that none of the heads has.
     """
-    kinds = [str(head).partition(':')[0] for head in heads]
+    kinds = [head.kind() for head in heads]
     by_kind = {rule.kind: rule for rule in rules}
-    for kind in by_kind:
+    for kind, rule in by_kind.items():
         if kind not in kinds:
             raise ValueError(
-                f'pruning rule {str(by_kind[kind])!r}: the model has no {kind} head, its heads '
+                f'pruning rule {str(rule)!r}: the model has no {kind} head, its heads '
                 f'are {", ".join(map(str, heads))}'
             )
     return tuple(by_kind.get(kind) for kind in kinds)

@@ -26,7 +26,7 @@ def test_numbers_of_the_paper():
 
 def test_pairs_are_those_of_the_adjacency():
     heads = graphs.parse('local:2,grid:3,full,learned')
-    pairs = sum(graph.pairs(7, 10) for graph in heads)
+    pairs = sum(graph.num_edges(7, 10) for graph in heads)
     dense = [graphs.parse(text)[0].adjacency(7, 10) for text in ('local:2', 'grid:3', 'full')]
     assert pairs == sum(int(np.sum(e)) for e in dense) + 70**2
     assert Module(heads, 7, 10, key_channels=3, value_channels=5).pair_flops == 2 * 8 * pairs

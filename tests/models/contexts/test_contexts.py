@@ -40,7 +40,7 @@ def _equation_3(module, x, scale):
     w_k = np.asarray(module.w.kernel[...])[0, 0].reshape(heads, 4, channels)
     y = np.zeros_like(x) + np.asarray(module.w.bias[...])
     for k, graph in enumerate(module.heads):
-        if isinstance(graph, graphs.Learned):
+        if graph.trainable:
             graph = graph.bind({name: p[...] for name, p in module.graph_params[k].items()})
         edges = np.asarray(graph.adjacency(h, w), np.float64)
         for b in range(len(x)):

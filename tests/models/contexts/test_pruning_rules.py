@@ -46,12 +46,12 @@ def test_mistakes(text, message):
         pruning_rules.parse(text)
 
 
-def test_rules_are_dealt_by_kind():
+def test_rules_are_assigned_by_kind():
     rules = pruning_rules.parse('local:keep=9,learned:drop=0.5')
     heads = graphs.parse('local:8,16,grid:8,learned:4')
-    assert pruning_rules.deal(rules, heads) == (rules[0], rules[0], None, rules[1])
+    assert pruning_rules.assign(rules, heads) == (rules[0], rules[0], None, rules[1])
     with pytest.raises(ValueError, match=r"'local:keep=9': the model has no local head.* full"):
-        pruning_rules.deal(rules, graphs.parse('full,learned'))
+        pruning_rules.assign(rules, graphs.parse('full,learned'))
 
 
 def test_every_head_draws_its_own():

@@ -1,0 +1,65 @@
+"""Which engine computes the attention of which graph.
+
+An engine is exact, needs memory linear in the map, forward and backward, and knows one class of
+graphs. A graph without an engine attends through `reference`.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float
+
+from ggcf_jax.attention import full, grid, learned, local, sharded
+from ggcf_jax.attention.block_sizes import Options
+from ggcf_jax.attention.graphs import Full, Graph, Grid, Learned, Local
+from ggcf_jax.attention.pruning import Prune
+
+
+class Attend(Protocol):
+    """Attention over one class of graphs, differentiable in q, k, v and the graph's parameters."""
+
+    def __call__(
+        self,
+        q: Float[Array, 'b h w heads dk'],
+        k: Float[Array, 'b h w heads dk'],
+        v: Float[Array, 'b h w #heads dv'],
+        graph: Any,
+        options: Options,
+    ) -> Float[Array, 'b h w heads dv']: ...
+
+
+class AttendPruned(Protocol):
+    """As `Attend` with Context Pruning, forward only."""
+
+    def __call__(
+        self,
+        q: Float[Array, 'b h w heads dk'],
+        k: Float[Array, 'b h w heads dk'],
+        v: Float[Array, 'b h w #heads dv'],
+        graph: Any,
+        options: Options,
+        prune: Prune,
+    ) -> Float[Array, 'b h w heads dv']: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """The functions of one class of graphs.
+
+    Attributes:
+      attend: attention to all neighbours.
+      attend_pruned: attention to the neighbours that Context Pruning keeps.
+      attend_sharded: `attend` inside `sharded.attend`, on the rows that one device has.
+    """
+
+    attend: Attend
+    attend_pruned: AttendPruned
+    attend_sharded: Attend
+
+
+ENGINES: dict[type[Graph], Engine] = {
+    Full: Engine(full.attend, full.attend_pruned, sharded.full_rows),
+    Local: Engine(local.attend, local.attend_pruned, sharded.local_rows),
+    Grid: Engine(grid.attend, grid.attend_pruned, sharded.grid_rows),
+    Learned: Engine(learned.attend, learned.attend_pruned, sharded.learned_rows),
+}

@@ -1,0 +1,244 @@
+"""Chunked dense attention: query chunks, online softmax over key chunks, recomputed backward.
+
+One pair of chunks has its scores alive at a time, forward and backward (FlashAttention, Dao et al.,
+2022). FULL graphs, the groups of GRID graphs and LEARNED graphs share these loops; the bias of a
+learned graph comes in as a table and is made one pair of chunks at a time.
+"""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ggcf_jax.attention import softmax
+from ggcf_jax.attention.block_sizes import Options, even
+from ggcf_jax.attention.softmax import OnlineSoftmax, QueryTile
+
+
+class Bias(Protocol):
+    """Makes the bias of a pair of chunks from a table; hashable."""
+
+    def cut(self, table: jax.Array, i: jax.Array | int, t: jax.Array | int) -> jax.Array:
+        """The piece of the table that query chunk i and key chunk t need."""
+
+    def add(
+        self, table: jax.Array, piece: jax.Array, i: jax.Array | int, t: jax.Array | int
+    ) -> jax.Array:
+        """The table with `piece` added where `cut` took it."""
+
+    def expand(self, piece: jax.Array) -> jax.Array:
+        """The bias [queries, keys] of a piece."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """Lengths of the chunks of queries and of keys of a sequence, in positions."""
+
+    queries: int
+    keys: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the loops go over a sequence; static under `jax.jit`.
+
+    Attributes:
+      chunks: lengths of the chunks.
+      options: scale and block sizes.
+      bias: maker of the bias added to the scores, or None.
+    """
+
+    chunks: Chunks
+    options: Options
+    bias: Bias | None = None
+
+
+def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None) -> Chunks:
+    """Chunk lengths that keep the scores of one pair of chunks small.
+
+    Args:
+      n: number of queries.
+      batch: number of sequences, batch elements times heads, over all devices.
+      options: scale and block sizes.
+      keys: number of keys; n if None.
+    """
+    sizes = options.sizes
+    together = 4 * sizes.queries // sizes.per_device(batch)
+    queries = max(min(sizes.queries, 64), min(sizes.queries, together))
+    return Chunks(even(n, queries, 8), even(n if keys is None else keys, sizes.keys, 8))
+
+
+def forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+) -> tuple[jax.Array, jax.Array]:
+    """Chunked attention.
+
+    Args:
+      q: queries [..., heads, n, dk].
+      k: keys [..., heads, m, dk].
+      v: values [..., heads or 1, m, dv].
+      table: what `schedule.bias` makes the bias from; None without one.
+      schedule: chunk lengths, scale and bias.
+
+    Returns:
+      Output [..., heads, n, dv] in the dtype of v, log-sum-exp [..., heads, n, 1] float32.
+    """
+    n, m = q.shape[-2], k.shape[-2]
+    size = schedule.chunks
+    q, k, v = _pad(q, size.queries), _pad(k, size.keys), _pad(v, size.keys)
+    steps = k.shape[-2] // size.keys
+
+    def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+        qt = _cut(q, i, size.queries)
+
+        def scores(t: jax.Array | int) -> jax.Array:
+            s = softmax.scores(qt, _cut(k, t, size.keys), schedule.options.scale)
+            return _finish_scores(s, t, m, _piece(table, i, t, schedule), schedule)
+
+        if steps == 1:
+            o, lse = softmax.normalise(scores(0), v)
+        else:
+
+            def step(state: OnlineSoftmax, t: jax.Array) -> tuple[OnlineSoftmax, None]:
+                vt = _cut(v, t, size.keys)
+                return softmax.accumulate(state, scores(t), vt), None
+
+            state, _ = lax.scan(step, softmax.start(qt, v), jnp.arange(steps))
+            o, lse = softmax.finish(state)
+        return o.astype(v.dtype), lse[..., None]
+
+    if q.shape[-2] == size.queries:
+        o, lse = chunk(0)
+        return o[..., :n, :], lse[..., :n, :]
+
+    def write(carry: tuple, i: jax.Array) -> tuple[tuple, None]:
+        return tuple(
+            lax.dynamic_update_slice_in_dim(x, new, i * size.queries, axis=x.ndim - 2)
+            for x, new in zip(carry, chunk(i))
+        ), None
+
+    carry = (
+        jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype),
+        jnp.zeros((*q.shape[:-1], 1), jnp.float32),
+    )
+    (o, lse), _ = lax.scan(write, carry, jnp.arange(q.shape[-2] // size.queries))
+    return o[..., :n, :], lse[..., :n, :]
+
+
+def backward(
+    queries: QueryTile, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """Gradients of `forward` with respect to q, k, v and table.
+
+    Args:
+      queries: all queries, the gradient of their output, and their sums.
+      k: keys [..., heads, m, dk].
+      v: values [..., heads or 1, m, dv].
+      table: as for `forward`.
+      schedule: as for `forward`.
+
+    Returns:
+      dq, dk, dv in the dtypes of q, k, v; dtable, or None without a table.
+    """
+    lengths = [x.shape[-2] for x in (queries.q, k, v)]
+    dtypes = (queries.q.dtype, k.dtype, v.dtype)
+    size, bias = schedule.chunks, schedule.bias
+    queries = QueryTile(*(_pad(x, size.queries) for x in queries))
+    k, v = _pad(k, size.keys), _pad(v, size.keys)
+    columns = k.shape[-2] // size.keys
+
+    def step(carry: tuple, pair: jax.Array | int) -> tuple[tuple, None]:
+        dq, dk, dv, dtable = carry
+        i, t = pair // columns, pair % columns
+        tile = QueryTile(*(_cut(x, i, size.queries) for x in queries))
+        kt, vt = _cut(k, t, size.keys), _cut(v, t, size.keys)
+        s = softmax.scores(tile.q, kt, schedule.options.scale)
+        piece = _piece(table, i, t, schedule)
+        s = _finish_scores(s, t, lengths[1], piece, schedule)
+        dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
+        if bias is not None:
+            ds = ds.sum(range(ds.ndim - 2))
+            dtable = bias.add(dtable, jax.vjp(bias.expand, piece)[1](ds)[0], i, t)
+        return (
+            _add(dq, dqt, i, size.queries),
+            _add(dk, dkt, t, size.keys),
+            _add(dv, dvt, t, size.keys),
+            dtable,
+        ), None
+
+    carry: tuple = (
+        *(jnp.zeros(x.shape, jnp.float32) for x in (queries.q, k, v)),
+        None if table is None else jnp.zeros_like(table),
+    )
+    pairs = queries.q.shape[-2] // size.queries * columns
+    if pairs == 1:
+        carry, _ = step(carry, 0)
+    else:
+        carry, _ = lax.scan(step, carry, jnp.arange(pairs))
+    dq, dk, dv = (x[..., :n, :].astype(t) for x, n, t in zip(carry[:3], lengths, dtypes))
+    return dq, dk, dv, carry[3]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+) -> jax.Array:
+    """`forward` without the log-sum-exp, with gradients of linear memory."""
+    return forward(q, k, v, table, schedule)[0]
+
+
+def _attend_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+) -> tuple[jax.Array, tuple]:
+    o, lse = forward(q, k, v, table, schedule)
+    return o, (q, k, v, table, o, lse)
+
+
+def _attend_backward(schedule: Schedule, saved: tuple, do: jax.Array) -> tuple:
+    q, k, v, table, o, lse = saved
+    queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
+    return backward(queries, k, v, table, schedule)
+
+
+attend_rows.defvjp(_attend_forward, _attend_backward)
+
+
+def _piece(
+    table: jax.Array | None, i: jax.Array | int, t: jax.Array | int, schedule: Schedule
+) -> jax.Array | None:
+    """The piece of the table for query chunk i and key chunk t; None without a bias."""
+    if schedule.bias is None or table is None:
+        return None
+    return schedule.bias.cut(table, i, t)
+
+
+def _finish_scores(
+    s: jax.Array, t: jax.Array | int, n: int, piece: jax.Array | None, schedule: Schedule
+) -> jax.Array:
+    """Adds the bias, and hides the keys of chunk t that are padding behind the n-th."""
+    if schedule.bias is not None and piece is not None:
+        s = s + schedule.bias.expand(piece)
+    keys = schedule.chunks.keys
+    if n % keys:
+        s = jnp.where(t * keys + jnp.arange(keys) < n, s, softmax.LOWEST)
+    return s
+
+
+def _pad(x: jax.Array, multiple: int) -> jax.Array:
+    """Zeros behind axis -2 up to a multiple."""
+    short = -x.shape[-2] % multiple
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, short), (0, 0)]) if short else x
+
+
+def _cut(x: jax.Array, i: jax.Array | int, length: int) -> jax.Array:
+    """The i-th chunk of axis -2."""
+    return lax.dynamic_slice_in_dim(x, i * length, length, axis=x.ndim - 2)
+
+
+def _add(x: jax.Array, piece: jax.Array, i: jax.Array | int, length: int) -> jax.Array:
+    """x with `piece` added to the i-th chunk of axis -2."""
+    piece = piece + _cut(x, i, length)
+    return lax.dynamic_update_slice_in_dim(x, piece, i * length, axis=x.ndim - 2)
