@@ -208,7 +208,7 @@ def _draw_samples(batches, dataset: Dataset, path: pathlib.Path) -> pipeline.Bat
 
 def _pipeline_rate(batches, batch_size: int) -> float:
     """Images a second, once what was made ahead is used up."""
-    for _ in range(pipeline.Reading().buffer):
+    for _ in range(pipeline.LoaderOptions().buffer):
         next(batches)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < SECONDS:

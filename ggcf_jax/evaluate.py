@@ -61,12 +61,12 @@ def evaluate(
     stats: nnx.State,
     dataset: Dataset,
     split: str,
-    plan: pipeline.EvaluationPlan,
+    batches: pipeline.EvaluationBatches,
     *,
     num_samples: int,
     num_worst: int,
     mesh: Mesh,
-    reading: pipeline.Reading,
+    loader: pipeline.LoaderOptions,
     progress: Progress,
 ) -> Evaluation:
     """Evaluates every image of `split` once, at its own resolution.
@@ -74,14 +74,14 @@ def evaluate(
     Args:
         eval_step: of `make_eval_step`.
         params: of the model. stats: its batch statistics.
-        plan: which images go together, padded to what.
+        batches: batches of the split.
         num_samples: return the pictures of the first so many images.
         num_worst: and of so many images with the lowest mIoU; others are not kept in memory.
-        mesh: of the devices. reading: how images are decoded.
+        mesh: of the devices.
+        loader: threads and worker processes that decode the images.
         progress: shows how far it is.
     """
     shard = mesh_lib.shard(mesh)
-    batches = pipeline.evaluation_batches(dataset, split, plan, shard=shard, reading=reading)
     source = dataset.source(split)
     zeros = np.zeros((dataset.num_classes, dataset.num_classes), np.int32)
     on_device = jax.device_put(zeros, mesh_lib.replicated(mesh))
@@ -110,7 +110,8 @@ def evaluate(
 
     before = None
     with progress.evaluating(len(source), split) as advance:
-        for indices, batch in zip(plan.indices, batches, strict=True):
+        loaded = batches.load(shard=shard, loader=loader)
+        for indices, batch in zip(batches.indices, loaded, strict=True):
             processes.progress(f'evaluating images of {split}')
             arrays = mesh_lib.global_batch(mesh, batch)
             images = {name: arrays[name] for name in ('image', 'label')}
@@ -175,11 +176,11 @@ def evaluate_workdir(
             restored.stats,
             dataset,
             split,
-            data.evaluation_plan(config, dataset, split),
+            data.evaluation_batches(config, dataset, split),
             num_samples=config.eval.panels,
             num_worst=config.eval.worst,
             mesh=mesh,
-            reading=data.reading(config.data),
+            loader=data.loader_options(config.data),
             progress=progress,
         )
         progress.print(f'checkpoint of step {restored.step}, {split}, {plan}:')

@@ -236,7 +236,7 @@ def _jobs(
         (small if size and max(size) <= config.predict.max_side else large).append(each)
     multiple = config.eval.size_multiple
     sides = np.array([sizes[each.name] for each in small], np.int64).reshape(-1, 2)
-    groups = pipeline.unite(-(-sides // multiple) * multiple, config.eval.max_sizes)
+    groups = pipeline.merge_sizes(-(-sides // multiple) * multiple, config.eval.max_sizes)
     jobs = []
     for size, indices in sorted(groups.items()):
         members = [small[i] for i in indices if small[i].name in todo]

@@ -105,7 +105,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh, single)
     with processes.first_one_first():
         batches = data.training_batches(config, dataset, start, shard)
-    plan = data.evaluation_plan(config, dataset, 'validation')
+    validation = data.evaluation_batches(config, dataset, 'validation')
 
     evaluation = previous = None
     began = window = time.perf_counter()
@@ -144,11 +144,11 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
                     state.stats,
                     dataset,
                     'validation',
-                    plan,
+                    validation,
                     num_samples=config.eval.panels,
                     num_worst=0,
                     mesh=mesh,
-                    reading=data.reading(config.data),
+                    loader=data.loader_options(config.data),
                     progress=progress,
                 )
                 seconds = time.perf_counter() - paused

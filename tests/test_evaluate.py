@@ -156,13 +156,13 @@ def test_mixed_sizes_on_one_device_equal_eight(mixed):
     for devices in (1, 8):
         mesh = mesh_lib.make_mesh(jax.devices()[:devices])
         restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
-        plan = data.evaluation_plan(config, dataset, 'validation')
-        assert len(set(plan.sizes)) == 3
+        batches = data.evaluation_batches(config, dataset, 'validation')
+        assert len(set(batches.sizes)) == 3
         step = evaluate.make_eval_step(graphdef, 3, mesh, inference.SINGLE)
         with jax.set_mesh(mesh), Progress(0) as progress:
             evaluation = evaluate.evaluate(
-                step, restored.params, restored.stats, dataset, 'validation', plan,
-                num_samples=9, num_worst=9, mesh=mesh, reading=pipeline.Reading(1),
+                step, restored.params, restored.stats, dataset, 'validation', batches,
+                num_samples=9, num_worst=9, mesh=mesh, loader=pipeline.LoaderOptions(1),
                 progress=progress,
             )  # fmt: skip
         found.append(evaluation)

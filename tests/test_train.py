@@ -102,7 +102,7 @@ def _confusion(tiny_run, devices, space, multiple):
     graphdef, params, stats = models.abstract(config, 11)
     mesh = mesh_lib.make_mesh(jax.devices()[:devices], space)
     restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
-    plan = pipeline.plan_evaluation(
+    batches = pipeline.evaluation_batches(
         dataset, 'validation', multiple=multiple, max_sizes=1, batch_size=devices // space
     )
     with jax.set_mesh(mesh), Progress(0) as progress:
@@ -112,11 +112,11 @@ def _confusion(tiny_run, devices, space, multiple):
             restored.stats,
             dataset,
             'validation',
-            plan,
+            batches,
             num_samples=0,
             num_worst=0,
             mesh=mesh,
-            reading=pipeline.Reading(1),
+            loader=pipeline.LoaderOptions(1),
             progress=progress,
         ).matrix
 

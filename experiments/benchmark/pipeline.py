@@ -40,7 +40,7 @@ def ours(data: Dataset, threads: int, workers: int) -> Iterator:
         transforms.TrainTransform(CROP, SCALES),
         seed=0,
         batch_size=BATCH,
-        reading=pipeline.Reading(threads, workers, 2),
+        loader=pipeline.LoaderOptions(threads, workers, 2),
     )
 
 

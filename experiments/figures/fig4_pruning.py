@@ -95,7 +95,7 @@ def measure(
         raise InputError(f'{model.workdir}: this model has no heads to prune')
     heads = model.model.heads
     mesh = mesh_lib.make_mesh()
-    batches = data.evaluation_plan(model.config, model.dataset, split)
+    batches = data.evaluation_batches(model.config, model.dataset, split)
     params, stats = jax.device_put((model.params, model.stats), mesh_lib.replicated(mesh))
     with jax.set_mesh(mesh), Progress(model.step) as progress:
         for percent in percents:
@@ -110,7 +110,7 @@ def measure(
                 num_samples=0,
                 num_worst=0,
                 mesh=mesh,
-                reading=data.reading(model.config.data),
+                loader=data.loader_options(model.config.data),
                 progress=progress,
             )
             yield percent, evaluation.miou

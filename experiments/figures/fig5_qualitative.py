@@ -106,15 +106,14 @@ def columns(selected: Sequence[SelectedRun], pruning: str) -> list[Column]:
 
 
 def predict_batches(
-    trained: Trained, plan: inference.Plan, split: str, batches: pipeline.EvaluationPlan
+    trained: Trained, plan: inference.Plan, batches: pipeline.EvaluationBatches
 ) -> Iterator[tuple[pipeline.Batch, UInt8[np.ndarray, 'b h w']]]:
     """Predicts batches of images.
 
     Args:
         trained: model that predicts.
         plan: how images go through the model.
-        split: split of its data set.
-        batches: batches of the split.
+        batches: batches of a split of its data set.
 
     Yields:
         A batch, and the predicted train ids.
@@ -125,8 +124,7 @@ def predict_batches(
         scores = inference.scores(merge(trained.graphdef, params, stats), images, plan)
         return scores.argmax(-1).astype(jnp.uint8)
 
-    reading = data.reading(trained.config.data)
-    for batch in pipeline.evaluation_batches(trained.dataset, split, batches, reading=reading):
+    for batch in batches.load(loader=data.loader_options(trained.config.data)):
         yield batch, np.asarray(predict(trained.params, trained.stats, batch['image']))
 
 
@@ -150,9 +148,9 @@ def count(
         lambda labels, guesses: metrics.confusion_matrices(labels, guesses, classes, IGNORE)
     )
     counts, labelled = np.zeros((total, len(groups), 3), np.int64), np.zeros(total, np.int64)
-    batches = data.evaluation_plan(trained.config, trained.dataset, split)
+    batches = data.evaluation_batches(trained.config, trained.dataset, split)
     with Progress(trained.step) as progress, progress.evaluating(total, split) as advance:
-        for batch, predictions in predict_batches(trained, plan, split, batches):
+        for batch, predictions in predict_batches(trained, plan, batches):
             real = batch['index'] >= 0
             places = batch['index'][real]
             matrices = np.asarray(confusion(batch['label'], predictions))[real].astype(np.int64)
@@ -225,11 +223,11 @@ def samples(
     Returns:
         Number of the image -> its pictures.
     """
-    every = data.evaluation_plan(trained.config, trained.dataset, split)
+    every = data.evaluation_batches(trained.config, trained.dataset, split)
     needed = np.flatnonzero(np.isin(every.indices, images).any(1))
-    batches = pipeline.EvaluationPlan(tuple(every.sizes[i] for i in needed), every.indices[needed])
+    batches = every.select(needed)
     found = {}
-    for batch, predictions in predict_batches(trained, plan, split, batches):
+    for batch, predictions in predict_batches(trained, plan, batches):
         for row, index in enumerate(batch['index'].tolist()):
             if index in images:
                 shown = tuple(slice(length) for length in batch['size'][row])

@@ -192,7 +192,7 @@ def sum_shares(
     sums = {name: np.zeros((*shape, heads, len(CATEGORIES))) for name in ('attention', 'chance')}
     sums['count'] = np.zeros(shape, np.int64)
     masses = make_masses(trained)
-    every = pipeline.plan_evaluation(
+    every = pipeline.evaluation_batches(
         dataset,
         split,
         multiple=trained.config.eval.size_multiple,
@@ -200,10 +200,10 @@ def sum_shares(
         batch_size=1,
     )
     wanted = np.flatnonzero(every.indices[:, 0] < images)
-    plan = pipeline.EvaluationPlan(tuple(every.sizes[i] for i in wanted), every.indices[wanted])
-    reading = data.reading(trained.config.data)
-    with Progress(trained.step) as progress, progress.evaluating(len(plan), split) as advance:
-        for batch in pipeline.evaluation_batches(dataset, split, plan, reading=reading):
+    selected = every.select(wanted)
+    loader = data.loader_options(trained.config.data)
+    with Progress(trained.step) as progress, progress.evaluating(len(selected), split) as advance:
+        for batch in selected.load(loader=loader):
             label = batch['label'][0][::stride, ::stride]
             for g, group in enumerate(groups):
                 # The same queries for every model.

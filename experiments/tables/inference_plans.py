@@ -72,7 +72,7 @@ def evaluate_plans(
     mesh = mesh_lib.make_mesh()
     graphdef, params, stats = models.abstract(config, dataset.num_classes)
     restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'best')
-    batches = data.evaluation_plan(config, dataset, split)
+    batches = data.evaluation_batches(config, dataset, split)
     for name, changes in plans(config).items():
         changed = config.copy_and_resolve_references()
         changed.eval.update(changes)
@@ -95,14 +95,16 @@ def evaluate_plans(
                 num_samples=0,
                 num_worst=0,
                 mesh=mesh,
-                reading=data.reading(config.data),
+                loader=data.loader_options(config.data),
                 progress=progress,
             )
             seconds = time.perf_counter() - began
         yield name, evaluation, seconds / len(dataset.source(split))
 
 
-def _blank_batches(batches: pipeline.EvaluationPlan, mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+def _blank_batches(
+    batches: pipeline.EvaluationBatches, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
     """Yields a batch of each padded size, to compile the programs before they are timed."""
     count = batches.indices.shape[1]
     for size in sorted(set(batches.sizes)):

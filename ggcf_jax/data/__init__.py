@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from ml_collections import ConfigDict
+
 from ggcf_jax import registry
 from ggcf_jax.data import class_uniform, class_weights, datasets, mixture, pipeline
 from ggcf_jax.data.records import compact, prepare
@@ -55,7 +57,7 @@ def training_batches(
         batch_size=config.train.batch_size,
         start_step=start_step,
         shard=shard,
-        reading=reading(data),
+        loader=loader_options(data),
         class_uniform=data.class_uniform,
         indices=indices,
     )
@@ -85,14 +87,29 @@ def transform(data) -> TrainTransform:
     )
 
 
-def reading(data) -> pipeline.Reading:
-    """How the images of `config.data` are decoded."""
-    return pipeline.Reading(data.threads, data.workers)
+def loader_options(data: ConfigDict) -> pipeline.LoaderOptions:
+    """Threads and worker processes that load images.
+
+    Args:
+        data: `config.data`; reads `threads` and `workers`.
+    """
+    return pipeline.LoaderOptions(data.threads, data.workers)
 
 
-def evaluation_plan(config, dataset: Dataset, split: str) -> pipeline.EvaluationPlan:
-    """The batches of an evaluation of `split` (reads `eval`)."""
-    return pipeline.plan_evaluation(
+def evaluation_batches(
+    config: ConfigDict, dataset: Dataset, split: str
+) -> pipeline.EvaluationBatches:
+    """Assigns the images of a split to batches; `EvaluationBatches.load` loads them.
+
+    Args:
+        config: configuration; reads `eval.size_multiple`, `eval.max_sizes` and `eval.batch_size`.
+        dataset: data set to evaluate on.
+        split: split of the data set.
+
+    Raises:
+        InputError: no such split, or a label that is not a complete PNG file.
+    """
+    return pipeline.evaluation_batches(
         dataset,
         split,
         multiple=config.eval.size_multiple,

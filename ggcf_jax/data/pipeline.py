@@ -12,6 +12,7 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
+from jaxtyping import Int, Int32
 
 from ggcf_jax.data import mixture
 from ggcf_jax.data.class_uniform import ClassIndex
@@ -25,12 +26,25 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """This process's share of the global batches."""
+    """This process's share of the global batches: every `count`-th sample from `index` on.
+
+    Attributes:
+        index: index of this process, from 0.
+        count: number of processes.
+    """
 
     index: int = 0
     count: int = 1
 
-    def local(self, batch_size: int) -> int:
+    def local_batch_size(self, batch_size: int) -> int:
+        """Returns the number of samples in this process's part of a batch.
+
+        Args:
+            batch_size: number of samples in a global batch.
+
+        Raises:
+            InputError: the processes cannot share the batch equally.
+        """
         if batch_size % self.count:
             raise InputError(
                 f'batch size {batch_size} is not divisible by the {self.count} processes'
@@ -39,28 +53,37 @@ class Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """How many hands work on the samples of one process.
+class LoaderOptions:
+    """Threads and worker processes that load the samples of one process.
 
     Attributes:
-        threads: decoding threads, of each worker if there are any.
-        workers: processes that decode; 0 decodes in this one, which is enough for few cores.
-        buffer: batches kept ready, by each worker if there are any; at least one a thread.
+        threads: number of decoding threads, in each worker process if there are any.
+        workers: number of worker processes; 0 decodes in this process, which is enough for few
+            cores.
+        buffer: number of batches kept ready, by each worker process if there are any; at least
+            one per thread.
     """
 
     threads: int = 4
     workers: int = 0
     buffer: int = 4
 
-    def start(self, stream: grain.MapDataset) -> Iterator[Batch]:
-        """Iterates over a data set of batches; closing the iterator ends threads and workers."""
+    def iterate(self, batches: grain.MapDataset) -> Iterator[Batch]:
+        """Iterates over a grain data set of batches.
+
+        Args:
+            batches: data set whose elements are batches.
+
+        Yields:
+            Its batches, in order. Closing the iterator ends the threads and worker processes.
+        """
         # OpenCV's own threads would compete with those here, which work on whole images.
         cv2.setNumThreads(1)
         # grain buffers 500 whole batches unless told otherwise; a thread works on a batch of its
         # own, so that fewer than threads would leave some idle.
         buffer = max(self.buffer, self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffer)
-        dataset = stream.to_iter_dataset(options)
+        dataset = batches.to_iter_dataset(options)
         if self.workers:
             if not flags.FLAGS.is_parsed():  # grain reads flags of its own; notebooks parse none
                 flags.FLAGS.mark_as_parsed()
@@ -105,7 +128,7 @@ def train_batches(
     batch_size: int,
     start_step: int = 0,
     shard: Shard = Shard(),
-    reading: Reading = Reading(),
+    loader: LoaderOptions = LoaderOptions(),
     class_uniform: float = 0.0,
     indices: tuple[ClassIndex, ...] | None = None,
 ) -> Iterator[Batch]:
@@ -123,7 +146,7 @@ def train_batches(
     """
     if class_uniform and indices is None:
         raise ValueError(f'class_uniform={class_uniform} needs the class index of each part')
-    local = shard.local(batch_size)
+    local = shard.local_batch_size(batch_size)
     streams = [
         grain.MapDataset.source(_Draws(i, len(part))).seed(seed + i).shuffle().repeat()
         for i, part in enumerate(parts)
@@ -134,7 +157,7 @@ def train_batches(
     sample = _TrainSample(parts, indices if class_uniform else None, class_uniform, transform)
     # random_map before the slice: after it, processes would draw the same augmentations.
     stream = stream.random_map(sample)[shard.index :: shard.count]
-    return reading.start(stream.batch(local, drop_remainder=True)[start_step:])
+    return loader.iterate(stream.batch(local, drop_remainder=True)[start_step:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,85 +175,78 @@ class _Draws:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationPlan:
-    """Which images of a split go into which batch, and at what padded size.
+class EvaluationBatches:
+    """Which records of a split form which batch, and the size that its images are padded to.
 
     Images of different sizes are grouped under few padded sizes, each of which costs one
-    compilation. Every group is filled up to whole global batches with places that hold nothing.
+    compilation. Every group is filled up to full global batches with padding entries.
 
     Attributes:
-        sizes: padded (h, w) of each global batch.
-        indices: int32 [batches, batch_size], records; -1 for a place that holds nothing.
+        dataset: data set that the records belong to.
+        split: split that is evaluated.
+        sizes: padded (height, width) of each global batch, in pixels.
+        indices: record index of each batch entry; -1 for a padding entry.
     """
 
+    dataset: Dataset
+    split: str
     sizes: tuple[tuple[int, int], ...]
-    indices: np.ndarray
+    indices: Int32[np.ndarray, 'batches batch_size']
 
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def select(self, batches: Int[np.ndarray, ' n']) -> 'EvaluationBatches':
+        """Returns some of the batches.
 
-def plan_evaluation(
-    dataset: Dataset, split: str, *, multiple: int, max_sizes: int, batch_size: int
-) -> EvaluationPlan:
-    """Reads the size of every label of `split` (not its pixels) and plans the batches.
+        Args:
+            batches: indices of the batches to keep.
+        """
+        sizes = tuple(self.sizes[i] for i in batches)
+        return dataclasses.replace(self, sizes=sizes, indices=self.indices[batches])
 
-    Args:
-        multiple: padded sides are multiples of this many pixels.
-        max_sizes: at most so many padded sizes: those whose union adds least padding are united.
-        batch_size: images a global batch.
-    """
-    source = dataset.source(split)
-    records = (source[i] for i in range(len(source)))
-    sizes = np.array([label_size(r['label'], r['name']) for r in records]).reshape(-1, 2)
-    groups = unite(-(-sizes // multiple) * multiple, max_sizes)
-    batches, padded = [], []
-    for size, members in sorted(groups.items()):
-        filled = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
-        filled[: len(members)] = members
-        batches.append(filled.reshape(-1, batch_size))
-        padded += [size] * len(batches[-1])
-    indices = np.concatenate(batches) if batches else np.zeros((0, batch_size), np.int32)
-    return EvaluationPlan(tuple(padded), indices)
+    def load(
+        self, *, shard: Shard = Shard(), loader: LoaderOptions = LoaderOptions()
+    ) -> Iterator[Batch]:
+        """Loads the batches: every image exactly once, at its own size, padded.
 
+        All processes take the same number of steps, at the same sizes.
 
-def unite(sizes: np.ndarray, most: int) -> dict[tuple[int, int], list[int]]:
-    """Groups indices by size [n, 2], uniting sizes until there are at most `most`."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, (height, width) in enumerate(sizes.tolist()):
-        groups.setdefault((height, width), []).append(index)
-    while len(groups) > most:
-        shapes = np.array(sorted(groups))
-        counts = np.array([len(groups[tuple(shape)]) for shape in shapes.tolist()])
-        pixels = counts * shapes.prod(1)
-        union = np.maximum(shapes[:, None], shapes[None])
-        added = union.prod(-1) * (counts[:, None] + counts) - pixels[:, None] - pixels
-        added[np.tril_indices(len(shapes))] = np.iinfo(added.dtype).max
-        a, b = (tuple(shapes[i].tolist()) for i in np.unravel_index(added.argmin(), added.shape))
-        united = tuple(np.maximum(a, b).tolist())
-        members = groups.pop(a) + groups.pop(b)
-        groups[united] = sorted(groups.get(united, []) + members)
-    return groups
+        Args:
+            shard: this process's share of each batch.
+            loader: threads and worker processes that decode the images.
+
+        Yields:
+            {'index': int32 [b], record index, -1 for a padding entry;
+            'size': int32 [b, 2], height and width before padding, 0 for a padding entry;
+            'image': uint8 [b, h, w, 3] RGB;
+            'label': uint8 [b, h, w], train ids, `IGNORE` in the padding}
+            with b = batch_size / number of processes.
+        """
+        local = shard.local_batch_size(self.indices.shape[1])
+        samples = grain.MapDataset.range(self.indices.size).map(_EvaluationSample(self))
+        return loader.iterate(samples[shard.index :: shard.count].batch(local, drop_remainder=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvaluationSample:
-    dataset: Dataset
-    split: str
-    plan: EvaluationPlan
+    """Position of a batch entry -> padded sample. A class, since worker processes pickle it."""
 
-    def __call__(self, place: int) -> Batch:
-        batch, column = divmod(place, self.plan.indices.shape[1])
-        index, size = int(self.plan.indices[batch, column]), self.plan.sizes[batch]
+    batches: EvaluationBatches
+
+    def __call__(self, position: int) -> Batch:
+        batch, column = divmod(position, self.batches.indices.shape[1])
+        index, size = int(self.batches.indices[batch, column]), self.batches.sizes[batch]
         if index < 0:
             image, label = np.zeros((*size, 3), np.uint8), np.full(size, IGNORE, np.uint8)
             height = width = 0
         else:
-            example = self.dataset.decode(self.dataset.source(self.split)[index])
+            dataset = self.batches.dataset
+            example = dataset.decode(dataset.source(self.batches.split)[index])
             height, width = example['label'].shape
             image, label = pad_to(example['image'], example['label'], size)
         return {
-            'index': np.int32(index),
+            'index': np.array(index, np.int32),
             'size': np.array((height, width), np.int32),
             'image': image,
             'label': label,
@@ -238,22 +254,61 @@ class _EvaluationSample:
 
 
 def evaluation_batches(
-    dataset: Dataset,
-    split: str,
-    plan: EvaluationPlan,
-    *,
-    shard: Shard = Shard(),
-    reading: Reading = Reading(),
-) -> Iterator[Batch]:
-    """Every image of `split` exactly once, at its own size, padded as planned.
+    dataset: Dataset, split: str, *, multiple: int, max_sizes: int, batch_size: int
+) -> EvaluationBatches:
+    """Assigns the records of a split to batches, by the size of every label (not its pixels).
 
-    All processes take the same number of steps, at the same sizes.
+    Args:
+        dataset: data set to evaluate on.
+        split: split of the data set.
+        multiple: padded sides are multiples of this many pixels.
+        max_sizes: maximum number of padded sizes; the pair that adds the least padding is merged
+            first.
+        batch_size: number of images in a global batch.
 
-    Yields:
-        {'index': int32 [b], -1 for a place that holds nothing; 'size': int32 [b, 2], height and
-        width before padding; 'image': uint8 [b, h, w, 3]; 'label': uint8 [b, h, w], ignore in
-        the padding}.
+    Raises:
+        InputError: no such split, or a label that is not a complete PNG file.
     """
-    local = shard.local(plan.indices.shape[1])
-    stream = grain.MapDataset.range(plan.indices.size).map(_EvaluationSample(dataset, split, plan))
-    return reading.start(stream[shard.index :: shard.count].batch(local, drop_remainder=True))
+    source = dataset.source(split)
+    records = (source[i] for i in range(len(source)))
+    sizes = np.array([label_size(r['label'], r['name']) for r in records]).reshape(-1, 2)
+    groups = merge_sizes(-(-sizes // multiple) * multiple, max_sizes)
+    batches, padded = [], []
+    for size, members in sorted(groups.items()):
+        filled = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
+        filled[: len(members)] = members
+        batches.append(filled.reshape(-1, batch_size))
+        padded += [size] * len(batches[-1])
+    indices = np.concatenate(batches) if batches else np.zeros((0, batch_size), np.int32)
+    return EvaluationBatches(dataset, split, tuple(padded), indices)
+
+
+def merge_sizes(sizes: Int[np.ndarray, 'n 2'], max_sizes: int) -> dict[tuple[int, int], list[int]]:
+    """Groups images by size, merging sizes until there are few enough.
+
+    Two sizes merge into the smallest one that holds both; the pair that adds the least padding,
+    over all its images, is merged first.
+
+    Args:
+        sizes: (height, width) of each image, in pixels.
+        max_sizes: maximum number of sizes.
+
+    Returns:
+        (height, width) -> indices of its images, ascending.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(sizes.tolist()):
+        groups.setdefault((height, width), []).append(index)
+    while len(groups) > max_sizes:
+        known = sorted(groups)
+        shapes = np.array(known)
+        counts = np.array([len(groups[size]) for size in known])
+        pixels = counts * shapes.prod(1)
+        merged = np.maximum(shapes[:, None], shapes[None])
+        added = merged.prod(-1) * (counts[:, None] + counts) - pixels[:, None] - pixels
+        added[np.tril_indices(len(known))] = np.iinfo(added.dtype).max
+        i, j = np.unravel_index(added.argmin(), added.shape)
+        members = groups.pop(known[i]) + groups.pop(known[j])
+        height, width = merged[i, j].tolist()
+        groups[height, width] = sorted(groups.get((height, width), []) + members)
+    return groups

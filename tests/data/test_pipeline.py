@@ -58,7 +58,7 @@ def _stream(
     batch_size=4,
     seed=3,
     split='train',
-    reading=pipeline.Reading(2),
+    loader=pipeline.LoaderOptions(2),
     class_uniform=0.0,
     indices=None,
 ):
@@ -71,7 +71,7 @@ def _stream(
         batch_size=batch_size,
         start_step=start,
         shard=shard,
-        reading=reading,
+        loader=loader,
         class_uniform=class_uniform,
         indices=indices,
     )
@@ -219,16 +219,16 @@ def test_class_index_points_are_pixels_of_their_class(rng):
 @pytest.mark.parametrize('sizes', [(SIZE,), ((12, 16), (9, 30), (12, 17))])
 def test_evaluation_sees_every_image_once_at_its_size(count, batch_size, processes, sizes):
     dataset = _dataset(count, sizes)
-    plan = pipeline.plan_evaluation(
+    evaluation = pipeline.evaluation_batches(
         dataset, 'validation', multiple=4, max_sizes=2, batch_size=batch_size
     )
-    assert len(set(plan.sizes)) <= 2
+    assert len(set(evaluation.sizes)) <= 2
     seen = []
     for i in range(processes):
         shard = pipeline.Shard(i, processes)
-        batches = list(pipeline.evaluation_batches(dataset, 'validation', plan, shard=shard))
-        assert len(batches) == len(plan)
-        for batch, padded in zip(batches, plan.sizes):
+        batches = list(evaluation.load(shard=shard))
+        assert len(batches) == len(evaluation)
+        for batch, padded in zip(batches, evaluation.sizes):
             assert batch['image'].shape == (batch_size // processes, *padded, 3)
             for index, size, label in zip(batch['index'], batch['size'], batch['label']):
                 height, width = size
@@ -240,16 +240,16 @@ def test_evaluation_sees_every_image_once_at_its_size(count, batch_size, process
     assert sorted(seen) == list(range(count))
 
 
-def test_sizes_are_united_where_least_is_added():
+def test_sizes_are_merged_where_least_is_added():
     sizes = np.array([(8, 8)] * 5 + [(8, 16)] * 5 + [(100, 100)])
-    assert set(pipeline.unite(sizes, 3)) == {(8, 8), (8, 16), (100, 100)}
-    assert set(pipeline.unite(sizes, 2)) == {(8, 16), (100, 100)}
-    assert pipeline.unite(sizes, 1) == {(100, 100): list(range(11))}
+    assert set(pipeline.merge_sizes(sizes, 3)) == {(8, 8), (8, 16), (100, 100)}
+    assert set(pipeline.merge_sizes(sizes, 2)) == {(8, 16), (100, 100)}
+    assert pipeline.merge_sizes(sizes, 1) == {(100, 100): list(range(11))}
 
 
 def test_workers_give_the_stream_of_threads():
     threads = _stream(5)
-    workers = _stream(5, reading=pipeline.Reading(1, workers=2, buffer=1))
+    workers = _stream(5, loader=pipeline.LoaderOptions(1, workers=2, buffer=1))
     assert all(_equal(a, b) for a, b in zip(threads, workers, strict=True))
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from experiments.common import confusable, runs
 from experiments.figures import fig5_qualitative
-from ggcf_jax.data import pipeline
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
@@ -72,9 +71,9 @@ def test_confused_pixels_are_of_one_group():
     ]
 
 
-def _random_predictions(trained, plan, split, batches):
+def _random_predictions(trained, plan, batches):
     """In place of `predict_batches`: the same pixels however often they are asked for."""
-    for batch in pipeline.evaluation_batches(trained.dataset, split, batches):
+    for batch in batches.load():
         rng = np.random.default_rng([len(trained.model.heads), *map(abs, batch['index'].tolist())])
         yield batch, rng.integers(0, 11, batch['label'].shape, dtype=np.uint8)
 
