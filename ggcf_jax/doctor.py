@@ -252,7 +252,7 @@ def _try_step(
             )
             return
         state = jax.block_until_ready(step(create(), arrays))
-        if int(state.skipped):
+        if int(state.consecutive_skips):
             found.error('the first training step gave a loss or gradients that are not finite')
             return
         count, began = 0, time.perf_counter()

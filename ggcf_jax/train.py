@@ -140,7 +140,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
                 paused = time.perf_counter()
                 evaluation = evaluate.evaluate(
                     eval_step,
-                    state.evaluated,
+                    state.eval_params,
                     state.stats,
                     dataset,
                     'validation',
@@ -179,7 +179,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
 
 def _train_row(state: state_lib.TrainState, train, learning_rate: float) -> dict[str, float]:
     """Means over the last `log_every` steps; skipped ones count only as skipped."""
-    sums = jax.device_get(state.running)
+    sums = jax.device_get(state.metric_sums)
     skipped = float(sums.pop('skipped'))
     steps = train.log_every - skipped
     means = {
@@ -190,7 +190,7 @@ def _train_row(state: state_lib.TrainState, train, learning_rate: float) -> dict
 
 
 def _stop_if_diverged(state: state_lib.TrainState, limit: int, workdir: pathlib.Path) -> None:
-    skipped = int(state.skipped)
+    skipped = int(state.consecutive_skips)
     if skipped >= limit:
         raise NotFinite(
             f'loss or gradients were not finite in the last {skipped} steps until step '

@@ -285,6 +285,6 @@ def test_config_builds_and_steps(name, monkeypatch):
         'label': rng.integers(0, 7, (2, 33, 41)).astype(np.uint8),
     }
     after = step(state, batch)
-    assert int(after.skipped) == 0 and np.isfinite(float(after.running['loss']))
+    assert int(after.consecutive_skips) == 0 and np.isfinite(float(after.metric_sums['loss']))
     changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, after.params)
     assert np.mean(jax.tree.leaves(changed)) > 0.5

@@ -1,84 +1,105 @@
 """Losses, in float32 whatever the precision of the network.
 
-A loss is a function of (logits, labels) that returns a sum over the pixels that count and the sum
-of their weights. Sums apart, so that a mean over devices, processes or accumulated batches with
-different numbers of ignored pixels divides one global sum by the other. Both are (0, 0), with zero
-gradients, if everything is ignored.
+`LOSSES` holds a builder for each name of `config.train.loss`; one of another package is named
+`my_package.my_module:builder`. `Loss` and `LossBuilder` say what such code must do.
 """
 
 import functools
-from collections.abc import Callable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Integer
+from ml_collections import ConfigDict
 
+from ggcf_jax import registry
 from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.errors import InputError
-
-Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-
-LOSSES = ('cross_entropy', 'ohem')
 
 
-def build(train, class_weights: tuple[float, ...]) -> Loss:
-    """The loss of the main logits, from `config.train` (reads `loss`, `ohem`, `accumulate`).
+class Loss(Protocol):
+    """A function of logits and labels that JAX can differentiate with respect to the logits."""
 
-    Raises:
-        InputError: an unknown loss.
-    """
-    if train.loss not in LOSSES:
-        raise InputError(f'config.train.loss={train.loss!r} is not one of {", ".join(LOSSES)}')
-    if train.loss == 'cross_entropy':
-        return functools.partial(cross_entropy, class_weights=class_weights)
-    return functools.partial(
-        ohem,
-        class_weights=class_weights,
-        threshold=train.ohem.threshold,
-        min_kept=-(-train.ohem.min_kept // train.accumulate),
-    )
+    def __call__(
+        self, logits: Float[Array, '*pixels classes'], labels: Integer[Array, '*pixels']
+    ) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+        """Computes a sum and its normaliser.
+
+        The two are returned apart, so that a mean over devices, processes or accumulated batches
+        with different numbers of ignored pixels divides one global sum by the other.
+
+        Args:
+            logits: main logits at the resolution of the labels.
+            labels: train ids; pixels of `IGNORE` (255) must not count.
+
+        Returns:
+            (sum over the pixels that count, sum of their weights); (0, 0), with zero gradients, if
+            every pixel is ignored.
+        """
+        ...
+
+
+class LossBuilder(Protocol):
+    """Builds a loss from the configuration."""
+
+    def __call__(self, train: ConfigDict, class_weights: tuple[float, ...]) -> Loss:
+        """Builds the loss of the main logits.
+
+        Args:
+            train: `config.train`; the loss is called on `batch_size / accumulate` images.
+            class_weights: weight of each class, or () for 1 each.
+
+        Raises:
+            InputError: a field has a value that this loss does not support.
+        """
+        ...
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_weights: tuple[float, ...] = ()
-) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross entropy.
+    logits: Float[Array, '*pixels classes'],
+    labels: Integer[Array, '*pixels'],
+    class_weights: tuple[float, ...] = (),
+) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+    """Computes the weighted cross entropy.
 
     Args:
-        logits: float [..., num_classes].
-        labels: integer [...] of train ids; `IGNORE` does not count.
-        class_weights: one a class, or () for 1 each; a pixel weighs what its label does, as in
-            torch.nn.CrossEntropyLoss.
+        logits: class logits.
+        labels: train ids; pixels of `IGNORE` do not count.
+        class_weights: weight of each class, or () for 1 each; a pixel has the weight of its label,
+            as in torch.nn.CrossEntropyLoss.
 
     Returns:
-        (sum, sum of weights), float32 scalars.
+        (sum over the labelled pixels, sum of their weights).
     """
     losses, weights = _pixels(logits, labels, class_weights)
     return losses.sum(), weights.sum()
 
 
 def ohem(
-    logits: jax.Array,
-    labels: jax.Array,
+    logits: Float[Array, '*pixels classes'],
+    labels: Integer[Array, '*pixels'],
     class_weights: tuple[float, ...] = (),
     *,
     threshold: float,
     min_kept: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of the hard pixels only (Shrivastava et al., 2016; as in OCNet and openseg).
+) -> tuple[Float32[Array, ''], Float32[Array, '']]:
+    """Computes the cross entropy of the hard pixels only (Shrivastava et al., 2016).
 
-    A pixel is kept if the probability of its class is at most `threshold`, or at most the
-    `min_kept`-th smallest of all labelled pixels where that is larger; so at least `min_kept` are
-    kept (all, if there are fewer), and pixels that tie with the last one too. The pixels are those
-    of the whole batch, over all devices and processes: the search for the value sums counts and
-    never gathers the pixels. With accumulation it is the microbatch; `build` divides the number.
+    As in OCNet and openseg, a pixel is kept if the probability of its class is at most `threshold`,
+    or at most the `min_kept`-th smallest of all labelled pixels where that is larger; so at least
+    `min_kept` are kept (all, if there are fewer), and pixels that tie with the last one too. The
+    pixels are those of the whole batch, over all devices and processes: the search for the value
+    sums counts and never gathers the pixels. With accumulation the batch is the microbatch, and the
+    builder divides `min_kept` by the number of microbatches.
 
     Args:
-        logits, labels, class_weights: as of `cross_entropy`.
-        threshold: probability in (0, 1].
-        min_kept: number of pixels of the batch.
+        logits: class logits.
+        labels: train ids; pixels of `IGNORE` do not count.
+        class_weights: weight of each class, or () for 1 each.
+        threshold: probability of the true class, in (0, 1], up to which a pixel counts as hard.
+        min_kept: number of pixels of the batch to keep at least.
 
     Returns:
-        (sum, sum of weights) over the kept pixels, float32 scalars.
+        (sum over the kept pixels, sum of their weights).
     """
     losses, weights = _pixels(logits, labels, class_weights)
     labeled = labels != IGNORE
@@ -89,10 +110,14 @@ def ohem(
     return jnp.where(kept, losses, 0.0).sum(), jnp.where(kept, weights, 0.0).sum()
 
 
-def label_weights(labels: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
-    """Weight of each pixel, float32 [...]: that of its label, 0 where it is not labelled.
+def label_weights(
+    labels: Integer[Array, '*pixels'], class_weights: tuple[float, ...]
+) -> Float32[Array, '*pixels']:
+    """Returns the weight of each pixel: that of its label, 0 where it is not labelled.
 
-    Without `class_weights` every value but `IGNORE` weighs 1.
+    Args:
+        labels: train ids.
+        class_weights: weight of each class, or () for 1 for every label but `IGNORE`.
     """
     if not class_weights:
         return (labels != IGNORE).astype(jnp.float32)
@@ -120,10 +145,41 @@ def _kth_largest(x: jax.Array, mask: jax.Array, k: int) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(jnp.maximum(x, 0.0), jnp.int32)
 
-    def add_bit(i, found):
+    def add_bit(i: jax.Array, found: jax.Array) -> jax.Array:
         candidate = found | (jnp.int32(1) << (30 - i))
         count = (mask & (bits >= candidate)).sum(dtype=jnp.int32)
         return jnp.where(count >= k, candidate, found)
 
     found = jax.lax.fori_loop(0, 31, add_bit, jnp.int32(0))
     return jax.lax.bitcast_convert_type(found, jnp.float32)
+
+
+def _build_cross_entropy(train: ConfigDict, class_weights: tuple[float, ...]) -> Loss:
+    del train
+    return functools.partial(cross_entropy, class_weights=class_weights)
+
+
+def _build_ohem(train: ConfigDict, class_weights: tuple[float, ...]) -> Loss:
+    """Reads `ohem` and `accumulate`."""
+    return functools.partial(
+        ohem,
+        class_weights=class_weights,
+        threshold=train.ohem.threshold,
+        min_kept=-(-train.ohem.min_kept // train.accumulate),
+    )
+
+
+LOSSES: dict[str, LossBuilder] = {'cross_entropy': _build_cross_entropy, 'ohem': _build_ohem}
+
+
+def build(train: ConfigDict, class_weights: tuple[float, ...]) -> Loss:
+    """Builds the loss of the main logits.
+
+    Args:
+        train: `config.train`; `loss` is its name.
+        class_weights: weight of each class, or () for 1 each.
+
+    Raises:
+        InputError: an unknown loss.
+    """
+    return registry.pick(LOSSES, train.loss, 'config.train.loss')(train, class_weights)

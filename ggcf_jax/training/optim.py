@@ -1,19 +1,89 @@
 """The optimiser: SGD or LARS with momentum, weight decay and a polynomial learning rate."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 import jax
 import optax
+from ml_collections import ConfigDict
 
-from ggcf_jax.errors import InputError
+from ggcf_jax import registry
 
-OPTIMIZERS = ('sgd', 'lars')
-DECAYED = ('all', 'kernels')
+# True: all parameters; or a function of the parameters that returns a boolean for each.
+Mask = bool | Callable[[optax.Params], Any]
 
 
-def schedule(train) -> optax.Schedule:
-    """Poly policy of section 4.1, from `config.train`, after an optional linear warm-up.
+class OptimizerBuilder(Protocol):
+    """Builds an optimiser: an entry of `OPTIMIZERS`, or `my_package.my_module:builder`."""
+
+    def __call__(
+        self, train: ConfigDict, learning_rate: optax.Schedule, decayed: Mask
+    ) -> Sequence[optax.GradientTransformation]:
+        """Builds the transformations that turn (clipped) gradients into updates, in their order.
+
+        Args:
+            train: `config.train`, of which `momentum` and `weight_decay` are meant for optimisers.
+            learning_rate: number of updates done -> learning rate.
+            decayed: mask of the parameters that weight decay applies to, as
+                `optax.add_decayed_weights` takes it.
+        """
+        ...
+
+
+def kernels(params: optax.Params) -> Any:
+    """Masks the kernels of convolutions: False for biases and for the scales of norms."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == 'kernel', params)
+
+
+def outside_backbone(params: optax.Params) -> Any:
+    """Masks every parameter that is not the backbone's."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: 'backbone' not in _names(path), params)
+
+
+def _names(path: tuple) -> list[str]:
+    return jax.tree_util.keystr(path, simple=True, separator='/').split('/')
+
+
+def _sgd(
+    train: ConfigDict, learning_rate: optax.Schedule, decayed: Mask
+) -> Sequence[optax.GradientTransformation]:
+    """SGD as in PyTorch: weight decay comes before the momentum."""
+    return (
+        optax.add_decayed_weights(train.weight_decay, decayed),
+        optax.sgd(learning_rate, momentum=train.momentum),
+    )
+
+
+def _lars(
+    train: ConfigDict, learning_rate: optax.Schedule, decayed: Mask
+) -> Sequence[optax.GradientTransformation]:
+    """LARS (You et al., 2017); norms and biases are left out of the layer-wise rate, as usual."""
+    lars = optax.lars(
+        learning_rate,
+        weight_decay=train.weight_decay,
+        weight_decay_mask=decayed,
+        trust_ratio_mask=kernels,
+        momentum=train.momentum,
+    )
+    return (lars,)
+
+
+OPTIMIZERS: dict[str, OptimizerBuilder] = {'sgd': _sgd, 'lars': _lars}
+DECAYED: dict[str, Mask] = {'all': True, 'kernels': kernels}
+
+
+def schedule(train: ConfigDict) -> optax.Schedule:
+    """Builds the poly schedule of section 4.1, after an optional linear warm-up.
 
     lr = end + (learning_rate - end) * (1 - step / steps) ** poly_power, where steps are those after
     the warm-up, which rises from 0.
+
+    Args:
+        train: `config.train`; `steps`, `warmup_steps`, `learning_rate`, `end_learning_rate` and
+            `poly_power` are read.
+
+    Returns:
+        Number of steps done -> learning rate.
     """
     poly = optax.polynomial_schedule(
         train.learning_rate,
@@ -27,56 +97,25 @@ def schedule(train) -> optax.Schedule:
     return optax.join_schedules([warmup, poly], [train.warmup_steps])
 
 
-def optimizer(train) -> optax.GradientTransformation:
-    """The optimiser of `config.train`.
+def optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    """Builds the optimiser.
 
-    Gradients are clipped to the global norm `clip_norm` (0: not), then comes weight decay as in
-    PyTorch, before the momentum, on what `decay` names; then SGD or LARS (You et al., 2017);
-    updates of everything outside of the backbone are multiplied by `head_multiplier`.
+    Gradients are clipped to the global norm `clip_norm` (0: not at all); then comes the optimiser
+    itself, with weight decay on the parameters that `decay` names; updates of everything outside
+    of the backbone are multiplied by `head_multiplier`.
+
+    Args:
+        train: `config.train`.
 
     Raises:
         InputError: an unknown optimiser or decay.
     """
-    if train.optimizer not in OPTIMIZERS:
-        raise InputError(
-            f'config.train.optimizer={train.optimizer!r} is not one of {", ".join(OPTIMIZERS)}'
-        )
-    if train.decay not in DECAYED:
-        raise InputError(f'config.train.decay={train.decay!r} is not one of {", ".join(DECAYED)}')
-    decayed = kernels if train.decay == 'kernels' else True
-    parts = []
+    build = registry.pick(OPTIMIZERS, train.optimizer, 'config.train.optimizer')
+    registry.check(train.decay, DECAYED, 'config.train.decay')
+    # One flat chain: the state of its links has these numbers in checkpoints.
+    parts = [*build(train, schedule(train), DECAYED[train.decay])]
     if train.clip_norm:
-        parts.append(optax.clip_by_global_norm(train.clip_norm))
-    if train.optimizer == 'sgd':
-        parts += [
-            optax.add_decayed_weights(train.weight_decay, decayed),
-            optax.sgd(schedule(train), momentum=train.momentum),
-        ]
-    else:
-        # Norms and biases are left out of the layer-wise rate, as is usual.
-        parts.append(
-            optax.lars(
-                schedule(train),
-                weight_decay=train.weight_decay,
-                weight_decay_mask=decayed,
-                trust_ratio_mask=kernels,
-                momentum=train.momentum,
-            )
-        )
+        parts.insert(0, optax.clip_by_global_norm(train.clip_norm))
     if train.head_multiplier != 1.0:
         parts.append(optax.masked(optax.scale(train.head_multiplier), outside_backbone))
     return optax.chain(*parts)
-
-
-def kernels(params) -> object:
-    """True for the kernels of convolutions, False for biases and the scales of norms."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: _names(path)[-1] == 'kernel', params)
-
-
-def outside_backbone(params) -> object:
-    """True for every parameter that is not the backbone's."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: 'backbone' not in _names(path), params)
-
-
-def _names(path) -> list[str]:
-    return jax.tree_util.keystr(path, simple=True, separator='/').split('/')

@@ -1,6 +1,5 @@
 """Everything that training needs to continue."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float32, Int32, UInt32
+from ml_collections import ConfigDict
 
 from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.models import Segmenter
 from ggcf_jax.training import optim
 
-RUNNING = ('loss', 'aux_loss', 'grad_norm', 'skipped')
+# Metrics of a training step, summed in the state until they are logged.
+METRICS = ('loss', 'aux_loss', 'grad_norm', 'skipped')
 
 
 @flax.struct.dataclass
@@ -23,74 +24,107 @@ class TrainState:
     """The training state: one pytree, one checkpoint.
 
     Attributes:
-        step: int32, number of steps done; the whole state of the data pipeline.
-        seed: uint32, of data order, augmentation and dropout.
+        step: number of steps done; the whole state of the data pipeline.
+        seed: seed of data order, augmentation and dropout.
         params: float32 parameters.
         stats: float32 running batch statistics.
-        opt_state: of the optimiser.
-        averaged: exponential moving average of the parameters, or None without one.
-        running: sums of the training metrics since they were last reported.
-        skipped: int32, steps left out since the last good one because they were not finite.
+        opt_state: state of the optimiser.
+        ema_params: exponential moving average of the parameters, or None without one.
+        metric_sums: sums of `METRICS` since they were last logged.
+        consecutive_skips: number of steps skipped since the last one whose loss and gradients were
+            finite.
     """
 
-    step: jax.Array
-    seed: jax.Array
+    step: Int32[Array, '']
+    seed: UInt32[Array, '']
     params: nnx.State
     stats: nnx.State
     opt_state: optax.OptState
-    averaged: nnx.State | None
-    running: dict[str, jax.Array]
-    skipped: jax.Array
+    ema_params: nnx.State | None
+    metric_sums: dict[str, Float32[Array, '']]
+    consecutive_skips: Int32[Array, '']
 
     @property
-    def evaluated(self) -> nnx.State:
+    def eval_params(self) -> nnx.State:
         """The parameters that are evaluated: the averaged ones where there are any."""
-        return self.params if self.averaged is None else self.averaged
+        return self.params if self.ema_params is None else self.ema_params
 
     def to_trees(self) -> dict[str, Any]:
-        """The named trees of a checkpoint: `model`, which is evaluated, apart from `training`.
+        """Returns the named trees of a checkpoint: `model`, which is evaluated, and `training`.
 
-        An analysis can thus read the model without knowing the optimizer. Where parameters are
+        An analysis can thus read the model without knowing the optimiser. Where parameters are
         averaged, the averages are the model's, and the ones being trained belong to `training`.
         """
-        training = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        model = {'params': self.evaluated, 'stats': training.pop('stats')}
-        if training.pop('averaged') is None:
-            del training['params']
-        return {'model': model, 'training': training}
+        training = {
+            'step': self.step,
+            'seed': self.seed,
+            'opt_state': self.opt_state,
+            'running': self.metric_sums,
+            'skipped': self.consecutive_skips,
+        }
+        if self.ema_params is not None:
+            training['params'] = self.params
+        return {'model': {'params': self.eval_params, 'stats': self.stats}, 'training': training}
 
     @classmethod
     def from_trees(cls, trees: Mapping[str, Any]) -> 'TrainState':
-        """The state that `to_trees` was called on."""
+        """Returns the state that `to_trees` was called on."""
         model, training = trees['model'], trees['training']
-        if 'params' in training:
-            return cls(**training, averaged=model['params'], stats=model['stats'])
-        return cls(**training, **model, averaged=None)
+        averaged = 'params' in training
+        return cls(
+            step=training['step'],
+            seed=training['seed'],
+            params=training['params'] if averaged else model['params'],
+            stats=model['stats'],
+            opt_state=training['opt_state'],
+            ema_params=model['params'] if averaged else None,
+            metric_sums=training['running'],
+            consecutive_skips=training['skipped'],
+        )
 
 
-def creator(config, num_classes: int, mesh: jax.sharding.Mesh) -> Callable[[], TrainState]:
-    """The jitted function that draws the state at step 0 of `config`, a copy on every device."""
-    tx = optim.optimizer(config.train)
+def creator(
+    config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh
+) -> Callable[[], TrainState]:
+    """Returns the jitted function that draws the state at step 0, replicated over the mesh.
+
+    Args:
+        config: configuration of the run.
+        num_classes: number of classes of the data set.
+        mesh: devices of the run.
+    """
+    optimizer = optim.optimizer(config.train)
 
     def initial() -> TrainState:
         model = models.build(config, num_classes)
-        return create(model, tx, config.seed, config.train.ema_decay)
+        return create(model, optimizer, seed=config.seed, ema_decay=config.train.ema_decay)
 
     return jax.jit(initial, out_shardings=mesh_lib.replicated(mesh))
 
 
 def create(
-    model: Segmenter, tx: optax.GradientTransformation, seed: int, ema_decay: float
+    model: models.Segmenter,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema_decay: float,
 ) -> TrainState:
-    """The state at step 0 of a freshly initialised model; averages where `ema_decay` > 0."""
+    """Creates the state at step 0 of a freshly initialised network.
+
+    Args:
+        model: network with fresh parameters.
+        optimizer: optimiser whose state is initialised.
+        seed: seed of data order, augmentation and dropout.
+        ema_decay: decay of averaged parameters; 0 for a state without them.
+    """
     _, params, stats = models.split(model)
     return TrainState(
         step=jnp.int32(0),
         seed=jnp.uint32(seed),
         params=params,
         stats=stats,
-        opt_state=tx.init(params),
-        averaged=jax.tree.map(jnp.copy, params) if ema_decay else None,
-        running={name: jnp.float32(0) for name in RUNNING},
-        skipped=jnp.int32(0),
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        metric_sums={name: jnp.float32(0) for name in METRICS},
+        consecutive_skips=jnp.int32(0),
     )

@@ -1,28 +1,60 @@
 """One optimiser step: loss, gradients, update."""
 
+import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped, UInt8
+from ml_collections import ConfigDict
 
+from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.models import merge, split
 from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training import losses, optim
 from ggcf_jax.training.state import TrainState
 
+Batch = dict[str, UInt8[Array, 'b h w *channels']]
+TrainStep = Callable[[TrainState, Batch], TrainState]
 
-def build(train, class_weights: tuple[float, ...], graphdef: nnx.GraphDef, mesh: jax.sharding.Mesh):
-    """The step of `config.train`, jitted: (state, batch) -> state; the old state is donated."""
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What training minimises: loss(logits) + aux_weight * cross entropy(auxiliary logits).
+
+    Attributes:
+        loss: loss of the main logits.
+        aux_weight: weight of the auxiliary loss, which is always cross entropy.
+        class_weights: weight of each class in the auxiliary loss, () for equal ones.
+    """
+
+    loss: losses.Loss
+    aux_weight: float
+    class_weights: tuple[float, ...] = ()
+
+
+def build(
+    train: ConfigDict,
+    class_weights: tuple[float, ...],
+    graphdef: nnx.GraphDef,
+    mesh: jax.sharding.Mesh,
+) -> TrainStep:
+    """Builds the jitted step (state, batch) -> state; the buffers of the old state are donated.
+
+    Args:
+        train: `config.train`.
+        class_weights: weight of each class in the losses, () for equal ones.
+        graphdef: structure of the network.
+        mesh: devices; the state is replicated over them.
+    """
     step = make_train_step(
         graphdef,
         optim.optimizer(train),
-        loss=losses.build(train, class_weights),
-        aux_weight=train.aux_weight,
-        class_weights=class_weights,
+        Objective(losses.build(train, class_weights), train.aux_weight, class_weights),
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         log_every=train.log_every,
@@ -30,17 +62,37 @@ def build(train, class_weights: tuple[float, ...], graphdef: nnx.GraphDef, mesh:
     return jax.jit(step, donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
 
 
+class _Microbatch(NamedTuple):
+    """Input of one forward and backward pass.
+
+    Attributes:
+        batch: images and labels.
+        key: random key for dropout.
+        share: weight of this microbatch in the loss of the batch.
+    """
+
+    batch: dict[str, jax.Array]
+    key: jax.Array
+    share: jax.Array
+
+
+class _Sums(NamedTuple):
+    """Gradients and loss terms summed over microbatches, and the latest batch statistics."""
+
+    grads: nnx.State
+    terms: dict[str, jax.Array]
+    stats: nnx.State
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
-    tx: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
     *,
-    loss: losses.Loss,
-    aux_weight: float,
-    class_weights: tuple[float, ...],
     accumulate: int,
     ema_decay: float,
     log_every: int,
-) -> Callable[[TrainState, dict[str, jax.Array]], TrainState]:
+) -> TrainStep:
     """Builds the step function, to be compiled with `jax.jit`.
 
     The loss is the global sum over the pixels that count divided by their global number (weight),
@@ -49,71 +101,80 @@ def make_train_step(
     averaged by their numbers of labelled pixels, which for cross entropy is the mean of the batch.
 
     A step whose loss or gradients are not finite leaves parameters, statistics and optimiser
-    untouched and is counted in `state.skipped`.
+    untouched and is counted in `state.consecutive_skips`.
 
     Args:
-        graphdef: of the model.
-        tx: the optimiser.
-        loss: of the main logits; the auxiliary loss is always cross entropy.
-        aux_weight: weight of the auxiliary loss.
-        class_weights: weight of each class in the auxiliary loss, () for equal ones.
-        accumulate: number of microbatches; gradients are summed over them, batch statistics are
-            those of one microbatch at a time.
-        ema_decay: of `state.averaged`, in (0, 1), where the state has it.
-        log_every: `state.running` starts anew after this many steps.
+        graphdef: structure of the network.
+        optimizer: gradient transformation whose updates are added to the parameters.
+        objective: what is minimised.
+        accumulate: number of microbatches that a batch is split into; gradients are summed over
+            them, batch statistics are those of one microbatch at a time.
+        ema_decay: decay of `state.ema_params`, in (0, 1); not used where the state has none.
+        log_every: number of steps after which `state.metric_sums` starts from zero again.
     """
 
-    def loss_terms(params, stats, batch, key, share):
-        model = merge(graphdef, params, stats)
-        logits, aux_logits = model(batch['image'], train=True, key=key)
-        labels = batch['label']
-        main, aux = (upsample(x, model.stride, labels.shape[1:]) for x in (logits, aux_logits))
+    def loss_terms(
+        params: nnx.State, stats: nnx.State, inputs: _Microbatch
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], nnx.State]]:
+        model = models.merge(graphdef, params, stats)
+        logits, aux_logits = model(inputs.batch['image'], train=True, key=inputs.key)
+        labels = inputs.batch['label']
+        _, height, width = labels.shape
+        main, aux = (upsample(x, model.stride, (height, width)) for x in (logits, aux_logits))
         terms = {
-            'main': _mean(*loss(main, labels)),
-            'aux_loss': _mean(*losses.cross_entropy(aux, labels, class_weights)),
+            'main': _mean(*objective.loss(main, labels)),
+            'aux_loss': _mean(*losses.cross_entropy(aux, labels, objective.class_weights)),
         }
-        terms = {name: share * term for name, term in terms.items()}
-        return terms['main'] + aux_weight * terms['aux_loss'], (terms, split(model)[2])
+        terms = {name: inputs.share * term for name, term in terms.items()}
+        _, _, stats = models.split(model)
+        return terms['main'] + objective.aux_weight * terms['aux_loss'], (terms, stats)
 
-    def add_microbatch(carry, inputs):
-        params, (grads, terms, stats) = carry
-        (_, (new_terms, stats)), new_grads = jax.value_and_grad(loss_terms, has_aux=True)(
-            params, stats, *inputs
+    def add_microbatch(
+        carry: tuple[nnx.State, _Sums], inputs: _Microbatch
+    ) -> tuple[tuple[nnx.State, _Sums], None]:
+        params, sums = carry
+        (_, (terms, stats)), grads = jax.value_and_grad(loss_terms, has_aux=True)(
+            params, sums.stats, inputs
         )
-        grads, terms = jax.tree.map(jnp.add, (grads, terms), (new_grads, new_terms))
-        return (params, (grads, terms, stats)), None
+        grads, terms = jax.tree.map(jnp.add, (sums.grads, sums.terms), (grads, terms))
+        return (params, _Sums(grads, terms, stats)), None
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> TrainState:
-        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
-        keys = jax.random.split(key, accumulate)
-        zeros = (
-            jax.tree.map(jnp.zeros_like, state.params),
-            {name: jnp.float32(0) for name in ('main', 'aux_loss')},
-            state.stats,
+    def gradients(state: TrainState, batch: Batch) -> _Sums:
+        keys = jax.random.split(_step_key(state), accumulate)
+        zeros = _Sums(
+            grads=jax.tree.map(jnp.zeros_like, state.params),
+            terms={name: jnp.float32(0) for name in ('main', 'aux_loss')},
+            stats=state.stats,
         )
         if accumulate == 1:
-            inputs = (batch, keys[0], jnp.float32(1))
-            (_, (grads, terms, stats)), _ = add_microbatch((state.params, zeros), inputs)
-        else:
-            dealt = deal(batch, accumulate)
-            inputs = (dealt, keys, _shares(dealt['label'], class_weights))
-            (_, (grads, terms, stats)), _ = scan(add_microbatch, (state.params, zeros), inputs)
+            inputs = _Microbatch(batch, keys[0], jnp.float32(1))
+            (_, sums), _ = add_microbatch((state.params, zeros), inputs)
+            return sums
+        batches = split_microbatches(batch, accumulate)
+        shares = _shares(batches['label'], objective.class_weights)
+        (_, sums), _ = scan(
+            add_microbatch, (state.params, zeros), _Microbatch(batches, keys, shares)
+        )
+        return sums
+
+    def train_step(state: TrainState, batch: Batch) -> TrainState:
+        grads, terms, stats = gradients(state, batch)
         grad_norm = optax.global_norm(grads)
-        total = terms['main'] + aux_weight * terms['aux_loss']
+        total = terms['main'] + objective.aux_weight * terms['aux_loss']
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        averaged = None
-        if state.averaged is not None:
-            averaged = optax.incremental_update(params, state.averaged, 1 - ema_decay)
-        new = (params, stats, opt_state, averaged)
-        old = (state.params, state.stats, state.opt_state, state.averaged)
-        params, stats, opt_state, averaged = jax.tree.map(
+        ema_params = None
+        if state.ema_params is not None:
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+        new = (params, stats, opt_state, ema_params)
+        old = (state.params, state.stats, state.opt_state, state.ema_params)
+        params, stats, opt_state, ema_params = jax.tree.map(
             lambda n, o: jnp.where(finite, n, o), new, old
         )
 
-        values = {
+        metrics = {
             'loss': total,
             'aux_loss': terms['aux_loss'],
             'grad_norm': grad_norm,
@@ -126,16 +187,37 @@ def make_train_step(
             params=params,
             stats=stats,
             opt_state=opt_state,
-            averaged=averaged,
-            running={
-                name: jnp.where(fresh, 0.0, state.running[name])
+            ema_params=ema_params,
+            metric_sums={
+                name: jnp.where(fresh, 0.0, state.metric_sums[name])
                 + (value if name == 'skipped' else jnp.where(finite, value, 0.0))
-                for name, value in values.items()
+                for name, value in metrics.items()
             },
-            skipped=jnp.where(finite, 0, state.skipped + 1),
+            consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
         )
 
     return train_step
+
+
+def split_microbatches(
+    batch: dict[str, Shaped[Any, 'b ...']], accumulate: int
+) -> dict[str, Shaped[Any, '{accumulate} _ ...']]:
+    """Splits [b, ...] into [accumulate, b / accumulate, ...], every microbatch on all devices.
+
+    Item i goes to microbatch i % accumulate, so that no array moves between devices.
+
+    Args:
+        batch: arrays whose leading axis may be sharded over devices.
+        accumulate: number of microbatches, a divisor of b.
+    """
+    return {
+        name: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+        for name, x in batch.items()
+    }
+
+
+def _step_key(state: TrainState) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(state.seed), state.step)
 
 
 def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
@@ -143,18 +225,7 @@ def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
     return total / jnp.where(weight > 0, weight, 1.0)
 
 
-def _shares(labels: jax.Array, class_weights: tuple[float, ...]) -> jax.Array:
-    """Share of each microbatch in the weight of all labelled pixels, float32 [accumulate]."""
+def _shares(labels: jax.Array, class_weights: tuple[float, ...]) -> Float[Array, ' accumulate']:
+    """Share of each microbatch in the weight of all labelled pixels."""
     weights = losses.label_weights(labels, class_weights).sum((1, 2, 3))
     return _mean(weights, weights.sum())
-
-
-def deal(batch: dict[str, jax.Array], accumulate: int) -> dict[str, jax.Array]:
-    """[b, ...] -> [accumulate, b / accumulate, ...], every microbatch on all devices.
-
-    Item i goes to microbatch i % accumulate, so that each device keeps what it has.
-    """
-    return {
-        name: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
-        for name, x in batch.items()
-    }

@@ -11,7 +11,7 @@ from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training import optim
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training.losses import cross_entropy, ohem
-from ggcf_jax.training.train_step import deal, make_train_step
+from ggcf_jax.training.train_step import Objective, make_train_step, split_microbatches
 
 CLASSES = 5
 
@@ -37,15 +37,13 @@ def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
     step = make_train_step(
         graphdef,
         tx,
-        loss=loss,
-        aux_weight=0.4,
-        class_weights=(),
+        Objective(loss, aux_weight=0.4),
         accumulate=accumulate,
         ema_decay=ema_decay,
         log_every=log_every,
     )
     model = models.merge(graphdef, params, stats)
-    return step, state_lib.create(model, tx, config.seed, ema_decay), graphdef
+    return step, state_lib.create(model, tx, seed=config.seed, ema_decay=ema_decay), graphdef
 
 
 def _assert_close(a, b, rtol=2e-4, atol=2e-6):
@@ -73,7 +71,7 @@ def test_first_update_is_the_definition(config):
     new = jax.jit(step)(state, batch)
     _assert_close(new.params, expected)
     assert int(new.step) == 1
-    np.testing.assert_allclose(new.running['loss'], jax.jit(loss)(state.params), rtol=1e-5)
+    np.testing.assert_allclose(new.metric_sums['loss'], jax.jit(loss)(state.params), rtol=1e-5)
 
 
 OHEM = partial(ohem, threshold=0.2, min_kept=700)
@@ -112,7 +110,7 @@ def test_accumulation_sums_over_microbatches(config):
     """Against each microbatch by itself, joined by numbers of pixels."""
     step, state, graphdef = _make(config, accumulate=2)
     batch = _batch()
-    dealt = deal(batch, 2)
+    split = split_microbatches(batch, 2)
     stats, total, count = state.stats, None, 0
 
     @jax.jit
@@ -126,7 +124,7 @@ def test_accumulation_sums_over_microbatches(config):
         return jax.grad(loss, has_aux=True)(params)
 
     for i in range(2):
-        image, label = dealt['image'][i], dealt['label'][i]
+        image, label = split['image'][i], split['label'][i]
         gradients, stats = gradient(state.params, stats, image, label)
         total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
         count += (label != 255).sum()
@@ -138,10 +136,10 @@ def test_accumulation_sums_over_microbatches(config):
 
 def test_every_microbatch_takes_from_every_device():
     batch = {'x': np.arange(16)}
-    dealt = deal(batch, 2)['x']
-    assert sorted(dealt.ravel().tolist()) == list(range(16))
+    split = split_microbatches(batch, 2)['x']
+    assert sorted(split.ravel().tolist()) == list(range(16))
     # Devices hold 0-3, 4-7, ...; each microbatch has two of each.
-    for microbatch in dealt:
+    for microbatch in split:
         assert [(microbatch // 4 == device).sum() for device in range(4)] == [2] * 4
 
 
@@ -157,11 +155,11 @@ def test_not_finite_step_changes_nothing_but_counts(config):
             np.array_equal(a, b, equal_nan=True)
             for a, b in zip(before, jax.tree.leaves(getattr(after, name)), strict=True)
         )
-    assert int(after.step) == 2 and int(after.skipped) == 1
-    assert float(after.running['skipped']) == 1
-    assert np.isfinite(float(after.running['loss']))
+    assert int(after.step) == 2 and int(after.consecutive_skips) == 1
+    assert float(after.metric_sums['skipped']) == 1
+    assert np.isfinite(float(after.metric_sums['loss']))
     recovered = compiled(after.replace(params=state.params), _batch(1))
-    assert int(recovered.skipped) == 0 and float(recovered.running['skipped']) == 1
+    assert int(recovered.consecutive_skips) == 0 and float(recovered.metric_sums['skipped']) == 1
 
 
 @pytest.mark.parametrize('loss', [cross_entropy, partial(ohem, threshold=0.7, min_kept=10)])
@@ -170,8 +168,8 @@ def test_all_ignored_batch_is_finite(config, loss):
     batch = _batch()
     batch['label'][:] = 255
     after = jax.jit(step)(state, batch)
-    assert int(after.skipped) == 0
-    assert float(after.running['loss']) == 0
+    assert int(after.consecutive_skips) == 0
+    assert float(after.metric_sums['loss']) == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.params))
 
 
@@ -182,14 +180,14 @@ def test_running_sums_start_anew_and_parameters_are_averaged(config):
     average = state.params
     for seed in range(4):
         alone = compiled(
-            state.replace(running=jax.tree.map(jnp.zeros_like, state.running)), _batch(seed)
+            state.replace(metric_sums=jax.tree.map(jnp.zeros_like, state.metric_sums)), _batch(seed)
         )
-        losses.append(float(alone.running['loss']))
+        losses.append(float(alone.metric_sums['loss']))
         state = compiled(state, _batch(seed))
-        sums.append(float(state.running['loss']))
+        sums.append(float(state.metric_sums['loss']))
         average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
-    _assert_close(state.averaged, average)
-    assert state.evaluated is state.averaged
+    _assert_close(state.ema_params, average)
+    assert state.eval_params is state.ema_params
     expected = [losses[0], losses[0] + losses[1], losses[2], losses[2] + losses[3]]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
 
@@ -200,8 +198,8 @@ def test_dropout_depends_on_seed_and_step(tiny_config):
     compiled = jax.jit(step)
 
     def loss(state):
-        fresh = state.replace(running=jax.tree.map(jnp.zeros_like, state.running))
-        return float(compiled(fresh, _batch()).running['loss'])
+        fresh = state.replace(metric_sums=jax.tree.map(jnp.zeros_like, state.metric_sums))
+        return float(compiled(fresh, _batch()).metric_sums['loss'])
 
     first = loss(state)
     assert loss(state) == first

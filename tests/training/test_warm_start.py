@@ -30,9 +30,9 @@ def _state(config, seed, num_classes=5):
         params=params,
         stats=stats,
         opt_state=tx.init(params),
-        averaged=params if config.train.ema_decay else None,
-        running={name: jax.numpy.float32(0) for name in state_lib.RUNNING},
-        skipped=jax.numpy.int32(0),
+        ema_params=params if config.train.ema_decay else None,
+        metric_sums={name: jax.numpy.float32(0) for name in state_lib.METRICS},
+        consecutive_skips=jax.numpy.int32(0),
     )
 
 
@@ -121,6 +121,6 @@ def test_averages_start_from_the_weights_too(tiny_config, tmp_path):
     _write_weights(tiny_config, tiny_config.model.backbone.weights)
     state = _state(tiny_config, 1)
     begun = warm_start.with_weights(tiny_config, state)
-    for new, averaged in zip(*map(jax.tree.leaves, (begun.params, begun.averaged))):
+    for new, averaged in zip(*map(jax.tree.leaves, (begun.params, begun.ema_params))):
         np.testing.assert_array_equal(new, averaged)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, begun.params))))

@@ -240,14 +240,14 @@ def test_averaged_parameters_are_what_analyses_get(tiny_config, tmp_path):
     tiny_config.train.ema_decay = 0.9
     mesh = mesh_lib.make_mesh()
     state = state_lib.creator(tiny_config, 5, mesh)()
-    state = state.replace(averaged=jax.tree.map(lambda x: x + 7, state.params))
+    state = state.replace(ema_params=jax.tree.map(lambda x: x + 7, state.params))
     _save(tmp_path, state, {3: 0.2})
     found = _restore_latest(tmp_path, state)[0]
-    for name in ('params', 'averaged'):
+    for name in ('params', 'ema_params'):
         expected = jax.tree.leaves(getattr(_at(state, 3), name))
         for a, b in zip(jax.tree.leaves(getattr(found, name)), expected, strict=True):
             np.testing.assert_array_equal(a, b)
     sharding = mesh_lib.replicated(mesh)
     model = checkpoints.restore(tmp_path, state.params, state.stats, sharding, 'latest')
-    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.averaged), strict=True):
+    for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(state.ema_params), strict=True):
         np.testing.assert_array_equal(a, b)
