@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the source of `ggcf_jax.config.default`.
 
-python docs/configuration.py
+python -m docs.configuration
 """
 
 import inspect
@@ -24,7 +24,7 @@ what differs; the command line overrides both: `--config.train.steps=500`. In Py
     mine = config.default()
     mine.train.steps = 500
 
-This page is made from the comments in `ggcf_jax/config.py` by `python docs/configuration.py`.
+This page is made from the comments in `ggcf_jax/config.py` by `python -m docs.configuration`.
 
 | field | default | meaning |
 |---|---|---|

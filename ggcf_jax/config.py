@@ -1,7 +1,7 @@
 """The configuration: `default()` has every field once, `check()` refuses impossible values.
 
-docs/configuration.md is made from the source of `default()`; after a change
-run `python docs/configuration.py`.
+docs/configuration.md is made from the source of `default()`: run `python -m docs.configuration`
+after a change.
 """
 
 import dataclasses
@@ -111,8 +111,9 @@ def default() -> ConfigDict:
     # Context module: 'ggcf', 'aspp' (DeepLab v3), 'none', or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
-    # side), 'grid:8' (every 8th position), 'learned'. 'local:8,16' is two heads. The default is the
-    # paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256.
+    # side), 'grid:8' (every 8th position), 'learned', or 'my_package.my_module:Class:8' for a graph
+    # of your own. 'local:8,16' is two heads. The default is the paper's {LOCAL, GRID}_{8,16,24},
+    # made for feature maps of 128 x 256.
     config.model.heads = 'local:8,16,24,grid:8,16,24'
     # The paper's context module (sections 3.2 to 3.5).
     config.model.ggcf = ConfigDict()
@@ -137,7 +138,8 @@ def default() -> ConfigDict:
     config.train.batch_size = 8  # Images for each update, over all devices (paper: 8).
     # Gradient accumulation: number of microbatches that a batch is processed in, to save memory.
     config.train.accumulate = 1
-    config.train.optimizer = 'sgd'  # 'sgd', or 'lars' for large batches (You et al., 2017).
+    # 'sgd', 'lars' for large batches (You et al., 2017), or 'my_package.my_module:build'.
+    config.train.optimizer = 'sgd'
     config.train.learning_rate = 0.02  # Learning rate after the warm-up (paper: 0.02).
     config.train.end_learning_rate = 0.0  # Learning rate at the end. mmseg: 1e-4.
     config.train.warmup_steps = 0  # Number of first steps, in which the learning rate rises from 0.

@@ -117,7 +117,7 @@ def test_reference_page_is_that_of_the_source():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = module.page()
-    assert module.PAGE.read_text() == text, 'run python docs/configuration.py'
+    assert module.PAGE.read_text() == text, 'run python -m docs.configuration'
     rows = [line.split(' | ') for line in text.splitlines() if line.startswith('| `')]
     assert sorted(row[0][3:-1] for row in rows) == sorted(config_lib.fields(config_lib.default()))
     assert all(len(row) == 3 and len(row[2]) > 10 for row in rows), rows
