@@ -37,6 +37,12 @@ TINY_MODEL = {
 }
 
 
+def one_device() -> dict[str, str]:
+    """The environment of a process that has one device and this checkout's package."""
+    flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
+    return dict(os.environ, XLA_FLAGS=' '.join(flags), PYTHONPATH=str(ROOT))
+
+
 def write_camvid(root: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:
     """Writes the folder: every image is two colour fields that its label tells apart."""
     for folder, count in (('train', 6), ('val', 3)):
@@ -112,7 +118,7 @@ def train_with_main(name: str, manual_dir: pathlib.Path, root: pathlib.Path, fie
             f'--workdir={root / "run"}',
             *(f'--config.{field}={value}' for field, value in fields.items()),
         ],
-        env=dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT)),
+        env=one_device(),
         capture_output=True,
         text=True,
     )

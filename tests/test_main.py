@@ -1,12 +1,11 @@
 """The command line: a mistake ends in one clear line on stderr and exit code 2."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, one_device
 
 # All mistakes in one process: importing JAX takes longer than finding them.
 _DRIVER = """
@@ -68,7 +67,7 @@ def answers():
     process = subprocess.run(
         [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
         input='\n'.join(MISTAKES),
-        env=dict(os.environ, XLA_FLAGS='', TFDS_DATA_DIR='nowhere'),
+        env=dict(one_device(), TFDS_DATA_DIR='nowhere'),
         cwd=ROOT,
         capture_output=True,
         text=True,

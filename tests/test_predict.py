@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import inputs, large_images, outputs
 from ggcf_jax.workdir import checkpoints, classes
-from tests.helpers import ROOT, make_tiny_config, save_untrained, write_camvid
+from tests.helpers import ROOT, make_tiny_config, one_device, save_untrained, write_camvid
 
 SIDE = 64  # of the parts of large images
 
@@ -332,7 +331,7 @@ def test_a_killed_prediction_is_resumed(setting, tmp_path):
         '--checkpoint=latest', f'--input={tmp_path / "in"}', f'--output={tmp_path / "out"}',
         '--config.eval.batch_size=1',
     ]  # fmt: skip
-    environment = dict(os.environ, XLA_FLAGS='', PYTHONPATH=str(ROOT))
+    environment = one_device()
     with subprocess.Popen(command, env=environment) as process:
         while process.poll() is None and not list((tmp_path / 'out').rglob('03.npy')):
             pass

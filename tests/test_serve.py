@@ -24,7 +24,7 @@ from ggcf_jax import serve
 from ggcf_jax.serving.answers import Answers
 from ggcf_jax.serving.viewer import Viewer
 from tests import browser
-from tests.helpers import ROOT
+from tests.helpers import ROOT, one_device
 
 COLORS = ((10, 20, 30), (40, 50, 60), (70, 80, 90))
 
@@ -322,7 +322,7 @@ def page_url(untrained_run):
     process = subprocess.Popen(
         [sys.executable, 'main.py', '--mode=serve', f'--workdir={untrained_run}', '--port=0'],
         cwd=ROOT,
-        env=dict(os.environ, XLA_FLAGS=''),
+        env=one_device(),
         stdout=subprocess.PIPE,
         text=True,
     )

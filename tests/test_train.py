@@ -1,7 +1,6 @@
 """Whole runs through `train_and_evaluate` and `main.py`, on a tiny CamVid."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import train_step
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir.metrics_log import read_rows
-from tests.helpers import ROOT, load_config
+from tests.helpers import ROOT, load_config, one_device
 
 
 def _rows(workdir):
@@ -180,8 +179,7 @@ def _command(config, workdir, steps):
 
 
 def _environment():
-    environment = dict(os.environ, XLA_FLAGS='', PYTHONUNBUFFERED='1', PYTHONPATH=str(ROOT))
-    return environment
+    return dict(one_device(), PYTHONUNBUFFERED='1')
 
 
 def _run(command):

@@ -27,7 +27,8 @@ from tests.test_train import _final, _rows, _steps
 PEER_TIMEOUT = 5
 STALL_TIMEOUT = 60
 
-pytestmark = pytest.mark.soak
+# -m 'not slow' replaces the 'not soak' of pyproject.toml.
+pytestmark = [pytest.mark.soak, pytest.mark.slow]
 
 
 def by_flags(i: int, port: int) -> tuple[list[str], dict[str, str]]:
