@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, UInt8
@@ -33,6 +34,7 @@ from ggcf_jax.models import merge
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
+from ggcf_jax.models.segmenter import Segmenter
 
 _COLUMNS = 4
 
@@ -146,11 +148,12 @@ def inspect(model: trained.Trained, selection: Selection, out: pathlib.Path) -> 
     image, label = example['image'], example['label']
     points = selection.queries or queries.deepest_pixels(label, selection.classes)
     queries.check_pixels(points, label)
-    at = nearest_positions(np.asarray(points), stride, label.shape)
+    at = jnp.asarray(nearest_positions(np.asarray(points), stride, label.shape))
 
     @jax.jit
     def attend(params: nnx.State, stats: nnx.State) -> jax.Array:
         segmenter = pruned(merge(model.graphdef, params, stats), selection.rules)
+        assert isinstance(segmenter, Segmenter)
         return segmenter.attention(image[None], at)
 
     weights = np.asarray(attend(model.params, model.stats))[0]  # [queries, heads, rows, columns]

@@ -1,46 +1,53 @@
-"""Says what a file of weights holds: python -m experiments.inspect_weights FILE."""
+"""Describes a file of pretrained weights: its layout, and the configuration that fits it.
+
+    python -m experiments.inspect_weights FILE
+
+FILE may also be the workdir of a run: prints the fields of its backbone.
+"""
 
 import argparse
 import pathlib
-import sys
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from experiments.common import cli
 from ggcf_jax import registry
-from ggcf_jax.errors import InputError
 from ggcf_jax.models import backbones, pretrained
 from ggcf_jax.models.pretrained import files, layouts
 from ggcf_jax.workdir import config as workdir_config
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m experiments.inspect_weights', description=__doc__
+def main(options: argparse.Namespace) -> None:
+    """Describes the file or the workdir of the command line."""
+    if options.path.is_dir():
+        _describe_workdir(options.path)
+    else:
+        _describe_file(options.path, list_tensors=options.tensors)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument(
+        'path',
+        type=pathlib.Path,
+        help='.safetensors, .pth or .pt file, or a ggcf_jax workdir',
     )
-    parser.add_argument('path', help='.safetensors, .pth, .pt, or the workdir of a run')
-    parser.add_argument('--tensors', action='store_true', help='list all tensors')
-    given = parser.parse_args(arguments)
-    try:
-        if pathlib.Path(given.path).is_dir():
-            _workdir(given.path)
-        else:
-            _file(given.path, given.tensors)
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    parser.add_argument('--tensors', action='store_true', help='list all tensors of the file')
+    return parser
 
 
-def _workdir(path: str) -> None:
-    model = workdir_config.load(pathlib.Path(path)).model
+def _describe_workdir(path: pathlib.Path) -> None:
+    model = workdir_config.load(path).model
     fields = {f'backbone.{name}': model.backbone[name] for name in ('name', 'width', 'stem')}
     fields |= {name: model[name] for name in ('activation', 'norm', 'input')}
-    print(f'{path}: workdir of a run of ours; fits\n  {_flags(fields)}')
+    print(f'{path}: a ggcf_jax workdir; fits\n  {_flags(fields)}')
 
 
-def _file(path: str, list_tensors: bool) -> None:
+def _describe_file(path: pathlib.Path, *, list_tensors: bool) -> None:
     everything = files.read(path)
     if list_tensors:
         for name, tensor in everything.items():
@@ -64,8 +71,8 @@ def _file(path: str, list_tensors: bool) -> None:
         )
 
 
-def _shapes(fields: dict) -> dict[str, tuple[int, ...]]:
-    """Shapes of the network that the fields of `config.model` describe."""
+def _shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the backbone that these fields of `config.model` describe."""
     model = ConfigDict(
         {
             'backbone': {
@@ -85,9 +92,9 @@ def _shapes(fields: dict) -> dict[str, tuple[int, ...]]:
     return pretrained.shapes_of(nnx.as_pure(nnx.state(trunk, nnx.Any(nnx.Param, nnx.BatchStat))))
 
 
-def _flags(fields: dict) -> str:
+def _flags(fields: dict[str, Any]) -> str:
     return '\n  '.join(f'--config.model.{name}={value}' for name, value in fields.items())
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main, make_parser())

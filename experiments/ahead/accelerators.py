@@ -1,7 +1,7 @@
 """Accelerators that programs are compiled for on a machine that has none.
 
-The compilers of XLA come with the extra `aot`: libtpu for TPUs, jax-cuda13-plugin for GPUs. They
-need a description of the chip and of how many there are, not the chip itself.
+XLA's compilers come with the extra `aot`: libtpu for TPUs, jax-cuda13-plugin for GPUs. They need a
+description of the chip and the number of chips, not the chip itself.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from ggcf_jax.errors import InputError
 
-# What XLA:GPU wants to know of an H100 SXM (80 GB), as its own device query prints it.
+# XLA:GPU's description of an H100 SXM (80 GB), as its own device query prints it.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -45,12 +45,12 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What to compile for.
+    """Devices to compile for.
 
     Attributes:
         platform: 'tpu' or 'cuda'.
-        topology: the name of a TPU slice, or hosts x GPUs a host x 1.
-        devices: how many of its chips are used, from the first.
+        topology: name of a TPU slice, or hosts x GPUs a host x 1.
+        devices: number of its chips that are used, from the first.
     """
 
     platform: str
@@ -66,14 +66,17 @@ TARGETS = {
     'v5e': Target('tpu', 'v5e:2x2', 1),
     'v5e:4x4': Target('tpu', 'v5e:4x4', 16),
 }
-# Without a GPU to try them on, XLA's default tiles of Triton products are taken, and some shapes
-# (f32[7,156,156] of GRID_8 at 97 x 97) have none: cuBLAS, which needs no choice, instead.
-COMPILER_OPTIONS = {'cuda': {'xla_gpu_enable_triton_gemm': False}, 'tpu': {}}
+# Without a GPU to autotune on, XLA takes its default tiles for Triton products, and some shapes
+# (f32[7,156,156] of GRID_8 at 97 x 97) have none. cuBLAS needs no tiles.
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    'cuda': {'xla_gpu_enable_triton_gemm': False},
+    'tpu': {},
+}
 _PACKAGES = {'tpu': ('libtpu', 'libtpu'), 'cuda': ('jax_plugins.xla_cuda13', 'jax-cuda13-plugin')}
 
 
 def missing(target: Target) -> str | None:
-    """Why this machine cannot compile for the target; None if it can."""
+    """Returns why this machine cannot compile for the target; None if it can."""
     module, package = _PACKAGES[target.platform]
     try:
         found = importlib.util.find_spec(module) is not None
@@ -83,26 +86,26 @@ def missing(target: Target) -> str | None:
 
 
 def compiler(target: Target) -> str:
-    """Name and version of the compiler of a target, such as 'libtpu 0.0.42'."""
+    """Returns name and version of the compiler of a target, such as 'libtpu 0.0.42'."""
     package = _PACKAGES[target.platform][1]
     return f'{package} {importlib.metadata.version(package)}'
 
 
 def devices(target: Target) -> list[jax.Device]:
-    """The devices of a target, to compile for; nothing can run on them.
+    """Returns the devices of a target; programs can be compiled for them, but not run.
 
     Raises:
-        InputError: its compiler is not installed.
+        InputError: the compiler of the target is not installed.
     """
     reason = missing(target)
     if reason is not None:
         raise InputError(f'cannot compile for {target.topology} of {target.platform}: {reason}')
     if target.platform == 'tpu':
         os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # do not look for a cloud machine's metadata
-        os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # nothing is run: processes do not clash
+        os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # nothing runs: processes do not clash
         topology = topologies.get_topology_desc(target.topology, 'tpu')
     else:
-        jax.devices()  # looks for plugins, the GPU's among them
+        jax.devices()  # discovers plugins, the GPU's among them
         topology = topologies.get_topology_desc(
             '', 'cuda', target_config=_H100, topology=target.topology
         )

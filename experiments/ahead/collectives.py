@@ -1,6 +1,6 @@
 """Collective operations of compiled programs: what devices send each other.
 
-A collective in a loop counts as often as it runs.
+A collective in a loop counts once for each iteration.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ KINDS = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce
 
 GATHERS = ('all-gather', 'all-to-all')
 
-# A program of replicated parameters and a divided batch has nothing to gather. The compilers are
+# A program with replicated parameters and a sharded batch has nothing to gather. The compilers are
 # free to gather a few numbers, such as those of a random generator.
 LARGEST_GATHER = 4096  # bytes
 
@@ -25,10 +25,10 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        arrays: of its result on one device, such as 'f32[2048]'.
-        bytes: of that result.
-        times: how often a call of the program runs it.
-        source: the JAX operation that it comes from.
+        arrays: arrays of its result on one device, such as 'f32[2048]'.
+        bytes: size of that result.
+        times: number of times that a call of the program runs it.
+        source: JAX operation that it comes from.
     """
 
     kind: str
@@ -40,17 +40,25 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Total:
-    """Of all collectives of a kind: how many a call of the program runs, and their bytes."""
+    """All collectives of a kind in one call of the program.
+
+    Attributes:
+        count: number of collectives.
+        bytes: size of their results on one device.
+    """
 
     count: int
     bytes: int
 
 
 def of_program(text: str) -> list[Collective]:
-    """The collectives of a compiled program, in its order.
+    """Returns the collectives of a compiled program, in its order.
+
+    Args:
+        text: program as `jax.stages.Compiled.as_text` gives it.
 
     Raises:
-        ValueError: a loop of which the text does not tell how often it runs.
+        ValueError: a loop whose trip count is not in the text.
     """
     computations, entry = hlo.parse(text)
     times = hlo.executions(computations, entry, ('body', 'condition', 'calls', 'to_apply'))
@@ -58,7 +66,7 @@ def of_program(text: str) -> list[Collective]:
     channels: dict[str, int] = {}
     for name, instructions in computations.items():
         for instruction in instructions:
-            # Of an asynchronous pair the second has the result alone.
+            # In an asynchronous pair, the second instruction results in the result alone.
             kind = instruction.opcode.removesuffix('-done')
             if kind not in KINDS or not times[name]:
                 continue
@@ -71,7 +79,7 @@ def of_program(text: str) -> list[Collective]:
                 times[name],
                 source.group(1) if source else '',
             )
-            # A TPU's compiler writes one collective into each fusion that it overlaps with.
+            # A TPU's compiler repeats a collective in each fusion that it overlaps with.
             channel = re.search(r'channel_id=(\d+)', instruction.rest)
             if channel and channel.group(1) in channels:
                 earlier = channels[channel.group(1)]
@@ -85,22 +93,24 @@ def of_program(text: str) -> list[Collective]:
 
 
 def totals(found: Iterable[Collective]) -> dict[str, Total]:
-    """Count and bytes of the collectives by kind, for one call of the program."""
-    found, sums = list(found), {}
-    for kind in KINDS:
-        of_kind = [c for c in found if c.kind == kind]
-        if of_kind:
-            sums[kind] = Total(
-                sum(c.times for c in of_kind), sum(c.times * c.bytes for c in of_kind)
-            )
-    return sums
+    """Returns count and bytes of the collectives by kind, in the order of `KINDS`."""
+    by_kind: dict[str, list[Collective]] = {kind: [] for kind in KINDS}
+    for collective in found:
+        by_kind[collective.kind].append(collective)
+    return {
+        kind: Total(sum(c.times for c in each), sum(c.times * c.bytes for c in each))
+        for kind, each in by_kind.items()
+        if each
+    }
 
 
-def of_a_head(collective: Collective) -> bool:
-    """Whether a head asks for it, where `mesh.space` deals the rows of its map over devices."""
+def is_in_head(collective: Collective) -> bool:
+    """Whether a head asks for it: `mesh.space` shards the rows of its map over devices."""
     return '/shard_map/' in collective.source
 
 
 def gathers(found: Iterable[Collective]) -> list[Collective]:
-    """The collectives that bring activations to other devices and that no head asks for."""
-    return [c for c in found if c.kind in GATHERS and c.bytes > LARGEST_GATHER and not of_a_head(c)]
+    """Returns the collectives that gather activations without a head asking for it."""
+    return [
+        c for c in found if c.kind in GATHERS and c.bytes > LARGEST_GATHER and not is_in_head(c)
+    ]

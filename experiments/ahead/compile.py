@@ -1,103 +1,53 @@
-"""Compiles training and evaluation steps for accelerators that this machine need not have.
+"""Compiles training and evaluation steps for accelerators that this machine does not have.
 
     python -m experiments.ahead.compile --config=configs/cityscapes.py:r101 \\
         --targets=h100,v5e --batches=1,2 --remats=none,inplace_abn,block --out=docs/memory.csv
 
-Nothing is run; the compilers come with the extra `aot`. Every program becomes a row of the CSV
-file: memory per device, FLOPs, collectives with their bytes. A program that has a row there with
-the same configuration, jax and compiler is skipped, so a run may be cut off and resumed; a
-ResNet-101 takes minutes to compile. Ends with an error if a program gathers activations.
+Nothing is executed; the compilers come with the extra `aot`. Every program becomes a row of the CSV
+file: memory per device, FLOPs, collectives with their bytes. A program whose row is there with the
+same configuration, jax and compiler is skipped, so that an interrupted command resumes; a
+ResNet-101 takes minutes to compile. Exits with an error if a program gathers activations.
 """
 
-import csv
+import argparse
+import dataclasses
 import itertools
 import pathlib
 import sys
 import time
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
 
-from experiments.ahead import accelerators, collectives, programs
+from experiments.ahead import accelerators, collectives, program_table, programs
+from experiments.common import cli
+from experiments.common.cli import LoadedConfig
 from ggcf_jax.errors import InputError
-
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True)
-_TARGETS = flags.DEFINE_list('targets', 'h100,v5e', f'Of {", ".join(accelerators.TARGETS)}.')
-_STEPS = flags.DEFINE_list('steps', 'train', 'train, evaluate.')
-_SIZES = flags.DEFINE_list('sizes', None, 'Of images, 769 or 1024x2048 [data.crop_size].')
-_BATCHES = flags.DEFINE_list('batches', '1', 'Images on each device.')
-_REMATS = flags.DEFINE_list('remats', None, 'none, inplace_abn, block [train.remat].')
-_CLASSES = flags.DEFINE_integer('classes', 19, 'Classes of the data set.')
-_OUT = flags.DEFINE_string('out', 'docs/memory.csv', 'CSV file that rows are added to.')
-_KEEP = flags.DEFINE_string('keep', None, 'Directory for the compiled programs, as text.')
-
-KEY = (
-    'config', 'overrides', 'target', 'step', 'height', 'width', 'batch', 'remat', 'jax', 'compiler'
-)  # fmt: skip
-COLUMNS = (
-    *KEY, 'memory', 'temporary', 'arguments', 'flops', 'traffic', 'operations', 'cycles',
-    'collectives', 'seconds', 'date',
-)  # fmt: skip
+from ggcf_jax.models.layers.remat import REMATS
 
 
-def gathers_of_row(row: dict[str, str]) -> list[str]:
-    """`collectives.gathers` of a row, as far as it tells: 'all-gather 3 1048576', for each kind."""
-    kinds = [kind.split(' ') for kind in row['collectives'].split('; ') if kind]
-    return [
-        ' '.join(kind)
-        for kind in kinds
-        if kind[0] in collectives.GATHERS and int(kind[2]) > collectives.LARGEST_GATHER
-    ]
+def cases(options: argparse.Namespace, loaded: LoadedConfig) -> list[programs.Case]:
+    """Returns the programs that the command line asks for.
 
-
-def read(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none if there is no file."""
-    if not path.exists():
-        return []
-    with path.open(encoding='utf-8', newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: pathlib.Path, row: dict) -> None:
-    """Adds a row to a CSV file, made if missing."""
-    new = not path.exists()
-    with path.open('a', encoding='utf-8', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator='\n')
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
-def collectives_text(found: tuple[collectives.Collective, ...]) -> str:
-    """'all-reduce 320 208735232': kind, count and bytes; kinds separated by semicolons."""
-    return '; '.join(f'{kind} {t.count} {t.bytes}' for kind, t in collectives.totals(found).items())
-
-
-def cases() -> list[programs.Case]:
-    """What the flags ask for.
+    Args:
+        options: command line.
+        loaded: configuration of the command line.
 
     Raises:
-        InputError: a value that there is not.
+        InputError: an unknown target or step, or a text that is not a size or a number.
     """
-    config = _CONFIG.value
     for name, values, allowed in (
-        ('targets', _TARGETS.value, accelerators.TARGETS),
-        ('steps', _STEPS.value, programs.STEPS),
+        ('targets', options.targets, accelerators.TARGETS),
+        ('steps', options.steps, programs.STEPS),
     ):
         for value in values:
             if value not in allowed:
                 raise InputError(f'--{name}={value} is not one of {", ".join(allowed)}')
-    crop = 'x'.join(map(str, config.data.crop_size))
-    sizes = []
-    for text in _SIZES.value or [crop]:
-        height, _, width = text.partition('x')
-        if not (height + width).isdecimal():
-            raise InputError(f'--sizes={text} is not a size such as 769 or 1024x2048')
-        sizes.append((int(height), int(width or height)))
+    height, width = loaded.config.data.crop_size
+    sizes = [_parse_size(text) for text in options.sizes or [f'{height}x{width}']]
+    remats = options.remats or [loaded.config.train.remat]
     found = []
     for target, step, size, batch, remat in itertools.product(
-        _TARGETS.value, _STEPS.value, sizes, _BATCHES.value, _REMATS.value or [config.train.remat]
+        options.targets, options.steps, sizes, options.batches, remats
     ):
         if not batch.isdecimal() or int(batch) < 1:
             raise InputError(f'--batches={batch} is not a number of images')
@@ -109,33 +59,59 @@ def cases() -> list[programs.Case]:
     return found
 
 
-def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
-    """Compiles a case and adds its row, unless the file has it.
+def _parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height + width).isdecimal():
+        raise InputError(f'--sizes={text} is not a size such as 769 or 1024x2048')
+    return int(height), int(width or height)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where the results go.
+
+    Attributes:
+        table: CSV file that rows are appended to.
+        programs: directory for the compiled programs as text; None does not save them.
+    """
+
+    table: pathlib.Path
+    programs: pathlib.Path | None
+
+
+def run(case: programs.Case, loaded: LoadedConfig, num_classes: int, output: Output) -> list[str]:
+    """Compiles a program and appends its row, unless the table has it.
+
+    Args:
+        case: program to compile.
+        loaded: configuration.
+        num_classes: number of classes of the data set.
+        output: where the results go.
 
     Returns:
-        What is wrong with the program, a line each.
+        One line for each collective that gathers activations.
     """
-    target = accelerators.TARGETS[case.target]
-    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    overrides = sorted(loaded.overrides.items())
     key = {
-        'config': config_flags.get_config_filename(flags.FLAGS['config']),
-        'overrides': '; '.join(f'{name}={overrides[name]}' for name in sorted(overrides)),
-        **vars(case),
+        'config': loaded.path,
+        'overrides': '; '.join(f'{field}={value}' for field, value in overrides),
+        **dataclasses.asdict(case),
         'jax': jax.__version__,
-        'compiler': accelerators.compiler(target),
+        'compiler': accelerators.compiler(accelerators.TARGETS[case.target]),
     }
-    name = ' '.join(str(value) for value in vars(case).values())
-    for row in read(path):
-        if all(row[column] == str(key[column]) for column in KEY):
-            print(f'{name}: in {path} already', flush=True)
-            return [f'{name}: {text}' for text in gathers_of_row(row)]
-    keep = None
-    if _KEEP.value:
-        keep = pathlib.Path(_KEEP.value) / f'{name.replace(" ", "_").replace(":", "_")}.hlo.gz'
+    name = ' '.join(str(value) for value in dataclasses.astuple(case))
+    for row in program_table.read(output.table):
+        if all(row[column] == str(key[column]) for column in program_table.KEY):
+            print(f'{name}: already in {output.table}', flush=True)
+            return [f'{name}: {text}' for text in program_table.gathers_of_row(row)]
+    text_file = None
+    if output.programs is not None:
+        text_file = output.programs / f'{name.replace(" ", "_").replace(":", "_")}.hlo.gz'
     began = time.perf_counter()
-    gathered = []
+    gathered: list[collectives.Collective] = []
+    measured: dict[str, object]
     try:
-        program = programs.compile_case(config, case, _CLASSES.value, keep)
+        program = programs.compile_case(loaded.config, case, num_classes, text_file)
         gathered = collectives.gathers(program.collectives)
         measured = {
             'memory': program.memory,
@@ -145,15 +121,16 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
             'traffic': program.traffic,
             'operations': program.operations,
             'cycles': program.cycles,
-            'collectives': collectives_text(program.collectives),
+            'collectives': program_table.format_collectives(program.collectives),
         }
-        told = f'{program.memory / 2**30:.2f} GiB'
+        outcome = f'{program.memory / 2**30:.2f} GiB'
     except programs.TooLarge as error:
         measured = {'memory': error.memory}
-        told = f'does not fit, needs {error.memory / 2**30:.2f} GiB'
+        outcome = f'does not fit, needs {error.memory / 2**30:.2f} GiB'
     seconds = round(time.perf_counter() - began)
-    append(path, {**key, **measured, 'seconds': seconds, 'date': time.strftime('%Y-%m-%d')})
-    print(f'{name}: {told}, compiled in {seconds} s', flush=True)
+    date = time.strftime('%Y-%m-%d')
+    program_table.append(output.table, {**key, **measured, 'seconds': seconds, 'date': date})
+    print(f'{name}: {outcome}, compiled in {seconds} s', flush=True)
     return [
         f'{name}: {c.kind} of {", ".join(c.arrays)}, {c.bytes} bytes, {c.times} times, '
         f'from {c.source}'
@@ -161,20 +138,67 @@ def run(case: programs.Case, config, path: pathlib.Path) -> list[str]:
     ]
 
 
-def main(argv: list[str]) -> int:
-    jax.config.update('jax_platforms', 'cpu')  # an accelerator here is left alone
-    try:
-        if len(argv) > 1 or _CONFIG.value is None:
-            raise InputError('give --config=configs/NAME.py and flags as --name=value')
-        path = pathlib.Path(_OUT.value)
-        wrong = [line for case in cases() for line in run(case, _CONFIG.value, path)]
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    for line in wrong:
+def main(options: argparse.Namespace) -> int:
+    """Compiles the programs of the command line; returns the exit code."""
+    jax.config.update('jax_platforms', 'cpu')  # an accelerator of this machine stays untouched
+    loaded = cli.load_config(options.config, options.overrides)
+    output = Output(options.out, options.keep)
+    gathers = [
+        line
+        for case in cases(options, loaded)
+        for line in run(case, loaded, options.classes, output)
+    ]
+    for line in gathers:
         print(f'error: activations are gathered: {line}', file=sys.stderr)
-    return 1 if wrong else 0
+    return 1 if gathers else 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    cli.add_config(parser)
+    parser.add_argument(
+        '--targets',
+        default=['h100', 'v5e'],
+        type=cli.comma_list,
+        help=f'comma-separated targets, of {", ".join(accelerators.TARGETS)} [h100,v5e]',
+    )
+    parser.add_argument(
+        '--steps',
+        default=['train'],
+        type=cli.comma_list,
+        help=f'comma-separated steps, of {", ".join(programs.STEPS)} [train]',
+    )
+    parser.add_argument(
+        '--sizes',
+        type=cli.comma_list,
+        help='comma-separated image sizes, 769 or 1024x2048 [data.crop_size]',
+    )
+    parser.add_argument(
+        '--batches',
+        default=['1'],
+        type=cli.comma_list,
+        help='comma-separated numbers of images on each device [1]',
+    )
+    parser.add_argument(
+        '--remats',
+        type=cli.comma_list,
+        help=f'comma-separated rematerialisations, of {", ".join(REMATS)} [train.remat]',
+    )
+    parser.add_argument(
+        '--classes', default=19, type=int, help='number of classes of the data set [19]'
+    )
+    parser.add_argument(
+        '--out',
+        default='docs/memory.csv',
+        type=pathlib.Path,
+        help='CSV file that rows are appended to [docs/memory.csv]',
+    )
+    parser.add_argument(
+        '--keep', type=pathlib.Path, help='directory for the compiled programs as text [none]'
+    )
+    return parser
 
 
 if __name__ == '__main__':
-    app.run(main)
+    cli.run(main, make_parser())

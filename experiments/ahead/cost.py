@@ -1,6 +1,6 @@
-"""What a device does in one call of a compiled program: bytes moved, operations, cycles expected.
+"""Work of a device in one call of a compiled program: bytes moved, operations, estimated cycles.
 
-What is in a loop counts as often as it runs.
+The body of a loop counts once for each iteration.
 """
 
 import collections
@@ -16,13 +16,13 @@ _NOTHING_MOVED = {
 
 
 def estimated_cycles(text: str) -> int:
-    """Sum of what a TPU's compiler expects its operations to take; 0 in other programs.
+    """Sums the cycles that a TPU's compiler estimates for its operations; 0 in other programs.
 
     Raises:
-        ValueError: a loop of which the text does not tell how often it runs.
+        ValueError: a loop whose trip count is not in the text.
     """
     computations, entry = hlo.parse(text)
-    # A fusion carries the estimate of all that is inside.
+    # The estimate of a fusion includes everything inside.
     times = hlo.executions(computations, entry, ('body', 'condition', 'to_apply'))
     return sum(
         times[name] * int(cycles)
@@ -33,14 +33,14 @@ def estimated_cycles(text: str) -> int:
 
 
 def traffic(text: str) -> int:
-    """Bytes of device memory that a call of the program reads and writes.
+    """Counts the bytes of device memory that a call of the program reads and writes.
 
     Every operation outside of a fusion, and every fusion as a whole, reads its operands and writes
-    its results once. Of what is sliced or updated in place only the slice counts; arrays in a
-    TPU's on-chip memory do not.
+    its results once. Of arrays that are sliced or updated in place only the slice counts; arrays in
+    a TPU's on-chip memory do not count.
 
     Raises:
-        ValueError: a loop of which the text does not tell how often it runs.
+        ValueError: a loop whose trip count is not in the text.
     """
     computations, entry = hlo.parse(text)
     times = hlo.executions(computations, entry, ('body', 'condition'))
@@ -54,29 +54,29 @@ def traffic(text: str) -> int:
 
 
 def operations(text: str) -> int:
-    """How many operations a call of the program starts on the device (kernels, on a GPU).
+    """Counts the operations (on a GPU, kernels) that a call of the program starts on the device.
 
     Raises:
-        ValueError: a loop of which the text does not tell how often it runs.
+        ValueError: a loop whose trip count is not in the text.
     """
     computations, entry = hlo.parse(text)
     times = hlo.executions(computations, entry, ('body', 'condition'))
     return sum(
-        times[name] * sum(_starts_something(i) for i in instructions)
+        times[name] * sum(_is_launched(i) for i in instructions)
         for name, instructions in computations.items()
     )
 
 
-def _starts_something(i: hlo.Instruction) -> bool:
-    if i.opcode == 'custom-call':  # on TPUs also for memory that nothing has been written to yet
+def _is_launched(i: hlo.Instruction) -> bool:
+    if i.opcode == 'custom-call':  # on TPUs also the allocation of uninitialised memory
         return 'custom_call_target="AllocateBuffer"' not in i.rest
     return i.opcode not in _NOTHING_MOVED and not i.opcode.endswith('-done')
 
 
 class _Body:
-    """Instructions of a computation, by name and by who uses them; the last is its root."""
+    """Instructions of a computation, by name and by their users; the last is its root."""
 
-    def __init__(self, instructions: list[hlo.Instruction]):
+    def __init__(self, instructions: list[hlo.Instruction]) -> None:
         self.instructions = instructions
         self.by_name = {i.name: i for i in instructions}
         self.users: dict[str, list[hlo.Instruction]] = collections.defaultdict(list)
@@ -88,7 +88,7 @@ class _Body:
         }
 
     def size(self, name: str) -> int:
-        """Bytes in device memory of what an instruction results in."""
+        """Returns the bytes in device memory of an instruction's result."""
         return _size(self.by_name[name].result) if name in self.by_name else 0
 
 
@@ -101,8 +101,8 @@ def _size(result: str) -> int:
 
 
 def _moved(i: hlo.Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
-    """Bytes that one instruction reads and writes."""
-    if not _starts_something(i):
+    """Returns the bytes that one instruction reads and writes."""
+    if not _is_launched(i):
         return 0
     if i.opcode == 'fusion':
         inner = bodies[dict(hlo.CALLED.findall(i.rest))['calls']]
@@ -115,13 +115,13 @@ def _moved(i: hlo.Instruction, body: _Body, bodies: dict[str, _Body]) -> int:
         return 2 * _size(i.result)
     if i.opcode == 'dynamic-update-slice':
         return 2 * body.size(i.operands[1])
-    if i.opcode.endswith('-start'):  # its result holds its operand once more
+    if i.opcode.endswith('-start'):  # its result includes its operand
         return _size(i.result)
     return _size(i.result) + sum(body.size(name) for name in i.operands)
 
 
 def _read(inner: _Body, name: str, bodies: dict[str, _Body]) -> int:
-    """Bytes of the array `name` that a fused computation reads, at most all of it."""
+    """Returns the bytes of the array `name` that a fused computation reads, at most all of it."""
     read = 0
     for user in inner.users[name]:
         if user.opcode in ('dynamic-slice', 'slice'):
@@ -141,7 +141,7 @@ def _read(inner: _Body, name: str, bodies: dict[str, _Body]) -> int:
 
 
 def _written(inner: _Body, root: hlo.Instruction) -> int:
-    """Bytes that a fused computation writes."""
+    """Returns the bytes that a fused computation writes."""
     if root.opcode == 'tuple':
         return sum(_written(inner, inner.by_name[name]) for name in root.operands)
     if root.opcode == 'bitcast' and root.operands[0] in inner.by_name:

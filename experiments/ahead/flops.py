@@ -1,17 +1,18 @@
 """FLOPs of the matrix products and convolutions that a JAX function executes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from jax.extend.core import ClosedJaxpr, Jaxpr
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    """FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), 2 a multiply-add.
+    """Counts the FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), 2 a multiply-add.
 
-    Loops count as often as they run, recomputation for rematerialisation and masked attention
-    scores count too, products with zeros that a convolution pads or dilates its input with count
-    as the others do; everything elementwise is left out.
+    A loop's body counts once for each iteration. Recomputation by rematerialisation, masked
+    attention scores, and products with the zeros that a convolution pads or dilates its input with
+    count as well; elementwise operations do not.
 
     Raises:
         ValueError: a product inside a loop of unknown length.
@@ -20,16 +21,16 @@ def count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return sum(_of_equation(equation) for equation in jaxpr.eqns)
 
 
-def _of_equation(equation) -> int:
+def _of_equation(equation: JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == 'dot_general':
         (contracted, _), _ = params['dimension_numbers']
-        shape = equation.invars[0].aval.shape
-        return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+        shape = _array(equation.invars[0]).shape
+        return 2 * _array(equation.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
     if name == 'conv_general_dilated':
-        kernel, numbers = equation.invars[1].aval, params['dimension_numbers']
+        kernel, numbers = _array(equation.invars[1]), params['dimension_numbers']
         window = kernel.size // kernel.shape[numbers.rhs_spec[0]]  # one output channel's
-        return 2 * equation.outvars[0].aval.size * window // math.prod(params['lhs_dilation'])
+        return 2 * _array(equation.outvars[0]).size * window // math.prod(params['lhs_dilation'])
     inner = [count(jaxpr) for jaxpr in _jaxprs(params.values())]
     if name == 'cond':
         return max(inner)
@@ -38,7 +39,12 @@ def _of_equation(equation) -> int:
     return sum(inner) * (params['length'] if name == 'scan' else 1)
 
 
-def _jaxprs(values) -> Iterator[Jaxpr | ClosedJaxpr]:
+def _array(variable: Var | Literal) -> jax.core.ShapedArray:
+    assert isinstance(variable.aval, jax.core.ShapedArray)
+    return variable.aval
+
+
+def _jaxprs(values: Iterable[object]) -> Iterator[Jaxpr | ClosedJaxpr]:
     for value in values:
         if isinstance(value, (Jaxpr, ClosedJaxpr)):
             yield value

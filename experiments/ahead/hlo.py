@@ -1,6 +1,6 @@
-"""The text of a compiled program (`jax.stages.Compiled.as_text`), read.
+"""Parser of the text of a compiled program (`jax.stages.Compiled.as_text`).
 
-A loop stands there once; `executions` says how often it runs.
+The body of a loop is in the text once; `executions` returns how often it runs.
 """
 
 import collections
@@ -20,8 +20,9 @@ class Instruction:
     """A line of a computation.
 
     Attributes:
-        name: of the result. result: the text of its shape.
-        opcode: such as 'fusion'.
+        name: name of the result.
+        result: text of the result's shape.
+        opcode: name of the operation, such as 'fusion'.
         rest: the line from its operands on.
     """
 
@@ -32,15 +33,21 @@ class Instruction:
 
     @property
     def operands(self) -> list[str]:
+        """Names of the operands."""
         return re.findall(r'%([\w.\-]+)', self.rest.partition(')')[0])
 
 
 def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    """Instructions by computation, and the name of the entry."""
+    """Parses a program.
+
+    Returns:
+        Computation -> its instructions, and the name of the entry computation.
+    """
     computations: dict[str, list[Instruction]] = {}
-    entry, current = '', None
+    entry = ''
+    current: list[Instruction] | None = None
     for line in text.splitlines():
-        line = re.sub(r'/\*.*?\*/', '', line)  # numbers of a long tuple's elements
+        line = re.sub(r'/\*.*?\*/', '', line)  # indices of a long tuple's elements
         header = _COMPUTATION.match(line)
         if header:
             current = computations.setdefault(header.group(2), [])
@@ -54,15 +61,16 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 def executions(
     computations: dict[str, list[Instruction]], entry: str, through: tuple[str, ...]
-) -> collections.Counter:
-    """How often a call of the program runs each computation.
+) -> collections.Counter[str]:
+    """Counts how often a call of the program runs each computation.
 
     Args:
-        computations, entry: of `parse`.
-        through: attributes by which an instruction calls a computation that are followed.
+        computations: instructions by computation, from `parse`.
+        entry: name of the entry computation, from `parse`.
+        through: attributes of instructions whose computations are followed, of those in `CALLED`.
 
     Raises:
-        ValueError: a loop of which the text does not tell how often it runs.
+        ValueError: a loop whose trip count is not in the text.
     """
     times = collections.Counter({entry: 1})
     # Callees stand before their callers.
@@ -87,7 +95,7 @@ def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest)
     if known:
         return int(known.group(1))
-    # A TPU's compiler does not say: JAX's loops of fixed length count from 0 to a constant.
+    # A TPU's compiler leaves it out; JAX's loops of fixed length count from 0 to a constant.
     condition = dict(CALLED.findall(loop.rest))['condition']
     limits = [
         int(i.rest.partition(')')[0])
@@ -96,12 +104,12 @@ def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int
     ]
     counts = any('direction=LT' in i.rest for i in computations[condition])
     if len(limits) != 1 or not counts:
-        raise ValueError(f'the program does not tell how often its loop {condition} runs')
+        raise ValueError(f'the trip count of loop {condition} is not in the text of the program')
     return limits[0]
 
 
 def arrays(result: str) -> list[tuple[str, tuple[int, ...], str]]:
-    """(dtype, shape, layout) of each array in the text of a shape."""
+    """Returns (dtype, shape, layout) of each array in the text of a shape."""
     return [
         (dtype, tuple(int(n) for n in shape.split(',') if n), layout)
         for dtype, shape, layout in _ARRAY.findall(result)
@@ -109,5 +117,5 @@ def arrays(result: str) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def item_bytes(dtype: str) -> int:
-    """Of an element of `dtype`, as the text calls it."""
+    """Returns the size of an element of a dtype of HLO, such as 'bf16'."""
     return _BYTES[dtype] if dtype in _BYTES else -(-int(re.sub(r'\D', '', dtype)) // 8)

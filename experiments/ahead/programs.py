@@ -1,10 +1,11 @@
-"""Training and evaluation steps compiled for accelerators, and what the programs tell."""
+"""Training and evaluation steps compiled for accelerators, and figures of the programs."""
 
 import dataclasses
 import gzip
 import math
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,12 @@ class Case:
     """A program to compile.
 
     Attributes:
-        target: name in `accelerators.TARGETS`.
+        target: key of `accelerators.TARGETS`.
         step: 'train' or 'evaluate'.
-        height, width: of the images.
-        batch: images on each device; with `config.mesh.space` on the devices of each image.
-        remat: of the training step, as `config.train.remat`; evaluation does not have any.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        batch: images on each device; with `config.mesh.space`, on the devices that share an image.
+        remat: rematerialisation of the training step, as `config.train.remat`; evaluation has none.
     """
 
     target: str
@@ -47,16 +49,19 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a compiled program tells.
+    """Figures of a compiled program.
 
     Attributes:
-        temporary, arguments, outputs, aliased: bytes on each device. Outputs that alias arguments
-            (the donated state) take no memory of their own.
-        flops: of products and convolutions, on each device.
+        temporary: temporary memory on each device, bytes.
+        arguments: memory of the arguments on each device, bytes.
+        outputs: memory of the outputs on each device, bytes.
+        aliased: memory of outputs that alias arguments (the donated state), bytes.
+        flops: FLOPs of products and convolutions on each device.
         traffic: bytes that each device's memory is read and written, see `cost.traffic`.
-        operations: that each device starts (kernels, on a GPU), see `cost.operations`.
-        cycles: what a TPU's compiler expects its operations to take; 0 for a GPU.
-        collectives: of one call.
+        operations: number of operations (on a GPU, kernels) that each device starts, see
+            `cost.operations`.
+        cycles: cycles that a TPU's compiler estimates; 0 for a GPU.
+        collectives: collectives of one call.
     """
 
     temporary: int
@@ -71,33 +76,34 @@ class Program:
 
     @property
     def memory(self) -> int:
-        """Bytes that the program needs on each device."""
+        """Memory that the program needs on each device, bytes."""
         return self.temporary + self.arguments + self.outputs - self.aliased
 
 
 class TooLarge(Exception):
-    """The compiler found that the program does not fit the device's memory.
+    """The compiler found that the program does not fit into the device's memory.
 
     Attributes:
-        memory: bytes that it needs.
+        memory: memory that it needs, bytes.
     """
 
-    def __init__(self, memory: int):
+    def __init__(self, memory: int) -> None:
         super().__init__(f'needs {memory / 2**30:.2f} GiB')
         self.memory = memory
 
 
 def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.Lowered, int]:
-    """Traces the step that training or evaluation of `config` runs, for the devices of a case.
+    """Traces the step of training or evaluation for the devices of a case.
 
     Evaluation follows `config.eval`, as that of checkpoints does.
 
     Args:
-        config: batch size, crop and remat are those of the case instead; `mesh.space` is its own.
-        num_classes: of the data set.
+        config: configuration; its batch size, crop and remat are replaced by those of the case.
+        case: program to trace.
+        num_classes: number of classes of the data set.
 
     Returns:
-        The program, and its FLOPs on all devices together.
+        The lowered program, and its FLOPs on all devices together.
 
     Raises:
         InputError: the compiler of the target is missing, or the configuration is wrong.
@@ -117,30 +123,32 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
         'image': jax.ShapeDtypeStruct((*images, 3), np.uint8, sharding=mesh_lib.by_batch(mesh)),
         'label': jax.ShapeDtypeStruct(images, np.uint8, sharding=mesh_lib.by_batch(mesh)),
     }
+    step: Any  # a jitted function; the annotations of both are plain callables
+    arguments: tuple[Any, ...]
     with jax.set_mesh(mesh):
         if case.step == 'train':
             state = jax.eval_shape(state_lib.creator(config, num_classes, mesh))
             step = train_step.build(config.train, _class_weights(config.train), graphdef, mesh)
-            arguments = (_on(mesh, state), batch)
+            arguments = (_replicated(mesh, state), batch)
         else:
             matrix = jax.ShapeDtypeStruct((num_classes, num_classes), jnp.int32)
             step = evaluate.make_eval_step(graphdef, num_classes, mesh, inference.build(config))
-            arguments = (*_on(mesh, (params, stats, matrix)), batch)
+            arguments = (*_replicated(mesh, (params, stats, matrix)), batch)
         traced = step.trace(*arguments)
         return traced.lower(), flops.count(traced.jaxpr)
 
 
-def _on(mesh: Mesh, tree):
-    """Shapes with a copy on every device."""
+def _replicated(mesh: Mesh, tree: Any) -> Any:
+    """Returns the shapes of a tree with a copy on every device."""
     sharding = mesh_lib.replicated(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def _class_weights(train) -> tuple[float, ...]:
+def _class_weights(train: ConfigDict) -> tuple[float, ...]:
     if train.class_weights == 'data':
         raise InputError(
             "config.train.class_weights='data' needs the data, which is not read here; the program "
-            'is the same with any numbers: give --config.train.class_weights=cityscapes or them'
+            'is the same for any weights: give --config.train.class_weights=cityscapes or numbers'
         )
     if train.class_weights == 'cityscapes':
         return class_weights.CITYSCAPES
@@ -148,16 +156,18 @@ def _class_weights(train) -> tuple[float, ...]:
 
 
 def compile_case(
-    config: ConfigDict, case: Case, num_classes: int, keep: pathlib.Path | None = None
+    config: ConfigDict, case: Case, num_classes: int, text_file: pathlib.Path | None = None
 ) -> Program:
-    """Compiles a case and looks at the program.
+    """Compiles a case and analyses the program.
 
     Args:
-        config, num_classes: as of `lower`.
-        keep: write the text of the compiled program there, compressed by gzip.
+        config: configuration, see `lower`.
+        case: program to compile.
+        num_classes: number of classes of the data set.
+        text_file: file for the text of the compiled program, compressed by gzip; or None.
 
     Raises:
-        InputError: as `lower`.
+        InputError: the compiler of the target is missing, or the configuration is wrong.
         TooLarge: the program does not fit (TPU; for a GPU compare `Program.memory`).
     """
     lowered, total_flops = lower(config, case, num_classes)
@@ -171,18 +181,19 @@ def compile_case(
         size = float(used.group(1)) * 2 ** {'K': 10, 'M': 20, 'G': 30}[used.group(2)]
         raise TooLarge(math.ceil(size)) from error
     text = compiled.as_text()
-    if keep is not None:
-        keep.parent.mkdir(parents=True, exist_ok=True)
-        keep.write_bytes(gzip.compress(text.encode()))
     memory = compiled.memory_analysis()
+    assert text is not None and memory is not None  # XLA's backends give both
+    if text_file is not None:
+        text_file.parent.mkdir(parents=True, exist_ok=True)
+        text_file.write_bytes(gzip.compress(text.encode()))
     return Program(
-        memory.temp_size_in_bytes,
-        memory.argument_size_in_bytes,
-        memory.output_size_in_bytes,
-        memory.alias_size_in_bytes,
-        total_flops // target.devices,
-        cost.traffic(text),
-        cost.operations(text),
-        cost.estimated_cycles(text),
-        tuple(collectives.of_program(text)),
+        temporary=memory.temp_size_in_bytes,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        flops=total_flops // target.devices,
+        traffic=cost.traffic(text),
+        operations=cost.operations(text),
+        cycles=cost.estimated_cycles(text),
+        collectives=tuple(collectives.of_program(text)),
     )

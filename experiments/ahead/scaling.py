@@ -3,17 +3,22 @@
     python -m experiments.ahead.scaling docs/memory.csv > runs/scaling.md
 
 Reads what `experiments.ahead.compile` wrote for the training steps of one and of many devices and
-prints Markdown. Nothing is measured: docs/scaling.md says what is assumed.
+prints Markdown. Nothing is measured; docs/scaling.md states the assumptions.
 """
 
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Self
 
-from experiments.ahead.compile import read
+from experiments.ahead import program_table
+from experiments.ahead.program_table import Row
+from experiments.common import cli
+from ggcf_jax.errors import InputError
 
 GIB = 2**30
-IMAGES = 50_000 * 8  # that the paper's recipe trains on
+IMAGES = 50_000 * 8  # number of crops in the training of the paper's recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +26,12 @@ class Chip:
     """Published numbers of an accelerator.
 
     Attributes:
-        flops: dense bfloat16 FLOP/s. bandwidth: of its memory, bytes/s. memory: bytes.
-        clock: Hz; 0 where the compiler does not estimate cycles.
-        start: seconds that an operation takes at least.
-        source: where they are published.
+        flops: peak rate of dense bfloat16 products, FLOP/s.
+        bandwidth: bandwidth of its memory, bytes/s.
+        memory: size of its memory, bytes.
+        clock: clock rate, Hz; 0 where the compiler does not estimate cycles.
+        start: minimum duration of an operation, seconds.
+        source: publication of these numbers.
     """
 
     flops: float
@@ -37,12 +44,12 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """How devices are joined.
+    """Interconnect of the devices.
 
     Attributes:
-        bandwidth: bytes/s at which a device sends in a reduction over all of them.
-        latency: seconds that a collective takes, however small it is.
-        why: where the two are from.
+        bandwidth: rate at which a device sends in a reduction over all devices, bytes/s.
+        latency: minimum duration of a collective, seconds.
+        why: source of both numbers.
     """
 
     bandwidth: float
@@ -55,10 +62,12 @@ class Machine:
     """Devices to predict for.
 
     Attributes:
-        chip, network: see there.
-        devices: number of them.
-        target: whose compiled program a device runs, of `accelerators.TARGETS`: XLA divides a
-            data-parallel step before it compiles for a chip, so that of 16 stands for 256.
+        chip: accelerator.
+        network: interconnect.
+        devices: number of devices.
+        target: key of `accelerators.TARGETS` whose compiled program a device runs. XLA partitions a
+            data-parallel step before it compiles for a chip, so the program of 16 chips stands for
+            that of 256.
     """
 
     chip: Chip
@@ -89,7 +98,18 @@ MACHINES = {
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A training step, as rows of the CSV file tell; bytes and FLOPs are those of a device."""
+    """A compiled training step.
+
+    Attributes:
+        batch: images on each device.
+        memory: memory on each device, bytes.
+        flops: FLOPs of products and convolutions on each device.
+        traffic: bytes that each device's memory is read and written.
+        operations: number of operations that each device starts.
+        cycles: cycles that the compiler estimates; 0 for a GPU.
+        collectives: number of all-reduces.
+        reduced: bytes that are reduced.
+    """
 
     batch: int
     memory: int
@@ -100,44 +120,60 @@ class Compiled:
     collectives: int
     reduced: int
 
-    @staticmethod
-    def of(row: dict[str, str]) -> 'Compiled':
-        kinds = [kind.split() for kind in row['collectives'].split('; ') if kind]
-        others = [kind for kind, _, _ in kinds if kind != 'all-reduce']
+    @classmethod
+    def from_row(cls, row: Row) -> Self:
+        """Reads a row of the CSV file.
+
+        Raises:
+            ValueError: a program with other collectives than all-reduce.
+        """
+        totals = program_table.parse_collectives(row)
+        others = [kind for kind in totals if kind != 'all-reduce']
         if others:
-            raise ValueError(f'the model knows all-reduce only, and the program has {others}')
-        return Compiled(
+            raise ValueError(f'only all-reduce is modelled, but the program has {others}')
+        return cls(
             batch=int(row['batch']),
             memory=int(row['memory']),
             flops=int(row['flops']),
             traffic=int(row['traffic']),
             operations=int(row['operations']),
             cycles=int(row['cycles']),
-            collectives=sum(int(count) for _, count, _ in kinds),
-            reduced=sum(int(size) for _, _, size in kinds),
+            collectives=sum(total.count for total in totals.values()),
+            reduced=sum(total.bytes for total in totals.values()),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Seconds of a step: computation between two bounds, and communication that hides nowhere."""
+    """Predicted duration of a step in seconds.
+
+    Attributes:
+        fastest: lower bound of the computation.
+        slowest: upper bound of the computation.
+        communication: communication, none of which overlaps with computation.
+    """
 
     fastest: float
     slowest: float
     communication: float
 
     def efficiency(self) -> tuple[float, float]:
-        """Share of the step that is computation, with the fastest and the slowest."""
-        return tuple(t / (t + self.communication) for t in (self.fastest, self.slowest))
+        """Returns the computation's share of the step, for the fastest and the slowest."""
+        fastest, slowest = (t / (t + self.communication) for t in (self.fastest, self.slowest))
+        return fastest, slowest
 
 
 def predict(machine: Machine, program: Compiled) -> Prediction:
-    """The model of docs/scaling.md.
+    """Predicts the duration of a step by the model of docs/scaling.md.
 
-    Products at the peak rate, and memory traffic at the published bandwidth, either overlap wholly
-    or not at all; then starting operations takes its time, too. Where a TPU's compiler expects more
-    than that, the slower bound is its estimate. An all-reduce is a ring: each device sends
-    2 (n - 1) / n of the bytes.
+    Products at the peak rate and memory traffic at the published bandwidth either overlap fully or
+    not at all; in the latter case the starts of operations are added. Where a TPU's compiler
+    estimates more than that, its estimate is the slower bound. An all-reduce is a ring: each device
+    sends 2 (n - 1) / n of the bytes.
+
+    Args:
+        machine: devices to predict for.
+        program: compiled training step of one device.
     """
     chip, n = machine.chip, machine.devices
     products, moving = program.flops / chip.flops, program.traffic / chip.bandwidth
@@ -151,8 +187,8 @@ def predict(machine: Machine, program: Compiled) -> Prediction:
     return Prediction(max(products, moving), slowest, communication)
 
 
-def table(rows: list[dict[str, str]]) -> list[str]:
-    """Markdown lines: one a machine and batch of which the rows have the program."""
+def table(rows: Sequence[Row]) -> list[str]:
+    """Returns Markdown lines, one for each machine and batch whose program is in the rows."""
     lines = [
         '| machine | images a device | memory a device | computation ms | all-reduces, MiB '
         '| communication ms | efficiency | images/s | 400,000 images, minutes |',
@@ -163,7 +199,7 @@ def table(rows: list[dict[str, str]]) -> list[str]:
         for row in compiled:
             if row['target'] != machine.target:
                 continue
-            program = Compiled.of(row)
+            program = Compiled.from_row(row)
             p = predict(machine, program)
             steps = [t + p.communication for t in (p.slowest, p.fastest)]
             rates = [program.batch * machine.devices / t for t in steps]
@@ -180,25 +216,43 @@ def table(rows: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('csv', type=pathlib.Path)
-    parser.add_argument('--config', default='configs/cityscapes.py:r101')
-    parser.add_argument('--overrides', default='')
-    parser.add_argument('--size', default='769x769', help='of the crops')
-    parser.add_argument('--remat', default='inplace_abn')
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
+    """Prints the predictions for a configuration."""
     height, _, width = options.size.partition('x')
-    rows = [
-        row
-        for row in read(options.csv)
-        if (row['config'], row['overrides'], row['step'], row['height'], row['width'], row['remat'])
-        == (options.config, options.overrides, 'train', height, width, options.remat)
-    ]
+    wanted = {
+        'config': options.config,
+        'overrides': options.overrides,
+        'step': 'train',
+        'height': height,
+        'width': width,
+        'remat': options.remat,
+    }
+    rows = [row for row in program_table.read(options.csv) if wanted.items() <= row.items()]
     if not rows:
-        parser.error(f'{options.csv} has no training step of that configuration')
+        raise InputError(f'{options.csv} has no training step of that configuration')
     print('\n'.join(table(rows)))
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument(
+        'csv', type=pathlib.Path, help='CSV file that experiments.ahead.compile wrote'
+    )
+    parser.add_argument(
+        '--config',
+        default='configs/cityscapes.py:r101',
+        help='configuration of the programs [configs/cityscapes.py:r101]',
+    )
+    parser.add_argument(
+        '--overrides', default='', help='overrides of the programs, as in the CSV file [none]'
+    )
+    parser.add_argument('--size', default='769x769', help='height x width of the crops [769x769]')
+    parser.add_argument(
+        '--remat', default='inplace_abn', help='rematerialisation of the programs [inplace_abn]'
+    )
+    return parser
+
+
 if __name__ == '__main__':
-    main()
+    cli.run(main, make_parser())

@@ -1,15 +1,18 @@
-"""Times the attention engine against its peers, interleaved, and writes tables.
+"""Times the attention engine and its peers, interleaved, and writes tables.
 
     python -m experiments.benchmark.attention --out=runs/benchmark/attention
 
-Every case writes <out>/<case>.json and is skipped when that file is there, so a run may be cut off
-and resumed; `--cases` takes a part of them by a regular expression. The tables over all cases in
-the folder go to <out>/table.md. Run it from the root of the repository; needs the parity extra.
+Every case writes <out>/<case>.json and is skipped when that file exists, so that an interrupted
+command resumes; `--cases` selects cases by a regular expression. The tables over all cases in the
+folder go to <out>/table.md. Run it from the root of the repository; needs the extra `parity`.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -17,18 +20,25 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.sharding import Mesh
 
 from experiments.benchmark import peers
-from experiments.benchmark.tables import DEALT, write_table
+from experiments.benchmark.peers import JaxAttention, TorchAttention
+from experiments.benchmark.tables import SHARDED, Result, Timings, write_table
+from experiments.common import cli
 from ggcf_jax.attention import attend, graphs, top_k
+from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.distributed import mesh as mesh_lib
 
-# Page faults of glibc's malloc double some times, those of the peers most: keep freed memory.
+# Page faults of glibc's malloc double some of the times, those of the peers most: freed memory is
+# kept.
 MALLOC = {
     'MALLOC_MMAP_THRESHOLD_': str(1 << 30),
     'MALLOC_TRIM_THRESHOLD_': str(1 << 33),
@@ -39,10 +49,13 @@ HEADS = 'local:8,16,24,grid:8,16,24,full'
 MODULE = 'local:8,16,24,grid:8,16,24'
 SMALL = 16384  # positions; the largest map on which peers may need memory of all pairs
 
+Shape = tuple[int, int, int]  # batch, height, width
+Call = Callable[[], object]
 
-def cases():
-    """Names of all cases, the most telling first."""
-    names = []
+
+def cases() -> list[str]:
+    """Returns the names of all cases, the most informative first."""
+    names: list[str] = []
     for d in (64, 256):
         for b, h, w in reversed(MAPS):
             names += [f'{g}/{b}x{h}x{w}/d{d}' for g in graphs.parse(HEADS)]
@@ -52,109 +65,172 @@ def cases():
     return names + [f'scaling-local:8/1x{h}x{w}/d64' for h, w in sizes]
 
 
-def _peers_of_local(graph, h, w, d):
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """The peers of one case by name.
+
+    Attributes:
+        torch: attention functions in torch.
+        jax: attention functions in JAX.
+    """
+
+    torch: dict[str, TorchAttention]
+    jax: dict[str, JaxAttention] = dataclasses.field(default_factory=dict)
+
+
+def _peers_of_local(graph: graphs.Local, h: int, w: int, d: int) -> Peers:
     small, s = h * w < SMALL, graph.size
-    found = {'halo': ('torch', peers.halo_local(h, w, s))}
+    found = {'halo': peers.halo_local(h, w, s)}
     if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256
-        found['flex'] = ('torch', peers.flex_local(h, w, s))
+        found['flex'] = peers.flex_local(h, w, s)
     if small:
-        found['sdpa mask'] = ('torch', peers.sdpa_local(h, w, s))
+        found['sdpa mask'] = peers.sdpa_local(h, w, s)
     if small and s <= 8 and d <= 64:  # its backward pass keeps all unfolded windows
-        found['unfold'] = ('torch', peers.unfold_local(h, w, s))
-    return found
+        found['unfold'] = peers.unfold_local(h, w, s)
+    return Peers(found)
 
 
-def _peers_of_grid(graph, h, w, d):
-    return {'sdpa groups': ('torch', peers.grid_sdpa(h, w, graph.stride))}
+def _peers_of_grid(graph: graphs.Grid, h: int, w: int, d: int) -> Peers:
+    return Peers({'sdpa groups': peers.grid_sdpa(h, w, graph.stride)})
 
 
-def _peers_of_full(graph, h, w, d):
-    found = {'sdpa': ('torch', peers.sdpa_full(h, w))}
-    if h * w < SMALL:
-        found['non-local'] = ('torch', peers.non_local(h, w))
-        found['jax dpa'] = ('jax', peers.jax_full(h, w))
-    return found
+def _peers_of_full(graph: graphs.Full, h: int, w: int, d: int) -> Peers:
+    if h * w >= SMALL:
+        return Peers({'sdpa': peers.sdpa_full(h, w)})
+    return Peers(
+        {'sdpa': peers.sdpa_full(h, w), 'non-local': peers.non_local(h, w)},
+        {'jax dpa': peers.jax_full(h, w)},
+    )
 
 
-# Class of a graph -> function of (graph, h, w, d) to the peers that can run a case in bounded time:
-# name -> (framework, function).
-PEERS = {
+# Class of a graph -> function of (graph, h, w, d) to the peers that can run a case in bounded time.
+PEERS: dict[type[Graph], Callable[[Any, int, int, int], Peers]] = {
     graphs.Local: _peers_of_local,
     graphs.Grid: _peers_of_grid,
     graphs.Full: _peers_of_full,
 }
 
 
-def _dealt(shape):
-    """How one device a core would share a case: images where they divide, else rows of the map.
+def _make_mesh(shape: Shape) -> Mesh | None:
+    """Builds a mesh of one device a core: images are sharded where they divide, else rows.
 
     Returns:
-      A sharding, or None where there is one device or nothing divides.
+        A mesh, or None where there is one device or nothing divides.
     """
     n, (b, h, _) = jax.device_count(), shape
     space = 1 if b % n == 0 else n
     if n == 1 or h % space:
         return None
-    return mesh_lib.by_batch(mesh_lib.make_mesh(space=space))
+    return mesh_lib.make_mesh(space=space)
 
 
-def _compile(f, arrays, weight):
-    """Compiled programs of (*arrays, weight): forward, and forward + backward."""
-    both = jax.value_and_grad(lambda *x: (f(*x[:-1]) * x[-1]).sum(), (0, 1, 2))
-    programs = (lambda *x: f(*x[:-1]), both)
-    return [jax.jit(g).lower(*arrays, weight).compile() for g in programs]
+@dataclasses.dataclass(frozen=True)
+class Calls:
+    """Calls of one contender that are timed.
+
+    Attributes:
+        forward: forward pass.
+        both: forward and backward pass.
+    """
+
+    forward: Call
+    both: Call
 
 
-def _timed(programs, arrays, weight):
-    """Calls of what `_compile` gives."""
-    return [lambda p=p: jax.block_until_ready(p(*arrays, weight)) for p in programs]
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Inputs of a case.
+
+    Attributes:
+        q, k, v: queries, keys and values [b, h, w, d] of one head.
+        weight: cotangent of the output, [b, h, w, d].
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    weight: jax.Array
+
+    @property
+    def all(self) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Queries, keys, values and cotangent."""
+        return self.q, self.k, self.v, self.weight
 
 
-def _calls(framework, f, arrays, weight):
-    """Timed calls of one contender: forward, and forward + backward."""
-    if framework == 'jax':
-        return _timed(_compile(f, arrays, weight), arrays, weight)
-    tensors = [torch.tensor(np.asarray(x)) for x in arrays]
+def _make_inputs(shape: Shape, d: int) -> Inputs:
+    rng = np.random.default_rng(0)
+    scales = (d**-0.25, d**-0.25, 1, 1)  # affinities of standard deviation 1
+    arrays = [jnp.asarray(rng.standard_normal((*shape, d)) * s, jnp.float32) for s in scales]
+    return Inputs(*arrays)
+
+
+def _compile(f: JaxAttention, inputs: Inputs) -> list[jax.stages.Compiled]:
+    """Compiles the forward pass, and forward and backward pass."""
+    both = jax.value_and_grad(lambda q, k, v, weight: (f(q, k, v) * weight).sum(), (0, 1, 2))
+    programs = (lambda q, k, v, weight: f(q, k, v), both)
+    return [jax.jit(g).lower(*inputs.all).compile() for g in programs]
+
+
+def _program_calls(programs: Sequence[jax.stages.Compiled], inputs: Inputs) -> Calls:
+    forward, both = programs
+    return Calls(
+        forward=lambda: jax.block_until_ready(forward(*inputs.all)),
+        both=lambda: jax.block_until_ready(both(*inputs.all)),
+    )
+
+
+def _jax_calls(f: JaxAttention, inputs: Inputs) -> Calls:
+    return _program_calls(_compile(f, inputs), inputs)
+
+
+def _torch_calls(f: TorchAttention, inputs: Inputs) -> Calls:
+    *tensors, weight = (torch.tensor(np.asarray(x)) for x in inputs.all)
     leaves = [x.clone().requires_grad_() for x in tensors]
-    weight = torch.tensor(np.asarray(weight))
 
-    def forward():
+    def forward() -> torch.Tensor:
         with torch.inference_mode():
             return f(*tensors)
 
-    def both():
+    def both() -> None:
         for x in leaves:
             x.grad = None
         (f(*leaves) * weight).sum().backward()
 
-    return forward, both
+    return Calls(forward, both)
 
 
-def _cpu():
+def _cpu_seconds() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
-def interleaved(calls, budget, repeats=7):
-    """Runs all contenders in turn, at least three times and until `budget` seconds are over.
+def interleaved(calls: Mapping[str, Call], budget: float, repeats: int = 7) -> Timings:
+    """Runs all contenders in turn, at least three times.
+
+    Args:
+        calls: contender -> call to time.
+        budget: seconds after which no further round is started.
+        repeats: maximum number of rounds.
 
     Returns:
-      name -> {'wall', 'cpu': best seconds, 'median': median wall seconds}, or {'error': text}.
+        Contender -> {'wall', 'cpu': best seconds, 'median': median wall seconds, 'runs': rounds},
+        or {'error': text}.
     """
-    results, alive = {}, {}
+    results: Timings = {}
+    alive: dict[str, tuple[list[float], list[float]]] = {}
     for name, call in calls.items():
         try:
             call()
             alive[name] = ([], [])
-        except Exception as error:  # a peer without a backward pass on this platform, or memory
+        except Exception as error:  # no backward pass on this platform, or out of memory
             results[name] = {'error': f'{type(error).__name__}: {str(error)[:120]}'}
     start = time.perf_counter()
     for done in range(repeats):
         for name, (walls, cpus) in alive.items():
-            cpu, wall = _cpu(), time.perf_counter()
+            cpu, wall = _cpu_seconds(), time.perf_counter()
             calls[name]()
             walls.append(time.perf_counter() - wall)
-            cpus.append(_cpu() - cpu)
+            cpus.append(_cpu_seconds() - cpu)
         if done >= 2 and time.perf_counter() - start > budget:
             break
     for name, (walls, cpus) in alive.items():
@@ -165,93 +241,133 @@ def interleaved(calls, budget, repeats=7):
     return results
 
 
-def gemm():
-    """A large float32 product, whose rate is what exact FLOPs are compared with."""
+def gemm() -> Call:
+    """Returns a large float32 product, whose rate the exact FLOPs are compared with."""
     a = jnp.ones((2048, 2048))
     product = jax.jit(lambda a: a @ a)
     return lambda: product(a).block_until_ready()
 
 
-def _inputs(b, h, w, d):
-    rng = np.random.default_rng(0)
-    scales = (d**-0.25, d**-0.25, 1, 1)  # affinities of standard deviation 1
-    return [jnp.asarray(rng.standard_normal((b, h, w, d)) * s, jnp.float32) for s in scales]
+def _ours(graph: Graph, drop_rate: float | None = None) -> JaxAttention:
+    """Returns our engine for one head, with Context Pruning unless `drop_rate` is None."""
 
-
-def _ours(graph, **options):
-    def f(q, k, v):
-        return attend(q[:, :, :, None], k[:, :, :, None], v[:, :, :, None], graph, **options)[
-            :, :, :, 0
-        ]
+    def f(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        q, k, v = (x[:, :, :, None] for x in (q, k, v))
+        return attend(q, k, v, graph, drop_rate=drop_rate)[:, :, :, 0]
 
     return f
 
 
-def run_graph(graph, shape, d, budget, with_peers=True):
-    """One graph against its peers: times, FLOPs, temporary memory."""
+def run_graph(
+    graph: Graph, shape: Shape, d: int, budget: float, *, with_peers: bool = True
+) -> Result:
+    """Times one graph and its peers.
+
+    Args:
+        graph: graph of the head.
+        shape: batch, height and width of the map.
+        d: number of channels.
+        budget: seconds for each direction.
+        with_peers: whether to time the peers and our engine sharded, too.
+
+    Returns:
+        Times by direction and contender, FLOPs of the edges, temporary memory of our programs.
+    """
     b, h, w = shape
-    *arrays, weight = _inputs(b, h, w, d)
-    programs = _compile(_ours(graph), arrays, weight)
-    calls = {'ours': _timed(programs, arrays, weight)}
+    inputs = _make_inputs(shape, d)
+    programs = _compile(_ours(graph), inputs)
+    calls = {'ours': _program_calls(programs, inputs)}
     if with_peers:
-        if sharding := _dealt(shape):
-            dealt = [jax.device_put(x, sharding) for x in (*arrays, weight)]
-            with jax.set_mesh(sharding.mesh):
-                shared = _compile(_ours(graph), dealt[:-1], dealt[-1])
-            calls[DEALT] = _timed(shared, dealt[:-1], dealt[-1])
-        for name, peer in PEERS[type(graph)](graph, h, w, d).items():
-            calls[name] = _calls(*peer, arrays, weight)
-    result = {
-        'flops': 4 * d * b * graph.num_edges(h, w),
-        'memory': [p.memory_analysis().temp_size_in_bytes for p in programs],
-    }
-    for which, part in enumerate(('forward', 'both')):
-        timed = {'gemm': gemm()} | {name: c[which] for name, c in calls.items()}
-        result[part] = interleaved(timed, budget)
-    return result
-
-
-def run_module(shape, d, budget):
-    """The six heads of the paper, one call each, against our own FULL head."""
-    *arrays, weight = _inputs(*shape, d)
-    heads = graphs.parse(MODULE)
-
-    def module(q, k, v):
-        return sum(_ours(graph)(q, k, v) for graph in heads)
-
-    both = {'module': module, 'full': _ours(graphs.Full())}
-    calls = {name: _calls('jax', f, arrays, weight) for name, f in both.items()}
+        if mesh := _make_mesh(shape):
+            sharding = mesh_lib.by_batch(mesh)
+            sharded = Inputs(*(jax.device_put(x, sharding) for x in inputs.all))
+            with jax.set_mesh(mesh):
+                calls[SHARDED] = _jax_calls(_ours(graph), sharded)
+        found = PEERS[type(graph)](graph, h, w, d)
+        calls |= {name: _torch_calls(peer, inputs) for name, peer in found.torch.items()}
+        calls |= {name: _jax_calls(peer, inputs) for name, peer in found.jax.items()}
+    memory = [program.memory_analysis() for program in programs]
     return {
-        part: interleaved({name: c[i] for name, c in calls.items()}, budget)
-        for i, part in enumerate(('forward', 'both'))
+        'flops': 4 * d * b * graph.num_edges(h, w),
+        'memory': [each.temp_size_in_bytes for each in memory if each is not None],
+        'forward': interleaved(
+            {'gemm': gemm()} | {name: each.forward for name, each in calls.items()}, budget
+        ),
+        'both': interleaved(
+            {'gemm': gemm()} | {name: each.both for name, each in calls.items()}, budget
+        ),
     }
 
 
-def run_pruned(graph, shape, d, budget):
-    """Pruned inference against the unpruned head."""
-    *arrays, _ = _inputs(*shape, d)
-    options = {'none': {}, 'drop 0.5': {'drop_rate': 0.5}, 'drop 0.9': {'drop_rate': 0.9}}
-    programs = {name: jax.jit(_ours(graph, **o)) for name, o in options.items()}
-    calls = {name: lambda p=p: jax.block_until_ready(p(*arrays)) for name, p in programs.items()}
+def run_module(shape: Shape, d: int, budget: float) -> Result:
+    """Times the six heads of the paper, one call each, and our FULL head.
+
+    Args:
+        shape: batch, height and width of the map.
+        d: number of channels.
+        budget: seconds for each direction.
+    """
+    inputs = _make_inputs(shape, d)
+    heads = [_ours(graph) for graph in graphs.parse(MODULE)]
+
+    def module(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return functools.reduce(operator.add, [head(q, k, v) for head in heads])
+
+    calls = {
+        'module': _jax_calls(module, inputs),
+        'full': _jax_calls(_ours(graphs.Full()), inputs),
+    }
+    return {
+        'forward': interleaved({name: each.forward for name, each in calls.items()}, budget),
+        'both': interleaved({name: each.both for name, each in calls.items()}, budget),
+    }
+
+
+def run_pruned(graph: Graph, shape: Shape, d: int, budget: float) -> Result:
+    """Times inference with Context Pruning and without.
+
+    Args:
+        graph: graph of the head.
+        shape: batch, height and width of the map.
+        d: number of channels.
+        budget: seconds.
+    """
+    inputs = _make_inputs(shape, d)
+    programs = {
+        'none': jax.jit(_ours(graph)),
+        'drop 0.5': jax.jit(_ours(graph, drop_rate=0.5)),
+        'drop 0.9': jax.jit(_ours(graph, drop_rate=0.9)),
+    }
+
+    def call_of(program: JaxAttention) -> Call:
+        return lambda: jax.block_until_ready(program(inputs.q, inputs.k, inputs.v))
+
+    calls = {name: call_of(program) for name, program in programs.items()}
     return {'forward': interleaved(calls, budget)}
 
 
-def run_threshold(rows, length, budget):
-    """The largest half of each row: our search against torch kthvalue and both top-k."""
+def run_threshold(rows: int, length: int, budget: float) -> Result:
+    """Times the search for the largest half of each row: ours, torch kthvalue and both top-k.
+
+    Args:
+        rows: number of rows.
+        length: length of a row.
+        budget: seconds.
+    """
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, length)), jnp.float32)
     t, n = torch.tensor(np.asarray(x)), length // 2
-    block = x.reshape(-1, 128, length)  # as the engine meets them, a tile at a time
+    block = x.reshape(-1, 128, length)  # one tile at a time, as in the engine
     ours = jax.jit(
         lambda x: jax.lax.map(lambda t: top_k.largest(t, None, lambda c: jnp.minimum(c, n)), x)
     )
-    by_top_k = jax.jit(lambda x: jax.lax.top_k(x, n)[0][:, -1])
+    lax_top_k = jax.jit(lambda x: jax.lax.top_k(x, n)[0][:, -1])
     return {
         'forward': interleaved(
             {
                 'ours': lambda: ours(block).block_until_ready(),
                 'torch kthvalue': lambda: t >= t.kthvalue(length - n + 1, dim=-1, keepdim=True)[0],
                 'torch topk': lambda: t >= t.topk(n, dim=-1)[0][:, -1:],
-                'jax top_k': lambda: by_top_k(x).block_until_ready(),
+                'jax top_k': lambda: lax_top_k(x).block_until_ready(),
             },
             budget,
         ),
@@ -259,29 +375,30 @@ def run_threshold(rows, length, budget):
     }
 
 
-def run_case(name, budget):
-    """The result of one case, by its name."""
-    kind, size, d = name.split('/')
-    d, numbers = int(d[1:]), tuple(map(int, size.split('x')))
-    if kind == 'module':
-        return run_module(numbers, d, budget)
+def run_case(name: str, budget: float) -> Result:
+    """Runs a case.
+
+    Args:
+        name: name of the case, one of `cases`.
+        budget: seconds for each direction.
+    """
+    kind, size, width = name.split('/')
+    d = int(width.removeprefix('d'))
     if kind == 'threshold':
-        return run_threshold(*numbers, budget)
-    if kind.startswith('pruned-'):
-        return run_pruned(graphs.parse(kind[7:])[0], numbers, d, budget)
-    if kind.startswith('scaling-'):
-        return run_graph(graphs.parse(kind[8:])[0], numbers, d, budget, with_peers=False)
-    return run_graph(graphs.parse(kind)[0], numbers, d, budget)
+        rows, length = map(int, size.split('x'))
+        return run_threshold(rows, length, budget)
+    b, h, w = map(int, size.split('x'))
+    if kind == 'module':
+        return run_module((b, h, w), d, budget)
+    variant, _, heads = kind.rpartition('-')
+    graph = graphs.parse(heads)[0]
+    if variant == 'pruned':
+        return run_pruned(graph, (b, h, w), d, budget)
+    return run_graph(graph, (b, h, w), d, budget, with_peers=variant != 'scaling')
 
 
-def main():
-    """Runs the cases that are asked for and not there yet."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='runs/benchmark/attention', type=pathlib.Path)
-    parser.add_argument('--cases', default='.', help='regular expression; see --list')
-    parser.add_argument('--budget', default=3.0, type=float, help='seconds a case and direction')
-    parser.add_argument('--list', action='store_true', help='print the cases and stop')
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
+    """Runs the selected cases that have no result."""
     names = [name for name in cases() if re.search(options.cases, name)]
     if options.list:
         print('\n'.join(names))
@@ -292,7 +409,7 @@ def main():
         os.execve(sys.executable, command, {**os.environ, **MALLOC})
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
-    # A second way to use the cores, for `_dealt`; other calls stay on the first device.
+    # A second way to use the cores, for `_make_mesh`; other calls stay on the first device.
     jax.config.update('jax_num_cpu_devices', cores)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -314,5 +431,24 @@ def main():
     print((options.out / 'table.md').read_text())
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument(
+        '--out',
+        default='runs/benchmark/attention',
+        type=pathlib.Path,
+        help='folder of the results [runs/benchmark/attention]',
+    )
+    parser.add_argument(
+        '--cases', default='.', help='regular expression of the cases to run, see --list [all]'
+    )
+    parser.add_argument(
+        '--budget', default=3.0, type=float, help='seconds for a case and direction [3.0]'
+    )
+    parser.add_argument('--list', action='store_true', help='print the cases and stop')
+    return parser
+
+
 if __name__ == '__main__':
-    main()
+    cli.run(main, make_parser())

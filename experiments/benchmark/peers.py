@@ -1,51 +1,69 @@
 """The peers of the attention benchmark, in torch and JAX.
 
-Each takes q, k, v [b, h, w, d] (one head, no scale) and gives [b, h, w, d]. They are written as a
-careful user of the library would: fused kernels where there are any, masks made once beforehand.
+Each function here builds an attention function of q, k, v [b, h, w, d] (one head, no scale), which
+returns [b, h, w, d]. They are written as a careful user of the library would: fused kernels where
+there are any, masks computed once beforehand.
+
+Arguments of all builders: `h` and `w` are height and width of the map, `size` is the number of
+positions to each side of a local window, `stride` the distance between neighbours of a grid.
 """
+
+from collections.abc import Callable
 
 import jax
 import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+TorchAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+JaxAttention = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-def _rows(x):
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
     b, h, w, d = x.shape
     return x.reshape(b, 1, h * w, d)
 
 
-def _sdpa(q, k, v, mask=None):
+def _sdpa(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
-def _near(n, size):
+def _window_mask(n: int, size: int) -> torch.Tensor:
     at = torch.arange(n)
     return (at[:, None] - at).abs() <= size
 
 
-def sdpa_full(h, w):
-    """torch scaled_dot_product_attention over the whole map."""
+def sdpa_full(h: int, w: int) -> TorchAttention:
+    """Builds torch scaled_dot_product_attention over the whole map."""
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return _sdpa(_rows(q), _rows(k), _rows(v)).reshape(*q.shape[:3], -1)
 
     return f
 
 
-def sdpa_local(h, w, size):
-    """torch scaled_dot_product_attention with a dense window mask, n^2 bools."""
-    mask = _near(h, size)[:, None, :, None] & _near(w, size)[None, :, None, :]
+def sdpa_local(h: int, w: int, size: int) -> TorchAttention:
+    """Builds torch scaled_dot_product_attention with a dense window mask, n^2 bools."""
+    mask = _window_mask(h, size)[:, None, :, None] & _window_mask(w, size)[None, :, None, :]
     mask = mask.reshape(h * w, h * w)
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return _sdpa(_rows(q), _rows(k), _rows(v), mask).reshape(*q.shape[:3], -1)
 
     return f
 
 
-def flex_local(h, w, size, tile=(8, 16)):
-    """torch FlexAttention, block mask of the 2-D window, tokens ordered by tiles of 128."""
+def flex_local(h: int, w: int, size: int, tile: tuple[int, int] = (8, 16)) -> TorchAttention:
+    """Builds torch FlexAttention with a block mask of the 2-D window.
+
+    Args:
+        h: height of the map.
+        w: width of the map.
+        size: number of positions to each side of the window.
+        tile: height and width of the tiles by which tokens are ordered, one block each.
+    """
     th, tw = tile
     hp, wp = -(-h // th) * th, -(-w // tw) * tw
     y, x = (
@@ -53,21 +71,23 @@ def flex_local(h, w, size, tile=(8, 16)):
         for t in torch.meshgrid(torch.arange(hp), torch.arange(wp), indexing='ij')
     )
 
-    def window(b, head, i, j):
+    def window(
+        b: torch.Tensor, head: torch.Tensor, i: torch.Tensor, j: torch.Tensor
+    ) -> torch.Tensor:
         near = ((y[i] - y[j]).abs() <= size) & ((x[i] - x[j]).abs() <= size)
         return near & (y[j] < h) & (x[j] < w)
 
-    # After some recompilations in one process torch gives up compiling, silently.
+    # After several recompilations in one process torch silently stops compiling.
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
     mask = create_block_mask(window, 1, 1, hp * wp, hp * wp, device='cpu', BLOCK_SIZE=th * tw)
 
-    def order(t):
+    def order(t: torch.Tensor) -> torch.Tensor:
         t = F.pad(t, (0, 0, 0, wp - w, 0, hp - h))
         t = t.reshape(len(t), hp // th, th, wp // tw, tw, -1).permute(0, 1, 3, 2, 4, 5)
         return t.reshape(len(t), 1, hp * wp, -1)
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         o = compiled(order(q), order(k), order(v), block_mask=mask, scale=1.0)
         o = o.reshape(len(q), hp // th, wp // tw, th, tw, -1).permute(0, 1, 3, 2, 4, 5)
         return o.reshape(len(q), hp, wp, -1)[:, :h, :w]
@@ -75,26 +95,33 @@ def flex_local(h, w, size, tile=(8, 16)):
     return f
 
 
-def halo_local(h, w, size, b=8):
-    """Block-local attention with halos as in HaloNet: unfolded windows, SDPA with a mask."""
+def halo_local(h: int, w: int, size: int, b: int = 8) -> TorchAttention:
+    """Builds block-local attention with halos as in HaloNet: unfolded windows, masked SDPA.
+
+    Args:
+        h: height of the map.
+        w: width of the map.
+        size: number of positions to each side of the window.
+        b: side of a block of queries.
+    """
     hp, wp, n = -(-h // b) * b, -(-w // b) * b, b + 2 * size
     ny, nx = hp // b, wp // b
 
-    def around(t):
+    def pad(t: torch.Tensor) -> torch.Tensor:
         return F.pad(t, (0, 0, size, size + wp - w, size, size + hp - h))
 
-    def windows(t):
-        t = around(t).unfold(1, n, b).unfold(2, n, b).permute(0, 1, 2, 4, 5, 3)
+    def windows(t: torch.Tensor) -> torch.Tensor:
+        t = pad(t).unfold(1, n, b).unfold(2, n, b).permute(0, 1, 2, 4, 5, 3)
         return t.reshape(len(t), ny * nx, n * n, -1)
 
     offset = torch.arange(n)[None] - size - torch.arange(b)[:, None]
     near = offset.abs() <= size
     near = (near[:, None, :, None] & near[None, :, None, :]).reshape(b * b, n * n)
-    inside = around(torch.ones(1, h, w, 1))[0, :, :, 0].bool().unfold(0, n, b).unfold(1, n, b)
+    inside = pad(torch.ones(1, h, w, 1))[0, :, :, 0].bool().unfold(0, n, b).unfold(1, n, b)
     mask = near[None] & inside.reshape(ny * nx, 1, n * n)
     mask = (mask | ~mask.any(-1, keepdim=True))[None]
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         blocks = F.pad(q, (0, 0, 0, wp - w, 0, hp - h)).reshape(len(q), ny, b, nx, b, -1)
         blocks = blocks.permute(0, 1, 3, 2, 4, 5).reshape(len(q), ny * nx, b * b, -1)
         o = _sdpa(blocks, windows(k), windows(v), mask.expand(len(q), -1, -1, -1))
@@ -104,16 +131,23 @@ def halo_local(h, w, size, b=8):
     return f
 
 
-def unfold_local(h, w, size, rows=4):
-    """The im2col form of local attention, a few rows of the map at a time."""
+def unfold_local(h: int, w: int, size: int, rows: int = 4) -> TorchAttention:
+    """Builds the im2col form of local attention.
+
+    Args:
+        h: height of the map.
+        w: width of the map.
+        size: number of positions to each side of the window.
+        rows: rows of the map that are unfolded at a time.
+    """
     n = 2 * size + 1
     inside = F.pad(torch.ones(h, w), (size,) * 4)
 
-    def windows(t, r, end):
+    def windows(t: torch.Tensor, r: int, end: int) -> torch.Tensor:
         t = t[:, r : end + 2 * size].unfold(1, n, 1).unfold(2, n, 1)
         return t.reshape(len(t), end - r, w, -1, n * n)
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         k, v = (F.pad(t, (0, 0, size, size, size, size)) for t in (k, v))
         out = []
         for r in range(0, h, rows):
@@ -127,11 +161,11 @@ def unfold_local(h, w, size, rows=4):
     return f
 
 
-def grid_sdpa(h, w, stride):
-    """Space to depth and SDPA inside the groups, padded and masked where T does not divide."""
+def grid_sdpa(h: int, w: int, stride: int) -> TorchAttention:
+    """Builds space-to-depth and SDPA within groups, padded and masked where T does not divide."""
     gh, gw = -(-h // stride), -(-w // stride)
 
-    def groups(t):
+    def groups(t: torch.Tensor) -> torch.Tensor:
         t = F.pad(t, (0, 0, 0, gw * stride - w, 0, gh * stride - h))
         t = t.reshape(len(t), gh, stride, gw, stride, -1).permute(0, 2, 4, 1, 3, 5)
         return t.reshape(len(t), stride * stride, gh * gw, -1)
@@ -140,7 +174,7 @@ def grid_sdpa(h, w, stride):
     if (gh * stride, gw * stride) != (h, w):
         mask = groups(torch.ones(1, h, w, 1))[..., 0].bool()[:, :, None, :]
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         o = _sdpa(groups(q), groups(k), groups(v), mask)
         o = o.reshape(len(q), stride, stride, gh, gw, -1).permute(0, 3, 1, 4, 2, 5)
         return o.reshape(len(q), gh * stride, gw * stride, -1)[:, :h, :w]
@@ -148,20 +182,20 @@ def grid_sdpa(h, w, stride):
     return f
 
 
-def non_local(h, w):
-    """The non-local block of mmseg: two products and a softmax with all n^2 weights."""
+def non_local(h: int, w: int) -> TorchAttention:
+    """Builds the non-local block of mmseg: two products and a softmax with all n^2 weights."""
 
-    def f(q, k, v):
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         q, k, v = (t.reshape(len(t), h * w, -1) for t in (q, k, v))
         return ((q @ k.transpose(1, 2)).softmax(-1) @ v).reshape(len(q), h, w, -1)
 
     return f
 
 
-def jax_full(h, w):
-    """jax.nn.dot_product_attention over the whole map."""
+def jax_full(h: int, w: int) -> JaxAttention:
+    """Builds jax.nn.dot_product_attention over the whole map."""
 
-    def f(q, k, v):
+    def f(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         q, k, v = (x.reshape(len(x), h * w, 1, -1) for x in (q, k, v))
         return jax.nn.dot_product_attention(q, k, v, scale=1.0).reshape(len(q), h, w, -1)
 

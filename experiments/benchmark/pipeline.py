@@ -1,12 +1,12 @@
-"""Times the training input pipeline by stage, and against a plain loop and a PyTorch DataLoader.
+"""Times the training input pipeline by stage, and beside a plain loop and a PyTorch DataLoader.
 
     python -m experiments.benchmark.pipeline --out=runs/benchmark/pipeline
 
-Paints street scenes of 1024 x 2048 once, blurred as by a lens until the PNG files are about as
-large as those of Cityscapes (2.3 MB), and makes batches of eight 769 crops of them. All contenders
-run in turn, several rounds; each is timed from an empty buffer, so that what is made ahead counts
-for nobody. Writes <out>/table.md and <out>/result.json. Run it from the root of the repository;
-needs the parity extra.
+Paints street scenes of 1024 x 2048 once, blurred as by a lens so that the PNG files are about as
+large as those of Cityscapes (2.3 MB), and makes batches of eight 769 x 769 crops of them. All
+contenders run in turn, in several rounds; each is timed from an empty buffer, so that none profits
+from batches made ahead. Writes <out>/table.md and <out>/result.json. Run it from the root of the
+repository; needs the extra `parity`.
 """
 
 import argparse
@@ -16,13 +16,16 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
-from experiments.benchmark.pipeline_files import dataset, make_files, many
+from experiments.benchmark.pipeline_files import dataset, make_files, repeat
+from experiments.common import cli
 from ggcf_jax.data import mixture, pipeline, transforms
 from ggcf_jax.data.records import codec, compact
 from ggcf_jax.data.records.dataset import Dataset
@@ -31,10 +34,24 @@ CROP = (769, 769)
 SCALES = (0.5, 1.5)  # the paper's
 BATCH = 8
 
+Record = dict[str, Any]  # name, encoded image and encoded label
+Image = UInt8[np.ndarray, 'h w 3']
+Label = UInt8[np.ndarray, 'h w']
+Decode = Callable[[Dataset, Record], dict[str, Any]]
+Transform = Callable[[Image, Label, np.random.Generator], Any]
+Batches = Generator[Any, None, None]
+T = TypeVar('T')
 
-def ours(data: Dataset, threads: int, workers: int) -> Iterator:
-    """The product's pipeline."""
-    return pipeline.train_batches(
+
+def ours(data: Dataset, *, threads: int, workers: int) -> Batches:
+    """Starts our pipeline.
+
+    Args:
+        data: data set.
+        threads: decoding threads, of each worker if there are any.
+        workers: worker processes.
+    """
+    yield from pipeline.train_batches(
         mixture.records(data, mixture.parse('train')),
         (1.0,),
         transforms.TrainTransform(CROP, SCALES),
@@ -44,10 +61,11 @@ def ours(data: Dataset, threads: int, workers: int) -> Iterator:
     )
 
 
-def usual_transform(image, label, rng):
-    """Rescale, crop, pad and flip in the usual order: the whole image is resized first."""
+def usual_transform(image: Image, label: Label, rng: np.random.Generator) -> tuple[Image, Label]:
+    """Rescales, crops, pads and flips in the usual order: the whole image is resized first."""
     scale = rng.uniform(*SCALES)
-    size = tuple(round(n * scale) for n in reversed(label.shape))
+    height, width = label.shape
+    size = (round(width * scale), round(height * scale))
     image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
     top, left = (int(rng.integers(0, max(0, n - c) + 1)) for n, c in zip(label.shape, CROP))
@@ -56,41 +74,49 @@ def usual_transform(image, label, rng):
     return transforms.random_flip(image, label, rng)
 
 
-def usual_decode(data: Dataset, record: dict) -> dict:
-    """Image and mapped label of a record, by OpenCV alone."""
+def usual_decode(data: Dataset, record: Record) -> dict[str, Any]:
+    """Decodes image and label of a record with OpenCV alone."""
     image, label = (np.frombuffer(record[kind], np.uint8) for kind in ('image', 'label'))
+    raw = cv2.imdecode(label, cv2.IMREAD_UNCHANGED)
+    assert raw is not None  # the benchmark wrote it
     return {
         'image': cv2.imdecode(image, cv2.IMREAD_COLOR_RGB),
-        'label': cv2.LUT(cv2.imdecode(label, cv2.IMREAD_UNCHANGED), data.label_map),
+        'label': cv2.LUT(raw, data.label_map),
     }
 
 
-def our_decode(data: Dataset, record: dict) -> dict:
-    """As the product does it."""
+def our_decode(data: Dataset, record: Record) -> dict[str, Any]:
+    """Decodes a record as our pipeline does."""
     return data.decode(record)
 
 
-class TorchData(torch.utils.data.Dataset):
+class TorchData(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """The same records and operations as a PyTorch data set."""
 
-    def __init__(self, data: Dataset, decode: Callable, transform: Callable):
+    def __init__(self, data: Dataset, decode: Decode, transform: Transform) -> None:
         self.data, self.decode, self.transform = data, decode, transform
 
     def __len__(self) -> int:
         return 10**6
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         source = self.data.source('train')
         example = self.decode(self.data, source[index % len(source)])
         rng = np.random.default_rng(index)
         image, label = self.transform(example['image'], example['label'], rng)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(
-            np.ascontiguousarray(label)
-        )
+        image, label = (np.ascontiguousarray(x) for x in (image, label))
+        return torch.from_numpy(image), torch.from_numpy(label)
 
 
-def loader(data: Dataset, decode: Callable, transform: Callable, workers: int) -> Iterator:
-    """A PyTorch DataLoader with worker processes."""
+def loader(data: Dataset, decode: Decode, transform: Transform, workers: int) -> Batches:
+    """Starts a PyTorch DataLoader.
+
+    Args:
+        data: data set.
+        decode: function that decodes a record.
+        transform: augmentation.
+        workers: worker processes.
+    """
     loaded = torch.utils.data.DataLoader(
         TorchData(data, decode, transform),
         BATCH,
@@ -106,8 +132,8 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def plain_loop(data: Dataset) -> Iterator:
-    """One sample after the other, in one thread."""
+def plain_loop(data: Dataset) -> Batches:
+    """Makes one sample after the other, in one thread."""
     transform = transforms.TrainTransform(CROP, SCALES)
     source = data.source('train')
     rng = np.random.default_rng(0)
@@ -119,10 +145,15 @@ def plain_loop(data: Dataset) -> Iterator:
         yield tuple(np.stack(arrays) for arrays in zip(*samples))
 
 
-def rate(make: Callable[[], Iterator], seconds: float) -> float:
-    """Images a second of a contender that starts anew."""
+def rate(make: Callable[[], Batches], seconds: float) -> float:
+    """Measures the images a second of a contender.
+
+    Args:
+        make: function that starts the contender.
+        seconds: duration of the measurement.
+    """
     with contextlib.closing(make()) as batches:
-        for _ in range(4):  # what may be made ahead, and the start of workers
+        for _ in range(4):  # batches made ahead, and the start of workers
             next(batches)
         count, began = 0, time.perf_counter()
         while time.perf_counter() - began < seconds:
@@ -131,55 +162,91 @@ def rate(make: Callable[[], Iterator], seconds: float) -> float:
         return count / (time.perf_counter() - began)
 
 
-class Windows:
-    """An image; cutting a window of it counts as decoding, which it may be."""
+class Stopwatch:
+    """Seconds of each stage; the time of a stage within another one counts for the inner one."""
 
-    def __init__(self, image, timed: Callable):
-        self.image, self.timed, self.shape = image, timed, image.shape
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.spent = dict.fromkeys(stages, 0.0)
 
-    def __getitem__(self, window):
-        return self.timed('decode image', lambda: self.image[window])
+    def time(self, stage: str, function: Callable[[], T]) -> T:
+        """Calls a function and adds its duration to a stage.
+
+        Args:
+            stage: name of the stage.
+            function: function to call.
+        """
+        before, began = sum(self.spent.values()), time.perf_counter()
+        result = function()
+        inner = sum(self.spent.values()) - before
+        self.spent[stage] += time.perf_counter() - began - inner
+        return result
 
 
-def png_label(data: Dataset, record: dict, timed: Callable) -> np.ndarray:
-    """The label of a PNG record, in two stages."""
-    raw = timed('decode label', lambda: codec.decode_label(record['label'], ''))
-    return timed('map', lambda: codec.map_labels(raw, data.label_map, ''))
+class LazyImage:
+    """An image of which cutting a window counts as decoding: some are decoded only there."""
+
+    def __init__(self, image: Any, watch: Stopwatch) -> None:
+        self.image, self.watch, self.shape = image, watch, image.shape
+
+    def __getitem__(self, window: Any) -> np.ndarray:
+        return self.watch.time('decode image', lambda: self.image[window])
 
 
-def compact_label(data: Dataset, record: dict, timed: Callable) -> np.ndarray:
-    """The label of a compact record, which needs no map."""
-    return timed('decode label', lambda: data.decode_label(record))
+LabelDecoder = Callable[[Dataset, Record, Stopwatch], Label]
 
 
-def stages(data: Dataset, label_of: Callable, repeats: int) -> dict[str, float]:
-    """Milliseconds an image of each stage, in one thread."""
+def png_label(data: Dataset, record: Record, watch: Stopwatch) -> Label:
+    """Decodes the label of a PNG record, in two stages."""
+    raw = watch.time('decode label', lambda: codec.decode_label(record['label'], ''))
+    return watch.time('map', lambda: codec.map_labels(raw, data.label_map, ''))
+
+
+def compact_label(data: Dataset, record: Record, watch: Stopwatch) -> Label:
+    """Decodes the label of a compact record, which needs no map."""
+    return watch.time('decode label', lambda: data.decode_label(record))
+
+
+def stages(data: Dataset, decode_label: LabelDecoder, repeats: int) -> dict[str, float]:
+    """Measures the milliseconds an image of each stage, in one thread.
+
+    Args:
+        data: data set.
+        decode_label: function that decodes a label.
+        repeats: number of images.
+    """
     source = data.source('train')
     transform = transforms.TrainTransform(CROP, SCALES)
     rng = np.random.default_rng(0)
-    spent = dict.fromkeys(('read', 'decode image', 'decode label', 'map', 'augment', 'batch'), 0.0)
+    watch = Stopwatch(('read', 'decode image', 'decode label', 'map', 'augment', 'batch'))
 
-    def timed(stage, function):
-        """Adds what the function takes, less the stages within it."""
-        before, began = sum(spent.values()), time.perf_counter()
-        result = function()
-        spent[stage] += time.perf_counter() - began - (sum(spent.values()) - before)
-        return result
+    def make_sample(index: int) -> Any:
+        record = watch.time('read', lambda: source[index % len(source)])
+        image: Any = LazyImage(watch.time('decode image', lambda: data.open_image(record)), watch)
+        label = decode_label(data, record, watch)
+        return watch.time('augment', lambda: transform(image, label, rng))
 
-    done = []
-    for index in range(repeats):
-        record = timed('read', lambda i=index: source[i % len(source)])
-        image = Windows(timed('decode image', lambda r=record: data.open_image(r)), timed)
-        label = label_of(data, record, timed)
-        done.append(timed('augment', lambda i=image, x=label: transform(i, x, rng)))
-        if len(done) == BATCH:
-            timed('batch', lambda d=done: [np.stack(arrays) for arrays in zip(*d)])
-            done = []
-    return {stage: 1e3 * seconds / repeats for stage, seconds in spent.items()}
+    for start in range(0, repeats, BATCH):
+        samples = [make_sample(index) for index in range(start, min(start + BATCH, repeats))]
+        if len(samples) == BATCH:
+            stack(samples, watch)
+    return {stage: 1e3 * seconds / repeats for stage, seconds in watch.spent.items()}
+
+
+def stack(samples: Sequence[Any], watch: Stopwatch) -> list[np.ndarray]:
+    """Makes a batch of samples."""
+    return watch.time('batch', lambda: [np.stack(arrays) for arrays in zip(*samples)])
 
 
 def error(data: Dataset, small: Dataset) -> dict[str, float]:
-    """What the compact form changes: peak signal-to-noise ratio of the images, labels, bytes."""
+    """Measures what the compact form changes.
+
+    Args:
+        data: data set.
+        small: its compact copy.
+
+    Returns:
+        Peak signal-to-noise ratio of the images, number of wrong labels, sizes.
+    """
     originals, copies = data.source('train'), small.source('train')
     by_name = {copies[i]['name']: copies[i] for i in range(len(copies))}
     squared, wrong, sizes = [], 0, np.zeros(2)
@@ -200,15 +267,20 @@ def error(data: Dataset, small: Dataset) -> dict[str, float]:
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Returns the resident memory of this process in MiB."""
     pages = int(pathlib.Path('/proc/self/statm').read_text().split()[1])
     return pages * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
 def memory(data: Dataset, batches: int) -> list[float]:
-    """MiB added after the first batches and after all of them."""
+    """Measures the MiB that the pipeline adds after the first batches and after all of them.
+
+    Args:
+        data: data set.
+        batches: number of batches.
+    """
     before, found = resident(), []
-    with contextlib.closing(ours(data, 2, 0)) as stream:
+    with contextlib.closing(ours(data, threads=2, workers=0)) as stream:
         for i in range(batches):
             next(stream)
             if i in (5, batches - 1):
@@ -216,20 +288,14 @@ def memory(data: Dataset, batches: int) -> list[float]:
     return found
 
 
-def main() -> None:
-    """Makes the files, times everything, writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', default='runs/benchmark/pipeline', type=pathlib.Path)
-    parser.add_argument('--images', default=24, type=int)
-    parser.add_argument('--rounds', default=3, type=int)
-    parser.add_argument('--seconds', default=10.0, type=float, help='a contender and round')
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
+    """Makes the files, times everything and writes the result."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     few = dataset(make_files(options.out / 'files', options.images))
     few_small = compact.dataset(few, ['train'], options.out / 'compact', cores)
-    png, small = many(few), many(few_small)
+    png, small = repeat(few), repeat(few_small)
     result = {
         'cores': cores,
         'stages': {
@@ -239,17 +305,17 @@ def main() -> None:
         'compact': error(few, few_small),
         'memory': memory(png, 40),
     }
-    ours_transform = transforms.TrainTransform(CROP, SCALES)
-    contenders = {
+    our_transform = transforms.TrainTransform(CROP, SCALES)
+    contenders: dict[str, Callable[[], Batches]] = {
         'plain loop, one thread': lambda: plain_loop(png),
         'DataLoader with OpenCV': lambda: loader(png, usual_decode, usual_transform, cores),
-        'DataLoader, our steps': lambda: loader(png, our_decode, ours_transform, cores),
-        'ours, one thread': lambda: ours(png, 1, 0),
-        'ours, a thread a core': lambda: ours(png, cores, 0),
-        'ours, compact': lambda: ours(small, cores, 0),
-        'ours, a worker a core': lambda: ours(png, 1, cores),
+        'DataLoader, our steps': lambda: loader(png, our_decode, our_transform, cores),
+        'ours, one thread': lambda: ours(png, threads=1, workers=0),
+        'ours, a thread a core': lambda: ours(png, threads=cores, workers=0),
+        'ours, compact': lambda: ours(small, threads=cores, workers=0),
+        'ours, a worker a core': lambda: ours(png, threads=1, workers=cores),
     }
-    rates = {name: [] for name in contenders}
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(options.rounds):
         for name, make in contenders.items():
             rates[name].append(rate(make, options.seconds))
@@ -261,8 +327,25 @@ def main() -> None:
     print((options.out / 'table.md').read_text())
 
 
-def table(result: dict) -> str:
-    """The result as Markdown."""
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__, out=False)
+    parser.add_argument(
+        '--out',
+        default='runs/benchmark/pipeline',
+        type=pathlib.Path,
+        help='folder of files and results [runs/benchmark/pipeline]',
+    )
+    parser.add_argument('--images', default=24, type=int, help='number of painted images [24]')
+    parser.add_argument('--rounds', default=3, type=int, help='number of rounds [3]')
+    parser.add_argument(
+        '--seconds', default=10.0, type=float, help='seconds for a contender and round [10.0]'
+    )
+    return parser
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Formats the result as Markdown."""
     medians = {name: statistics.median(values) for name, values in result['rates'].items()}
     peer = medians['DataLoader with OpenCV']
     lines = [
@@ -293,4 +376,4 @@ def table(result: dict) -> str:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main, make_parser())

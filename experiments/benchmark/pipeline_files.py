@@ -1,12 +1,13 @@
-"""The PNG pairs that the benchmark of the pipeline reads: painted once, blurred as by a lens."""
+"""The PNG pairs that the pipeline benchmark reads: painted once, blurred as by a lens."""
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import cv2
 
 from ggcf_jax.data.datasets.street_painter import classes, paint
-from ggcf_jax.data.records.dataset import Dataset, identity_label_map
+from ggcf_jax.data.records.dataset import Dataset, RecordSource, identity_label_map
 
 SIZE = (1024, 2048)
 BLUR = 0.8  # pixels: the files are then about as large as those of Cityscapes
@@ -16,19 +17,24 @@ RECORDS = 2975
 class Files:
     """Records of numbered PNG pairs in a folder."""
 
-    def __init__(self, folder: pathlib.Path, count: int):
+    def __init__(self, folder: pathlib.Path, count: int) -> None:
         self.folder, self.count = folder, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         image, label = (self.folder / f'{kind}_{index:04d}.png' for kind in ('image', 'label'))
         return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
 
 
 def make_files(folder: pathlib.Path, count: int) -> Files:
-    """Paints what is not there yet."""
+    """Paints the pairs that are missing.
+
+    Args:
+        folder: folder of the files.
+        count: number of pairs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         path = folder / f'label_{index:04d}.png'
@@ -42,25 +48,25 @@ def make_files(folder: pathlib.Path, count: int) -> Files:
 
 
 class Repeated:
-    """Records of a source, again and again, up to a number of them."""
+    """Records of a source, repeated up to a number of them."""
 
-    def __init__(self, source, count: int):
+    def __init__(self, source: RecordSource, count: int) -> None:
         self.source, self.count = source, count
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.source[index % len(self.source)]
 
 
-def many(data: Dataset) -> Dataset:
-    """As many records as Cityscapes has: grain takes long to shuffle a few dozen."""
+def repeat(data: Dataset) -> Dataset:
+    """Repeats the records up to the number of Cityscapes: grain is slow to shuffle a few dozen."""
     repeated = Repeated(data.source('train'), RECORDS)
     return dataclasses.replace(data, sources={'train': repeated})
 
 
 def dataset(files: Files) -> Dataset:
-    """The files as a data set of 19 classes."""
+    """Returns the files as a data set of 19 classes."""
     label_map = identity_label_map(len(classes.CLASSES), classes.IGNORE)
     return Dataset('files', classes.CLASSES, classes.COLORS, {'train': files}, label_map, 'files')

@@ -35,38 +35,64 @@ def make_parser(description: str | None, *, out: bool = True) -> argparse.Argume
     return parser
 
 
-def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Calls `main` with the parsed command line; an InputError becomes one line and exit code 2.
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and --config.field=value overrides, which `parse` collects.
 
     Args:
-        main: script to run.
-        parser: its command line.
+        parser: command line of the script.
+    """
+    parser.add_argument(
+        '--config',
+        required=True,
+        help='configuration, configs/NAME.py[:variant]; --config.field=value overrides a field',
+    )
+    parser.set_defaults(overrides=[])
+
+
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parses a command line.
+
+    Args:
+        parser: command line of the script.
+        arguments: arguments, or None for those of the process.
+
+    Returns:
+        The options; with `add_config` also `overrides`, a list of 'field=value'.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    takes_overrides = hasattr(options, 'overrides')
+    unknown = [each for each in rest if not (takes_overrides and each.startswith(_PREFIX))]
+    if unknown:
+        hint = f'; overrides are written {_PREFIX}field=value' if takes_overrides else ''
+        parser.error(f'unrecognized arguments: {" ".join(unknown)}{hint}')
+    if takes_overrides:
+        options.overrides = [each.removeprefix(_PREFIX) for each in rest]
+    return options
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+    """Calls `main` with the parsed command line, and exits where it fails.
+
+    Args:
+        main: script to run; returns None or an exit code. An InputError becomes one line on stderr
+            and exit code 2.
+        parser: command line of the script.
     """
     logging.set_verbosity(logging.ERROR)  # library logs would drown ours
     try:
-        main(parser.parse_args())
+        code = main(parse(parser))
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    if code:
+        sys.exit(code)
 
 
-def parse_with_overrides(
-    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
-) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a command line that may hold overrides of the form --config.field=value.
-
-    Args:
-        parser: command line of the script; other unknown arguments are its errors.
-        arguments: command line, or None for that of the process.
-
-    Returns:
-        The options, and the overrides as 'field=value'.
-    """
-    options, rest = parser.parse_known_args(arguments)
-    unexpected = [argument for argument in rest if not argument.startswith(_PREFIX)]
-    if unexpected:
-        parser.error(f'unexpected {unexpected}; overrides are written {_PREFIX}field=value')
-    return options, [argument.removeprefix(_PREFIX) for argument in rest]
+def comma_list(text: str) -> list[str]:
+    """Splits the comma-separated value of an argument."""
+    return [part.strip() for part in text.split(',')]
 
 
 def parse_override(text: str) -> tuple[str, str]:

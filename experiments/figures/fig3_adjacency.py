@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +24,9 @@ from matplotlib.figure import Figure
 
 from experiments.common import cli, pictures, runs, tables
 from ggcf_jax.attention import graphs
+from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.contexts.ggcf import GGCF
 
 _PAPER_MAP = (128, 256)
 _PAPER_HEADS = {'FULL': 'full', '{LOCAL, GRID}_{8,16,24}': 'local:8,16,24,grid:8,16,24'}
@@ -54,13 +55,13 @@ class Row:
     density: float
 
 
-def count(graph: Any, h: int, w: int) -> Row:
+def count(graph: Graph, h: int, w: int) -> Row:
     """Counts the contexts that a graph gives the positions of an h x w map."""
     mean = graph.num_edges(h, w) / (h * w)
     return Row(str(graph), h, w, mean, graph.max_degree(h, w), mean / (h * w))
 
 
-def draw(path: pathlib.Path, heads: Sequence[Any], h: int, w: int) -> None:
+def draw(path: pathlib.Path, heads: Sequence[Graph], h: int, w: int) -> None:
     """Draws the neighbours of an inner and a corner position and the matrix, one column a graph.
 
     Args:
@@ -97,7 +98,7 @@ def draw(path: pathlib.Path, heads: Sequence[Any], h: int, w: int) -> None:
     pictures.save(figure, path)
 
 
-def parse_heads(text: str) -> list[Any]:
+def parse_heads(text: str) -> list[Graph]:
     """Parses a list of heads; learned graphs get random parameters, scaled up to be visible.
 
     Raises:
@@ -112,7 +113,7 @@ def parse_heads(text: str) -> list[Any]:
     ]
 
 
-def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Any]:
+def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Graph]:
     """Returns the graphs of the heads of runs, learned ones with their trained parameters.
 
     Args:
@@ -122,12 +123,12 @@ def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Any]:
     Raises:
         InputError: a model without heads.
     """
-    found: list[Any] = []
+    found: list[Graph] = []
     for run, trained in runs.load_each(runs.select(workdirs), checkpoint):
         context = trained.model.context
-        if not trained.model.heads:
+        if not isinstance(context, GGCF):
             raise InputError(f'{run.workdir}: {run.model} has no heads')
-        for graph, params in zip(trained.model.heads, context.graph_params):
+        for graph, params in zip(context.heads, context.graph_params):
             found.append(graph.bind({name: p[...] for name, p in params.items()}))
     return found
 

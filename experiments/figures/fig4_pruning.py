@@ -16,7 +16,7 @@ import dataclasses
 import pathlib
 import statistics
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from experiments.common import cli, pictures, runs, tables, trained
 from experiments.common.tables import spread
 from ggcf_jax import data, evaluate
+from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
@@ -58,7 +59,9 @@ class Point:
     miou: float
 
 
-def rules(heads: Sequence[Any], percent: int, priority: Priority) -> tuple[pruning_rules.Rule, ...]:
+def rules(
+    heads: Sequence[Graph], percent: int, priority: Priority
+) -> tuple[pruning_rules.Rule, ...]:
     """Returns the same pruning rule for every kind of head of a model.
 
     Args:

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +31,7 @@ from experiments.common.runs import SelectedRun
 from experiments.common.tables import slug, spread
 from experiments.common.trained import Trained
 from ggcf_jax import attention, data
+from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
@@ -222,7 +222,7 @@ def sum_shares(
 
 def rows_of(
     run: SelectedRun,
-    heads: Sequence[Any],
+    heads: Sequence[Graph],
     sums: dict[str, np.ndarray],
     groups: Sequence[ConfusableGroup],
 ) -> list[Row]:

@@ -20,7 +20,6 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ import numpy as np
 from experiments.ahead import flops
 from experiments.common import cli, paper, tables
 from ggcf_jax.attention import attend, graphs
+from ggcf_jax.attention.graphs import Graph
 
 GI = 2**30
 EXPLANATION = """
@@ -51,7 +51,7 @@ class Module:
         value_channels: channels of values, which all heads share.
     """
 
-    heads: tuple[Any, ...]
+    heads: tuple[Graph, ...]
     h: int
     w: int
     channels: int = 256
@@ -143,7 +143,7 @@ def _attention(module: Module) -> Callable[[jax.Array, jax.Array, jax.Array], li
     return attention
 
 
-def _bound(graph: Any) -> Any:
+def _bound(graph: Graph) -> Graph:
     return graph.bind(graph.init(jax.random.key(0)))
 
 

@@ -145,43 +145,19 @@ def _select_rows(
     return [each for each in todo if rows is None or each.row in rows]
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Builds the command line; --config.field=value overrides come on top."""
-    parser = cli.make_parser(__doc__)
-    parser.add_argument(
-        'action',
-        choices=('list', 'run', 'table'),
-        help='list the runs, finish them, or write the table of the finished ones',
-    )
-    parser.add_argument(
-        '--config', required=True, help='configuration with a sweep(): configs/x.py[:variant]'
-    )
-    parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
-    parser.add_argument('--jobs', default=1, type=int, help='number of runs at a time [1]')
-    parser.add_argument('--row', action='append', help='take only this row; may be repeated')
-    parser.add_argument('--index', type=int, help='take only the run that list numbers so')
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
-    parser = make_parser()
-    options, overrides = cli.parse_with_overrides(parser, arguments)
+def main(options: argparse.Namespace) -> int:
+    """Lists or finishes the runs of a sweep, or writes their table; returns the exit code."""
     if options.jobs < 1 or options.seeds < 1:
-        parser.error('--jobs and --seeds must be at least 1')
-    try:
-        todo = sweep_runs.runs(options.config, options.out, options.seeds, overrides)
-        todo = _select_rows(todo, options.row)
-        if options.action == 'table':
-            table1.write(todo, options.out)
-            return 0
-    except InputError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 2
+        raise InputError('--jobs and --seeds must be at least 1')
+    todo = sweep_runs.runs(options.config, options.out, options.seeds, options.overrides)
+    todo = _select_rows(todo, options.row)
+    if options.action == 'table':
+        table1.write(todo, options.out)
+        return 0
     if options.index is not None:
         known = [each.index for each in todo]
         if options.index not in known:
-            parser.error(f'--index={options.index} is not one of {known}')
+            raise InputError(f'--index={options.index} is not one of {known}')
         todo = [each for each in todo if each.index == options.index]
     if options.action == 'list':
         for each in todo:
@@ -195,5 +171,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument(
+        'action',
+        choices=('list', 'run', 'table'),
+        help='list the runs, finish them, or write the table of the finished ones',
+    )
+    cli.add_config(parser)
+    parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
+    parser.add_argument('--jobs', default=1, type=int, help='number of runs at a time [1]')
+    parser.add_argument('--row', action='append', help='take only this row; may be repeated')
+    parser.add_argument('--index', type=int, help='take only the run with this number of the list')
+    return parser
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    cli.run(main, make_parser())

@@ -59,7 +59,7 @@ def test_program_for_a_tpu():
 
 
 def test_unknown_number_of_rounds_is_refused():
-    with pytest.raises(ValueError, match=r'does not tell how often its loop condition\.1 runs'):
+    with pytest.raises(ValueError, match=r'the trip count of loop condition\.1 is not in the text'):
         collectives.of_program(TPU.replace('constant(23)', 'add(%a, %b)'))
 
 

@@ -9,7 +9,7 @@ import os
 import jax
 import pytest
 
-from experiments.ahead import accelerators, collectives, compile, cost, memory, programs
+from experiments.ahead import accelerators, collectives, cost, memory, program_table, programs
 from ggcf_jax.errors import InputError
 from tests.helpers import ROOT, load_config
 
@@ -150,14 +150,14 @@ def test_rows_and_tables(tmp_path):
         'step': 'train', 'height': 769, 'width': 769, 'batch': 2, 'remat': 'block',
         'jax': '1', 'compiler': 'c 2', 'memory': 3 * 2**30, 'temporary': 2**31, 'arguments': 2**30,
         'flops': 1, 'traffic': 1, 'cycles': 0,
-        'collectives': compile.collectives_text((SUM, SUM, GATHER)),
+        'collectives': program_table.format_collectives((SUM, SUM, GATHER)),
     }  # fmt: skip
-    assert compile.read(path) == []
-    compile.append(path, row)
-    compile.append(path, {**row, 'remat': 'none', 'temporary': '', 'collectives': ''})
-    rows = compile.read(path)
-    assert compile.gathers_of_row(rows[0]) == ['all-gather 1 19270016']
-    assert compile.gathers_of_row(rows[1]) == []
+    assert program_table.read(path) == []
+    program_table.append(path, row)
+    program_table.append(path, {**row, 'remat': 'none', 'temporary': '', 'collectives': ''})
+    rows = program_table.read(path)
+    assert program_table.gathers_of_row(rows[0]) == ['all-gather 1 19270016']
+    assert program_table.gathers_of_row(rows[1]) == []
     assert rows[0]['collectives'] == 'all-gather 1 19270016; all-reduce 6 1536'
     assert memory.memory_table(rows)[2:] == [
         '| cityscapes:r101 | 769 x 769 | h100x8 | 2 | does not fit (3.0 in all) |  | 2.00 |'

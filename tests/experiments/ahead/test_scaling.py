@@ -22,7 +22,7 @@ def machine(devices, **changes):
 
 
 def test_prediction():
-    program = scaling.Compiled.of(ROW)
+    program = scaling.Compiled.from_row(ROW)
     p = scaling.predict(machine(4), program)
     assert p.fastest == pytest.approx(10e-3)  # 1 TFLOP; 5 GB take 5 ms
     assert p.slowest == pytest.approx(10e-3 + 5e-3 + 1e-3)
@@ -37,8 +37,8 @@ def test_prediction():
 
 def test_other_collectives_are_refused():
     with pytest.raises(ValueError, match='all-gather'):
-        scaling.Compiled.of({**ROW, 'collectives': 'all-gather 1 5; all-reduce 1 4'})
-    assert scaling.Compiled.of({**ROW, 'collectives': ''}).collectives == 0
+        scaling.Compiled.from_row({**ROW, 'collectives': 'all-gather 1 5; all-reduce 1 4'})
+    assert scaling.Compiled.from_row({**ROW, 'collectives': ''}).collectives == 0
 
 
 def test_table(monkeypatch):

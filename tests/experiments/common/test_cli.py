@@ -2,6 +2,7 @@ import pytest
 
 from experiments.common import cli
 from ggcf_jax.errors import InputError
+from tests.helpers import ROOT
 
 
 def test_a_mistake_of_the_user_ends_in_one_line(monkeypatch, capsys, tmp_path):
@@ -15,21 +16,28 @@ def test_a_mistake_of_the_user_ends_in_one_line(monkeypatch, capsys, tmp_path):
 
     with pytest.raises(SystemExit) as stopped:
         cli.run(fail, cli.make_parser('Help.'))
-    assert stopped.value.code == 2 and capsys.readouterr().err == 'error: no such run\n'
+    assert stopped.value.code == 2
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(lambda options: 1, cli.make_parser('Help.'))
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == 'error: no such run\n'
 
 
 def test_overrides_are_parsed_as_on_the_command_line_of_main(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     parser = cli.make_parser('Help.', out=False)
-    options, overrides = cli.parse_with_overrides(
-        parser, ['--config.train.remat=none', '--config.data.crop_size=24,32']
+    cli.add_config(parser)
+    path = '--config=configs/cityscapes.py:r50'
+    options = cli.parse(
+        parser, [path, '--config.train.remat=none', '--config.data.crop_size=24,32']
     )
-    assert vars(options) == {} and overrides == ['train.remat=none', 'data.crop_size=24,32']
-    loaded = cli.load_config('configs/cityscapes.py:r50', overrides)
+    assert options.overrides == ['train.remat=none', 'data.crop_size=24,32']
+    loaded = cli.load_config(options.config, options.overrides)
     assert loaded.path == 'configs/cityscapes.py:r50'
     assert loaded.overrides == {'train.remat': 'none', 'data.crop_size': (24, 32)}
     assert loaded.config.data.crop_size == (24, 32)
     with pytest.raises(SystemExit):
-        cli.parse_with_overrides(parser, ['--crop=3'])
+        cli.parse(parser, [path, '--crop=3'])
     assert 'overrides are written --config.field=value' in capsys.readouterr().err
 
 
@@ -42,6 +50,7 @@ def test_overrides_are_parsed_as_on_the_command_line_of_main(monkeypatch, capsys
         ('configs/camvid.py', 'seed', 'field=value'),
     ],
 )
-def test_bad_configurations_are_refused(path, override, message):
+def test_bad_configurations_are_refused(path, override, message, monkeypatch):
+    monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=message):
         cli.load_config(path, [override])

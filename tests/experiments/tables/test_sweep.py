@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from experiments.common import paper
+from experiments.common import cli, paper
 from experiments.tables import sweep, sweep_runs, table1
 from ggcf_jax.errors import InputError
 from tests.helpers import ROOT
@@ -220,11 +220,10 @@ def test_table_of_what_is_finished(tmp_path):
     assert {line['train_sec'] for line in lines} == {'3'}
 
 
-def test_some_rows_only(tmp_path, monkeypatch, capsys):
+def test_some_rows_only(tmp_path, capsys):
     def listed(*arguments):
-        command = ['sweep', 'list', '--config=configs/camvid.py', f'--out={tmp_path}', '--seeds=2']
-        monkeypatch.setattr(sys, 'argv', [*command, *arguments])
-        code = sweep.main()
+        command = ['list', '--config=configs/camvid.py', f'--out={tmp_path}', '--seeds=2']
+        code = sweep.main(cli.parse(sweep.make_parser(), [*command, *arguments]))
         return code, capsys.readouterr()
 
     code, output = listed('--row=FULL', '--row=GRID_{8,16,24}')
@@ -234,8 +233,8 @@ def test_some_rows_only(tmp_path, monkeypatch, capsys):
     assert len(lines) == 4 and all(' FULL, seed' in line for line in lines[::2])
     code, output = listed('--row=FULL', f'--index={numbers[2]}')
     assert output.out.splitlines() == [lines[2]]
-    with pytest.raises(SystemExit):
+    message = rf'{numbers[1]} is not one of \[{numbers[0]}, {numbers[2]}\]'
+    with pytest.raises(InputError, match=message):
         listed('--row=FULL', f'--index={numbers[1]}')
-    assert f'{numbers[1]} is not one of [{numbers[0]}, {numbers[2]}]' in capsys.readouterr().err
-    code, output = listed('--row=FUL')
-    assert code == 2 and "--row='FUL' is not one of 'Baseline', 'ASPP'" in output.err
+    with pytest.raises(InputError, match="--row='FUL' is not one of 'Baseline', 'ASPP'"):
+        listed('--row=FUL')

@@ -152,7 +152,8 @@ def test_nothing_but_tensors_is_unpickled(tmp_path, capsys):
 
 def test_inspection(tmp_path, rng, capsys):
     path = _save(tmp_path / 'w.safetensors', _tensors(_shapes('resnet50'), rng))
-    assert inspection.main([str(path), '--tensors']) == 0
+    parser = inspection.make_parser()
+    inspection.main(parser.parse_args([str(path), '--tensors']))
     out = capsys.readouterr().out
     for line in (
         'layout: torchvision ResNet',
@@ -164,5 +165,5 @@ def test_inspection(tmp_path, rng, capsys):
         'layer4.2.conv3.weight  [1, 1, 32, 128]',
     ):
         assert line in out
-    assert inspection.main([str(tmp_path / 'nowhere.pth')]) == 2
-    assert 'error: ' in capsys.readouterr().err
+    with pytest.raises(InputError, match=r'nowhere\.pth'):
+        inspection.main(parser.parse_args([str(tmp_path / 'nowhere.pth')]))
