@@ -194,8 +194,8 @@ def _find(
     dataset = data.build(config.data)
     if for_server and not dataset.server_ids:
         raise InputError(
-            f"config.predict.label_ids='server': data set {dataset.name!r} has no evaluation "
-            "server that we know of; write 'train' ids"
+            f"config.predict.label_ids='server': data set {dataset.name!r} has no known "
+            "evaluation server; use 'train'"
         )
     if source not in dataset.sources:
         raise InputError(

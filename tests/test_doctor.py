@@ -54,7 +54,7 @@ def _folder(root):
         ('model.context', 'gcgf', "config.model.context='gcgf' is not one of"),
         ('train.batch_size', 9, 'batch_size=9 is not divisible'),
         ('data.train_split', 'trian', "no split 'trian'"),
-        ('train.class_weights', '1.0', "class_weights='1.0' are 1 numbers"),
+        ('train.class_weights', '1.0', "class_weights='1.0' has 1 value, but"),
     ],
 )
 def test_mistakes_are_errors(tiny_config, tmp_path, capsys, field, value, message):

@@ -213,7 +213,7 @@ def test_output_folders(tmp_path):
 
 
 def test_inputs(tmp_path, rng):
-    with pytest.raises(InputError, match='there are no images; known are'):
+    with pytest.raises(InputError, match='no images found; supported extensions: '):
         inputs.of_path(tmp_path, tmp_path / 'out')
     for name in ('a.png', 'b/a.png', 'b/out/labels/a.png'):
         _write(tmp_path / name, _picture(rng, (5, 7)))
@@ -235,7 +235,7 @@ def test_neither_path_nor_split(setting, tmp_path):
     with pytest.raises(InputError, match='--input=tset is neither a file, nor a folder, nor a'):
         predict.predict(config, workdir, 'latest', 'tset', str(tmp_path / 'out'))
     config.predict.label_ids = 'server'
-    with pytest.raises(InputError, match="'camvid' has no evaluation server"):
+    with pytest.raises(InputError, match="'camvid' has no known evaluation server"):
         predict.predict(config, workdir, 'latest', 'validation', str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
 

@@ -50,8 +50,9 @@ def resolve(
     weights = CITYSCAPES if text == 'cityscapes' else parse(text)
     if len(weights) != dataset.num_classes:
         raise InputError(
-            f'config.train.class_weights={text!r} are {len(weights)} numbers, but data set '
-            f'{dataset.name!r} has {dataset.num_classes} classes; give one a class, or none'
+            f'config.train.class_weights={text!r} has {len(weights)} value'
+            f'{"s" if len(weights) > 1 else ""}, but data set {dataset.name!r} has '
+            f"{dataset.num_classes} classes; give one value for each class, or 'none'"
         )
     return weights
 
@@ -66,8 +67,8 @@ def parse(text: str) -> tuple[float, ...]:
         weights = (-1.0,)
     if not all(0 <= weight < float('inf') for weight in weights):
         raise InputError(
-            f'config.train.class_weights={text!r} is not one of {", ".join(NAMES)}, nor one number '
-            'a class, none negative, such as 1.0,2.5,0.8'
+            f'config.train.class_weights={text!r} is not one of {", ".join(NAMES)}, nor one '
+            'non-negative number for each class, such as 1.0,2.5,0.8'
         )
     return weights
 

@@ -56,8 +56,9 @@ def shard(mesh: Mesh) -> Shard:
     shares = sorted({tuple(sorted(share)) for share in images.values()})
     if sum(map(len, shares)) != len(mesh.devices) or len({len(share) for share in shares}) != 1:
         raise InputError(
-            f'config.mesh.space={mesh.shape["space"]} does not fit {len(images)} processes of '
-            f'{jax.local_device_count()} devices: one must be a multiple of the other'
+            f'config.mesh.space={mesh.shape["space"]} does not fit '
+            f'{jax.local_device_count()} devices in each process: one number must be a multiple of '
+            'the other'
         )
     return Shard(shares.index(tuple(sorted(images[jax.process_index()]))), len(shares))
 

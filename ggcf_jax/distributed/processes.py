@@ -162,8 +162,8 @@ def _initialize(launch: Launch) -> None:
     given = (launch.coordinator, launch.count, launch.index)
     if any(x is not None for x in given) and None in given:
         raise InputError(
-            'give all of --coordinator, --num_processes and --process_id, or none of them where '
-            'the launcher tells (TPU pod, SLURM, Open MPI)'
+            'give all of --coordinator, --num_processes and --process_id, or none of them if a '
+            'launcher provides them (TPU pod, SLURM, Open MPI)'
         )
     if launch.coordinator is None:
         sizes = [os.environ.get(size, '1') for n, size in _SIZES.items() if n in os.environ]
@@ -182,7 +182,7 @@ def _initialize(launch: Launch) -> None:
         )
     except ValueError as error:
         if launch.coordinator is not None:
-            raise InputError(f'the processes cannot be joined: {error}') from error
+            raise InputError(f'cannot join the other processes: {error}') from error
 
 
 def _barrier() -> None:

@@ -59,7 +59,9 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
     files = (p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
     found = by_stem((p for p in files if output not in p.resolve().parents), path)
     if not found:
-        raise InputError(f'--input={path}: there are no images; known are {", ".join(IMAGES)}')
+        raise InputError(
+            f'--input={path}: no images found; supported extensions: {", ".join(IMAGES)}'
+        )
     return [Input(name, functools.partial(found[name].open, 'rb')) for name in sorted(found)]
 
 

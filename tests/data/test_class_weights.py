@@ -30,7 +30,7 @@ def test_by_name_and_number(tiny_config):
         _weights(tiny_config, ','.join('123456789ab'.replace('a', '0').replace('b', '1')))[2] == 3
     )
     assert len(class_weights.CITYSCAPES) == 19
-    with pytest.raises(InputError, match=r"'cityscapes' are 19 numbers, .* has 11"):
+    with pytest.raises(InputError, match=r"'cityscapes' has 19 values, .* has 11"):
         _weights(tiny_config, 'cityscapes')
 
 

@@ -73,7 +73,9 @@ def find_pairs(root: pathlib.Path, text: str, field: str) -> list[Pair]:
     """Lists the (image, label) files of a split, without reading them."""
     pairs = _from_folders(root, text, field) if ',' in text else _from_list(root, text, field)
     if not pairs:
-        raise InputError(f'{field}={text!r}: no images there; known are {", ".join(IMAGES)}')
+        raise InputError(
+            f'{field}={text!r}: no images found; supported extensions: {", ".join(IMAGES)}'
+        )
     return pairs
 
 
@@ -155,7 +157,7 @@ def read_classes(
     names = tuple((row['name'] or '').strip() for row in rows)
     for name in names:
         if not name or names.count(name) > 1:
-            raise InputError(f'{path}: class name {name!r} is empty or there twice')
+            raise InputError(f'{path}: class name {name!r} is empty or duplicated')
     return names, _colors(path, rows), _label_map(path, rows, ignore)
 
 

@@ -76,7 +76,7 @@ def prepared_sources(
         if isinstance(error, PermissionError):
             raise InputError(
                 f'cannot prepare data set {full!r}: {error}; '
-                'set --config.data.data_dir to a directory that you can write'
+                'set --config.data.data_dir to a writable directory'
             ) from error
         if _is_disk_full(error):
             raise InputError(
@@ -113,7 +113,7 @@ def warn_of_counts(
         if split in sources and len(sources[split]) not in counts:
             print(
                 f'warning: {name} {split} has {len(sources[split])} images, the published data '
-                f'set has {counts[0]}; were all its files complete?',
+                f'set has {counts[0]}; check that the download was complete',
                 file=sys.stderr,
             )
 
@@ -175,7 +175,7 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
     """Opens a prepared data set; refuses one that cannot be read or has lost records."""
     if not (path / 'dataset_info.json').is_file():
         raise InputError(
-            f'{path} is no prepared data set, it has no dataset_info.json; {_remake(path)}'
+            f'{path} is not a prepared data set: dataset_info.json is missing; {_remake(path)}'
         )
     builder = tfds.builder_from_directory(path)
     info = builder.info
@@ -200,7 +200,7 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
 
 
 def _remake(path: pathlib.Path) -> str:
-    return f'remove {path} and it is prepared again'
+    return f'remove {path} to have it prepared again'
 
 
 def _num_records(file: str) -> int:

@@ -215,8 +215,8 @@ def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> MobileNetV2:
     """
     if tuple(model.backbone.multi_grid):
         raise InputError(
-            f'config.model.backbone.multi_grid={tuple(model.backbone.multi_grid)} does not exist '
-            'for mobilenet_v2; leave it empty'
+            f'config.model.backbone.multi_grid={tuple(model.backbone.multi_grid)} is not '
+            'supported by mobilenet_v2; leave it empty'
         )
     return MobileNetV2(
         dilation_lib.from_config(model.backbone, DEPTHS),

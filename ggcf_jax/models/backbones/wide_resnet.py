@@ -174,8 +174,8 @@ def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> WideResNet:
     """
     if model.backbone.first_dilation != 'full':
         raise InputError(
-            f'config.model.backbone.first_dilation={model.backbone.first_dilation!r} does not exist'
-            ' for wide_resnet38; it has only full'
+            f'config.model.backbone.first_dilation={model.backbone.first_dilation!r} is not '
+            "supported by wide_resnet38; use 'full'"
         )
     return WideResNet(
         dilation_lib.from_config(model.backbone, PLANNED),

@@ -79,7 +79,7 @@ def _append(folder, text):
     [
         (lambda f: (f / 'classes.csv').unlink(), {}, 'there is no file .*classes.csv'),
         (lambda f: (f / 'classes.csv').write_text(''), {}, 'no classes; write one name a line'),
-        (lambda f: _append(f, 'car, 1, 2, 3, 9\n'), {}, "class name 'car' is .* there twice"),
+        (lambda f: _append(f, 'car, 1, 2, 3, 9\n'), {}, "class name 'car' is .* duplicated"),
         (lambda f: _append(f, 'bus, 1, 2, 3, 26\n'), {}, "value 26 of class 'bus' belongs to an"),
         (lambda f: _append(f, 'bus, 1, 2, 3, \n'), {}, "class 'bus' has no ids"),
         (lambda f: _append(f, 'bus, 1, 2, 300, 9\n'), {}, "blue '300' of class 'bus' is not 0"),
@@ -89,11 +89,11 @@ def _append(folder, text):
         (lambda f: None, {'splits.train': 'no.txt'}, 'no.txt is not a file'),
         (lambda f: (f / 'l.txt').write_text('a'), {'splits.train': 'l.txt'}, "l.txt:1: 'a' is not"),
         (lambda f: (f / 'l.txt').write_text('a b'), {'splits.train': 'l.txt'}, 'no file .*a'),
-        (lambda f: (f / 'l.txt').write_text(''), {'splits.train': 'l.txt'}, 'no images there'),
+        (lambda f: (f / 'l.txt').write_text(''), {'splits.train': 'l.txt'}, 'no images found'),
         (
             lambda f: [(f / name).mkdir() for name in 'ab'],
             {'splits.train': 'a,b'},
-            "splits.train='a,b': no images there; known are ",
+            "splits.train='a,b': no images found; supported extensions: ",
         ),
         (lambda f: None, {'ignore': (300,)}, r'ignore=\(300,\) must hold values in 0..255'),
     ],

@@ -290,7 +290,7 @@ def _shard(data_dir) -> pathlib.Path:
         (lambda d: os.truncate(_shard(d), 1000), 'holds 0 of its 20 records'),
         (
             lambda d: _shard(d).with_name('dataset_info.json').unlink(),
-            'is no prepared data set, it has no dataset_info.json',
+            'is not a prepared data set: dataset_info.json is missing',
         ),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_damaged_record_is_refused_when_it_is_read(tmp_path):
     shard.write_bytes(bytes(content))
     source = prepare.prepared_sources(Builder(tmp_path))['train']
     message = (
-        rf'record \d+ cannot be read .*damaged; remove {shard.parent} and it is prepared again'
+        rf'record \d+ cannot be read .*damaged; remove {shard.parent} to have it prepared again'
     )
     with pytest.raises(InputError, match=message):
         for index in range(len(source)):

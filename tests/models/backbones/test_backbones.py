@@ -125,8 +125,11 @@ def test_network_of_each_backbone(tiny_config, name):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'name': 'mobilenet_v2', 'multi_grid': (1, 2)}, r'multi_grid=\(1, 2\) does not exist for'),
-        ({'name': 'wide_resnet38', 'first_dilation': 'half'}, "'half' does not exist for wide_res"),
+        ({'name': 'mobilenet_v2', 'multi_grid': (1, 2)}, r'multi_grid=\(1, 2\) is not supported'),
+        (
+            {'name': 'wide_resnet38', 'first_dilation': 'half'},
+            "'half' is not supported by wide_res",
+        ),
         ({'name': 'wide_resnet38', 'multi_grid': (1, 2, 4)}, 'backbone.multi_grid=.* the 2 blocks'),
         ({'stride': 4}, r'config.model.backbone.stride=4 is not one of 8, 16, 32'),
     ],
