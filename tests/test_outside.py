@@ -1,0 +1,147 @@
+"""A package outside of this repository: every seam with a contract, each in one file of its own.
+
+`FILES` is such a package, as its author would write it from the contracts alone; `FIELDS` names
+what is in it in the configuration. Training runs with all of it at once.
+"""
+
+import sys
+
+import numpy as np
+import pytest
+
+from ggcf_jax import models, train
+from ggcf_jax.errors import InputError
+from ggcf_jax.training import losses, optim
+from ggcf_jax.workdir.metrics_log import read_rows
+
+FILES = {
+    '__init__': '',
+    'patches': '''
+"""A backbone: four stages of patch embeddings, at 1/4 and then 1/8 of the image."""
+
+import jax
+from flax import nnx
+
+
+class Patches(nnx.Module):
+    def __init__(self, width, dtype, rngs):
+        self.features = (width, width, width, 2 * width)
+        self.stride = 8
+        conv = lambda n, m, size: nnx.Conv(
+            n, m, (size, size), strides=size, padding='SAME', dtype=dtype, rngs=rngs
+        )
+        self.stages = nnx.List(
+            [conv(3, width, 4), conv(width, width, 2), conv(width, width, 1),
+             conv(width, 2 * width, 1)]
+        )
+
+    def __call__(self, x, *, train, key):
+        outputs = []
+        for stage in self.stages:
+            x = jax.nn.relu(stage(x))
+            outputs.append(x)
+        return tuple(outputs)
+
+
+def build(model, *, remat, dtype, rngs):
+    return Patches(model.backbone.width, dtype, rngs)
+''',
+    'mean': '''
+"""A context module: every position sees the mean of the map."""
+
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Mean(nnx.Module):
+    def __init__(self, in_features, channels, dtype, rngs):
+        self.features = channels + in_features
+        self.project = nnx.Linear(in_features, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, *, train):
+        mean = self.project(x.mean((1, 2), keepdims=True))
+        mean = jnp.broadcast_to(mean, (*x.shape[:3], mean.shape[-1]))
+        return jnp.concatenate([mean, x], axis=-1)
+
+
+def build(model, in_features, *, dtype, rngs):
+    return Mean(in_features, model.ggcf.channels, dtype, rngs)
+''',
+    'focal': '''
+"""A loss: focal loss (Lin et al., 2017)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def build(train, class_weights):
+    def focal(logits, labels):
+        valid = labels != 255
+        log_p = jax.nn.log_softmax(logits)
+        log_p = jnp.take_along_axis(log_p, jnp.where(valid, labels, 0)[..., None], -1)[..., 0]
+        losses = -((1 - jnp.exp(log_p)) ** 2) * log_p
+        return jnp.where(valid, losses, 0).sum(), valid.sum().astype(jnp.float32)
+
+    return focal
+''',
+    'adam': '''
+"""An optimiser."""
+
+import optax
+
+
+def build(train, learning_rate, decayed):
+    return [optax.adamw(learning_rate, weight_decay=train.weight_decay, mask=decayed)]
+''',
+}
+
+FIELDS = {
+    'model.backbone.name': 'lab.patches:build',
+    'model.context': 'lab.mean:build',
+    'train.loss': 'lab.focal:build',
+    'train.optimizer': 'lab.adam:build',
+}
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """The package `lab`, importable for the time of a test."""
+    (tmp_path / 'lab').mkdir()
+    for name, text in FILES.items():
+        (tmp_path / 'lab' / f'{name}.py').write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'lab']:
+        del sys.modules[name]
+
+
+def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path):
+    tiny_config.update_from_flattened_dict(FIELDS)
+    tiny_config.update_from_flattened_dict(
+        {'train.steps': 2, 'train.eval_every': 2, 'train.log_every': 1}
+    )
+    model = models.build(tiny_config, 11)
+    assert type(model.backbone).__module__ == 'lab.patches'
+    assert type(model.context).__module__ == 'lab.mean'
+    assert model.stride == 8 and model.heads == ()
+    loss = losses.build(tiny_config.train, ())
+    total, weight = loss(np.zeros((2, 2)), np.array([0, 255]))
+    np.testing.assert_allclose((total, weight), (0.25 * np.log(2), 1), rtol=1e-6)
+
+    evaluation = train.train_and_evaluate(tiny_config, tmp_path / 'run')
+    assert 0 <= evaluation.miou <= 1
+    rows = [row for row in read_rows(tmp_path / 'run') if 'train/loss' in row]
+    assert [row['step'] for row in rows] == [1, 2]
+    assert all(np.isfinite(row['train/loss']) for row in rows)
+    # Evaluated again from what the run has saved, with the names of its configuration.
+    again = train.train_and_evaluate(tiny_config, tmp_path / 'run')
+    assert again.miou == evaluation.miou
+
+
+@pytest.mark.parametrize('field', FIELDS)
+def test_what_cannot_be_imported_is_named(tiny_config, field):
+    tiny_config.update_from_flattened_dict({field: 'no_such_lab.module:build'})
+    with pytest.raises(InputError, match=rf"config\.{field}='no_such_lab.*PYTHONPATH"):
+        models.abstract(tiny_config, 5)
+        losses.build(tiny_config.train, ())
+        optim.optimizer(tiny_config.train)
