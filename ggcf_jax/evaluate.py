@@ -112,7 +112,7 @@ def evaluate(
     with progress.evaluating(len(source), split) as advance:
         loaded = batches.load(shard=shard, loader=loader)
         for indices, batch in zip(batches.indices, loaded, strict=True):
-            processes.progress(f'evaluating images of {split}')
+            processes.report_progress(f'evaluating images of {split}')
             arrays = mesh_lib.global_batch(mesh, batch)
             images = {name: arrays[name] for name in ('image', 'label')}
             if before is None:
@@ -159,7 +159,7 @@ def evaluate_workdir(
     config_lib.check(config, jax.device_count())
     workdir_config.check_model(config, workdir)
     plan = inference.build(config)
-    with processes.first_one_first():
+    with processes.process_zero_first():
         dataset = data.build(config.data)
     dataset.source(split)
     dataset.check_labeled(split, 'evaluated')
@@ -191,7 +191,7 @@ def evaluate_workdir(
                 iou_table(ious, ious.values(), evaluation.category_miou, entry='category')
             )
         progress.print(f'pixel accuracy {evaluation.pixel_accuracy:.4f}')
-    if processes.is_first():
+    if processes.is_process_zero():
         evaluations.save(evaluation, dataset, restored.step, workdir, plan)
         evaluations.save_confusion(evaluation, restored.step, workdir, plan)
         print(f'report: {report.write(workdir)}')

@@ -13,7 +13,7 @@ from ggcf_jax import data, evaluate, models
 from ggcf_jax.display.console import Progress, iou_table
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
-from ggcf_jax.distributed.preemption import agreed_stop_requests
+from ggcf_jax.distributed.preemption import synchronized_stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.evaluation.results import Evaluation
@@ -65,15 +65,15 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     shard = mesh_lib.shard(mesh)
     models.abstract(config, num_classes=1)
     inference.build(config)
-    first = processes.is_first()
+    first = processes.is_process_zero()
     if first and not checkpoints.exists(workdir):  # a run that resumes needs no weights any more
         start_lib.check(config)
-    with processes.first_one_first():
+    with processes.process_zero_first():
         dataset = data.build(config.data)
     optim.optimizer(train)
     losses.build(train, ())
     learning_rate = optim.schedule(train)
-    with processes.first_one_first():
+    with processes.process_zero_first():
         class_weights = data.class_weights_of(config, dataset)
     if first:
         workdir_config.claim_workdir(config, workdir)
@@ -85,16 +85,16 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     checkpointer = checkpoints.Checkpointer(workdir)
     trees = checkpointer.restore_latest(state.to_trees())
     if trees is None:
-        state = start_lib.with_weights(config, state, processes.say)
+        state = start_lib.with_weights(config, state, processes.log_once)
     else:
         state = state_lib.TrainState.from_trees(trees)
     start = int(state.step)
     if start >= train.steps:
-        processes.say(f'{workdir}: finished at step {start}; only evaluating')
+        processes.log_once(f'{workdir}: finished at step {start}; only evaluating')
         checkpointer.close()
         return evaluate.evaluate_workdir(config, workdir, 'validation', 'best')
     if start:
-        processes.say(f'{workdir}: resuming at step {start} of {train.steps}')
+        processes.log_once(f'{workdir}: resuming at step {start} of {train.steps}')
     if first:
         provenance.save(workdir)
 
@@ -103,7 +103,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     # Evaluations on the way are of one view of the whole image, whatever `eval` asks for later.
     single = inference.SINGLE
     eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh, single)
-    with processes.first_one_first():
+    with processes.process_zero_first():
         batches = data.training_batches(config, dataset, start, shard)
     validation = data.evaluation_batches(config, dataset, 'validation')
 
@@ -115,13 +115,13 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
         contextlib.closing(batches),
         Writer(workdir, start) if first else NoWriter() as writer,
         Progress(train.steps, start, processes.console()) as progress,
-        agreed_stop_requests() as stop_requested,
+        synchronized_stop_requests() as stop_requested,
     ):
         for step in range(start + 1, train.steps + 1):
             batch = mesh_lib.global_batch(mesh, next(batches))
             if step == start + 1:
                 processes.compile_together(step_fn, state, batch)
-            processes.progress(f'step {step}')
+            processes.report_progress(f'step {step}')
             state = step_fn(state, batch)
 
             if step % train.log_every == 0:
@@ -171,7 +171,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     if first:
         print(f'report: {report.write(workdir)}')
     if stop and step < train.steps:
-        processes.say(
+        processes.log_once(
             f'stopped by {stop} after step {step}, which is saved; the same command resumes'
         )
     return evaluation

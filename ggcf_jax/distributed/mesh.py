@@ -1,6 +1,6 @@
-"""The devices as one mesh, and how arrays lie on it.
+"""The device mesh, and the shardings of arrays on it.
 
-Axis `data` deals the images of a batch, axis `space` the rows of each image.
+Axis `data` shards the images of a batch, axis `space` the rows of each image.
 """
 
 from collections.abc import Sequence
@@ -8,18 +8,21 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from ggcf_jax.data.pipeline import Shard
 from ggcf_jax.errors import InputError
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, space: int = 1) -> Mesh:
-    """All devices, or the given ones, on the axes `data` and `space`.
+    """Makes the mesh with axes `data` and `space`.
 
-    Auto axes: with jax.make_mesh's Explicit ones the heads' reshapes would have to name shardings.
+    Axes are of type Auto: with Explicit ones, jax.make_mesh's default, the reshapes of the heads
+    would have to name shardings.
 
     Args:
-        space: number of devices over which the rows of an image are dealt; divides their number.
+        devices: devices of the mesh; None for all devices of all processes.
+        space: number of devices that share the rows of an image; divides the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = (len(devices) // space, space)
@@ -27,24 +30,31 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, space: int = 1) -> Me
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding with a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-    """Images dealt over `data`, their rows over `space`: for arrays [b, h, ...]."""
+    """The sharding of arrays [b, h, ...]: images over `data`, their rows over `space`."""
     return NamedSharding(mesh, PartitionSpec('data', 'space'))
 
 
-def place(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """A host array that every process has, as a global one."""
+def place(
+    array: Shaped[np.ndarray, '*shape'], sharding: jax.sharding.Sharding
+) -> Shaped[Array, '*shape']:
+    """Makes a global array from a host array that every process has.
+
+    Args:
+        array: the whole array.
+        sharding: sharding of the result.
+    """
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def shard(mesh: Mesh) -> Shard:
-    """Which share of the global batches this process has to read.
+    """Returns which shard of the global batches this process has to load.
 
-    Processes that hold rows of the same images read the same ones.
+    Processes whose devices hold rows of the same images load the same ones.
 
     Raises:
         InputError: the processes' images overlap without being the same.
@@ -63,10 +73,15 @@ def shard(mesh: Mesh) -> Shard:
     return Shard(shares.index(tuple(sorted(images[jax.process_index()]))), len(shares))
 
 
-def global_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Joins this process's arrays [b / shares, ...] into global ones [b, ...].
+def global_batch(
+    mesh: Mesh, batch: dict[str, Shaped[np.ndarray, 'local_b ...']]
+) -> dict[str, Shaped[Array, 'b ...']]:
+    """Joins the processes' shards of a batch into global arrays.
 
-    Those of three axes and more have rows, which are dealt over `space`.
+    Args:
+        mesh: devices of the run.
+        batch: this process's shard, arrays [b / number of shards, ...]; those of three axes and
+            more have rows, which are sharded over `space`.
     """
     count = shard(mesh).count
     joined = {}
@@ -79,10 +94,12 @@ def global_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Arra
     return joined
 
 
-def fetch(mesh: Mesh, arrays: dict[str, jax.Array]) -> dict[str, np.ndarray]:
-    """Global arrays as whole host arrays on every process; all processes must call it."""
-    return jax.device_get(jax.jit(_same, out_shardings=replicated(mesh))(arrays))
+def fetch(
+    mesh: Mesh, arrays: dict[str, Shaped[Array, '...']]
+) -> dict[str, Shaped[np.ndarray, '...']]:
+    """Copies whole global arrays to the host on every process; all processes must call it."""
+    return jax.device_get(jax.jit(_identity, out_shardings=replicated(mesh))(arrays))
 
 
-def _same(arrays):
+def _identity(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return arrays

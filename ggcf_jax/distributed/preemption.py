@@ -1,9 +1,11 @@
-"""Stopping in good order when the machine asks for it."""
+"""Graceful shutdown on SIGTERM (preemption) and Ctrl-C."""
 
 import contextlib
 import os
 import signal
+import types
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,23 +13,23 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], str | None]]:
-    """Turns SIGTERM and Ctrl-C into a question that a loop of this process asks.
+    """Records SIGTERM and Ctrl-C instead of ending the process, for a loop that polls for them.
 
-    A second signal of the same kind acts as if nothing was installed, for the impatient.
+    A second signal of the same kind has its usual effect, so that a second Ctrl-C stops at once.
 
     Yields:
-        A function that returns the name of the signal that arrived, or None.
+        Function that returns the name of the signal that arrived, or None.
     """
     arrived: list[str] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
-    def note(number, frame):
+    def note(number: int, frame: types.FrameType | None) -> None:
         del frame
         arrived.append(signal.Signals(number).name)
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        previous[number] = signal.signal(number, note)
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        previous[caught] = signal.signal(caught, note)
     try:
         yield lambda: arrived[0] if arrived else None
     finally:
@@ -36,14 +38,15 @@ def stop_requests() -> Iterator[Callable[[], str | None]]:
 
 
 @contextlib.contextmanager
-def agreed_stop_requests() -> Iterator[Callable[[int], str | None]]:
-    """As `stop_requests`, for a training loop that all processes are in.
+def synchronized_stop_requests() -> Iterator[Callable[[int], str | None]]:
+    """As `stop_requests`, for a training loop that all processes run.
 
-    A signal to any of them stops all after the same step; JAX catches SIGTERM then, and Ctrl-C is
-    passed on as one.
+    A signal to any process stops all of them after the same step. With several processes JAX
+    catches SIGTERM, and Ctrl-C is forwarded as one.
 
     Yields:
-        A function of the step, asked after every one, that returns the name of the signal or None.
+        Function of the step, to be called after every step, that returns the name of the signal or
+        None.
     """
     if jax.process_count() == 1:
         with stop_requests() as stop_requested:
@@ -58,7 +61,7 @@ def agreed_stop_requests() -> Iterator[Callable[[int], str | None]]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _terminate(number, frame):
+def _terminate(number: int, frame: types.FrameType | None) -> None:
     del frame
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,6 @@
-"""The processes of one run: they start together, agree, and end together.
+"""The processes of one run: they start together, communicate, and end together.
 
-Everything here works with one process too, and then does nothing.
+With a single process everything here works too, and does nothing.
 """
 
 import contextlib
@@ -19,28 +19,28 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from ggcf_jax.distributed.liveness import Verdict, Watch
+from ggcf_jax.distributed.liveness import LivenessMonitor, Verdict
 from ggcf_jax.errors import InputError
 
-_DAY_MS = 24 * 3600 * 1000  # barriers wait for slow processes; the watch ends dead ones
+_DAY_MS = 24 * 3600 * 1000  # barriers wait for slow processes; the liveness monitor ends dead ones
 
-# The launchers whose variables JAX reads, with the one that says how many processes they started.
+# Launchers that JAX recognises by this variable -> the variable with their number of processes.
 _SIZES = {'SLURM_STEP_NODELIST': 'SLURM_NTASKS', 'OMPI_MCA_orte_hnp_uri': 'OMPI_COMM_WORLD_SIZE'}
 
-_watch: Watch | None = None
+_monitor: LivenessMonitor | None = None
 _barriers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """How the processes of a run find and lose each other.
+    """How the processes of a run find each other, and when one counts as lost.
 
     Attributes:
         coordinator: host:port of process 0, or None to ask the launcher (TPU, SLURM, Open MPI).
-        count: number of processes, or None.
-        index: of this process, or None.
-        start_timeout: seconds that all processes have to appear in.
-        peer_timeout: seconds without a sign of life after which a process counts as dead.
+        count: number of processes, or None to ask the launcher.
+        index: index of this process, or None to ask the launcher.
+        start_timeout: seconds within which all processes have to join.
+        peer_timeout: seconds without a heartbeat after which a process counts as dead.
         stall_timeout: seconds without progress, once training has begun, after which one counts
             as stuck.
     """
@@ -57,12 +57,13 @@ class Launch:
 def joined(launch: Launch) -> Iterator[None]:
     """Joins this process to the others of its run for the time of the context.
 
-    A process that ends by an exception tells the others, and all end: with its exit code (2 for an
-    InputError, else 1). When a process is dead or stuck, the others say which one and end with
-    `watch.LOST`. Without other processes exceptions pass through.
+    If one process raises, it notifies the others and all exit with its exit code (2 for an
+    InputError, else 1). If one is dead or stuck, the others name it and exit with `liveness.LOST`.
+    Without other processes exceptions propagate.
 
     Args:
-        launch: who they are; without a coordinator and outside of a cluster this process is alone.
+        launch: how to find the others; without a coordinator and outside of a cluster there are
+            none.
 
     Raises:
         InputError: only some of coordinator, count and index are given, or they make no sense.
@@ -71,72 +72,76 @@ def joined(launch: Launch) -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    global _watch
-    _watch = Watch(
-        _KeyValueBoard(),
+    global _monitor
+    _monitor = LivenessMonitor(
+        _KeyValueStore(),
         jax.process_index(),
         jax.process_count(),
         peer_timeout=launch.peer_timeout,
         stall_timeout=launch.stall_timeout,
         end=_end,
     )
-    _watch.start()
+    _monitor.start()
     try:
         yield
         _barrier()
     except BaseException as error:
-        _fail(error, launch)
-    _watch.stop()
+        _fail(error, launch, _monitor)
+    _monitor.stop()
     jax.distributed.shutdown()
 
 
-def is_first() -> bool:
-    """Whether this is process 0, which alone writes files that all share and prints."""
+def is_process_zero() -> bool:
+    """Whether this is process 0, the only one that prints and writes shared files."""
     return jax.process_index() == 0
 
 
-def say(text: str) -> None:
-    """Prints a line, once for all processes."""
-    if is_first():
+def log_once(text: str) -> None:
+    """Prints a line on process 0 only."""
+    if is_process_zero():
         print(text, flush=True)
 
 
 def console() -> Console:
-    """Where process 0 shows its progress; the others show nothing."""
-    return Console(quiet=not is_first())
+    """Returns the console for progress bars, quiet on all processes but process 0."""
+    return Console(quiet=not is_process_zero())
 
 
-def progress(what: str) -> None:
-    """Notes for the others that this process has come to `what`; all note the same things."""
-    if _watch is not None:
-        _watch.progress(what)
+def report_progress(activity: str) -> None:
+    """Tells the other processes that this one made progress.
+
+    Args:
+        activity: what it does now, such as 'step 7'; every process reports the same sequence.
+    """
+    if _monitor is not None:
+        _monitor.report_progress(activity)
 
 
 def compile_together(f: Any, *arguments: Any) -> None:
-    """Compiles a jitted function; returns when all processes have.
+    """Compiles a jitted function and returns once every process has compiled it.
 
-    They take different times, and JAX lets the first of them wait only so long in the first
-    collective for the last: on CPUs 30 seconds.
+    Compilation times differ, and JAX bounds how long the first process waits for the last one in
+    the first collective: on CPUs 30 seconds.
 
     Args:
-        f: made by `jax.jit`.
-        arguments: such as it will be called with.
+        f: function made by `jax.jit`.
+        *arguments: arguments of the shapes and shardings that it will be called with.
     """
     if jax.process_count() > 1:
         f.lower(*arguments).compile()
         _barrier()
 
 
-def from_first(tree: Any) -> Any:
-    """Process 0's arrays on every process, bit by bit.
+def broadcast_from_process_zero(tree: Any) -> Any:
+    """Returns process 0's arrays on every process, bit for bit.
 
     Args:
-        tree: of NumPy arrays or scalars of up to 32 bits, of the same shapes and dtypes on every
-            process.
+        tree: pytree of NumPy arrays or scalars of up to 32 bits, with the same shapes and dtypes on
+            every process.
     """
     if jax.process_count() == 1:
         return tree
-    # As integers: adding zeros of the other processes would turn -0.0 into 0.0.
+    # As integers: the broadcast adds the other processes' zeros, which turns -0.0 into 0.0.
     tree = jax.tree.map(np.asarray, tree)
     bits = jax.tree.map(lambda x: x.view(f'uint{8 * x.dtype.itemsize}'), tree)
     _barrier()  # process 0 may have read a file for longer than a collective waits
@@ -145,16 +150,16 @@ def from_first(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def first_one_first() -> Iterator[None]:
-    """Process 0 runs the body before the others do.
+def process_zero_first() -> Iterator[None]:
+    """Lets process 0 run the body before the others do.
 
-    For files that are made on first use: on a shared file system the others find them, on local
-    disks they make their own.
+    For files that are created on first use: on a shared file system the others find them, on local
+    disks they create their own.
     """
-    if not is_first():
+    if not is_process_zero():
         _barrier()
     yield
-    if is_first():
+    if is_process_zero():
         _barrier()
 
 
@@ -176,7 +181,7 @@ def _initialize(launch: Launch) -> None:
         jax.distributed.initialize(
             *given,
             initialization_timeout=launch.start_timeout,
-            # Behind the watch, which knows more to say.
+            # Longer than the liveness monitor's timeout, whose message is more specific.
             heartbeat_timeout_seconds=2 * launch.peer_timeout + 10,
             shutdown_timeout_seconds=launch.peer_timeout,
         )
@@ -190,45 +195,45 @@ def _barrier() -> None:
         _client().wait_at_barrier(f'ggcf_jax/{next(_barriers)}', _DAY_MS)
 
 
-def _client():
-    """JAX's key-value store and barriers, which it has no public name for (Orbax uses them too)."""
+def _client() -> Any:
+    """JAX's key-value store and barriers, which have no public name (Orbax uses them too)."""
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
-class _KeyValueBoard:
-    """A `watch.Board` in the store of process 0."""
+class _KeyValueStore:
+    """A `liveness.Store` in JAX's key-value store, which process 0 hosts."""
 
     def write(self, key: str, value: str) -> None:
-        _client().key_value_set(f'ggcf_jax/watch/{key}', value, allow_overwrite=True)
+        _client().key_value_set(f'ggcf_jax/liveness/{key}', value, allow_overwrite=True)
 
     def read(self) -> dict[str, str]:
-        notes = _client().key_value_dir_get('ggcf_jax/watch/')
-        return {key.rsplit('/', 1)[-1]: value for key, value in notes}
+        entries = _client().key_value_dir_get('ggcf_jax/liveness/')
+        return {key.rsplit('/', 1)[-1]: value for key, value in entries}
 
 
-def _fail(error: BaseException, launch: Launch) -> None:
-    """Ends this process because of an exception, and by telling them the others."""
+def _fail(error: BaseException, launch: Launch, monitor: LivenessMonitor) -> None:
+    """Ends this process because of an exception, and the others by notifying them."""
     if isinstance(error, jax.errors.JaxRuntimeError):
-        # Perhaps only because another process is gone: leave it to the watch to find out.
-        time.sleep(launch.peer_timeout + 3 * _watch.interval)
+        # Perhaps only because another process is gone: give the monitor the time to find out.
+        time.sleep(launch.peer_timeout + 3 * monitor.interval)
     code, line = 1, f'{type(error).__name__}: {error}'
     if isinstance(error, InputError):
         code, line = 2, str(error)
     else:
         traceback.print_exception(error)
-    _watch.stop()
+    monitor.stop()
     verdict = Verdict(code, f'process {jax.process_index()} ended: {line}')
-    _watch.publish(verdict)
+    monitor.publish(verdict)
     _end(verdict)
 
 
 def _end(verdict: Verdict) -> None:
-    """Ends this process at once: whatever waits for the others would wait for ever."""
+    """Ends this process at once: a clean exit would wait for the other processes for ever."""
     print(f'error: {verdict.text}', file=sys.stderr)
-    if is_first():  # the others must be able to read why, and process 0 holds the board
-        time.sleep(3 * _watch.interval)
+    if is_process_zero() and _monitor is not None:
+        time.sleep(3 * _monitor.interval)  # process 0 hosts the store, where the others read why
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

@@ -52,7 +52,7 @@ class Checkpointer:
         self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._report = report
         self._pending: checkpoint_files.Saving | None = None
-        if not processes.is_first():
+        if not processes.is_process_zero():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
@@ -92,8 +92,8 @@ class Checkpointer:
                 checkpoints are damaged.
         """
         trees = dict(trees)
-        found = self._newest_sound(trees) if processes.is_first() else None
-        if not processes.from_first(np.bool_(found is not None)):
+        found = self._newest_sound(trees) if processes.is_process_zero() else None
+        if not processes.broadcast_from_process_zero(np.bool_(found is not None)):
             return None
         return _spread(found, trees)
 
@@ -107,7 +107,7 @@ class Checkpointer:
             return
         pending, self._pending = self._pending, None
         pending.wait()
-        if processes.is_first():
+        if processes.is_process_zero():
             self._remove_superseded()
 
     def close(self) -> None:
@@ -194,11 +194,11 @@ def restore(
         {'model': {'params': params, 'stats': stats}},
     )
     step, found = 0, None
-    if processes.is_first():
+    if processes.is_process_zero():
         with _readable('choose another with --checkpoint'):
             step, path = _choose(workdir, which)
             found = checkpoint_files.load(path, tree)
-    step = processes.from_first(np.int32(step))
+    step = processes.broadcast_from_process_zero(np.int32(step))
     return Restored(int(step), **_spread(found, tree)['model'])
 
 
@@ -262,7 +262,7 @@ def _best(scores: dict[int, float | None]) -> int:
 
 def _spread(found: Any, tree: Any) -> Any:
     """Process 0's host arrays `found` on every process, with the shardings of `tree`."""
-    if not processes.is_first():
+    if not processes.is_process_zero():
         found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
-    found = processes.from_first(found)
+    found = processes.broadcast_from_process_zero(found)
     return jax.tree.map(lambda x, like: mesh_lib.place(x, like.sharding), found, tree)
