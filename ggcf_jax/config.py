@@ -208,6 +208,9 @@ def default() -> ConfigDict:
     # Context Pruning (section 3.4), a rule for each kind of head, such as
     # 'full:drop=0.5,local:keep=200'; '': none.
     config.eval.pruning = ''
+    # Metrics that are shown, comma-separated: entries of METRICS in ggcf_jax/evaluation/metrics.py,
+    # or functions of the confusion matrix as my_package.my_module:function. miou is always shown.
+    config.eval.metrics = 'miou,pixel_accuracy'
     config.eval.worst = 4  # Number of images with the lowest mIoU that --mode=evaluate shows.
 
     # What --mode=predict writes (docs/inference.md).

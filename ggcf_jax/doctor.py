@@ -69,7 +69,7 @@ def examine(config, workdir: str | pathlib.Path) -> bool:
     """
     folder = pathlib.Path(workdir) / 'doctor'
     console = Console(record=True)
-    with Progress(0, console=console) as progress:
+    with Progress(console=console) as progress:
         found = Findings(progress)
         with _reported(found):
             try:
@@ -116,7 +116,7 @@ def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) 
     scans = {}
     for split in splits:
         count = len(dataset.source(split))
-        with progress.evaluating(count, split, ('read', 'read')) as advance:
+        with progress.working('read', 'read', count, split) as advance:
             scans[split] = scan(dataset, split, config.data.threads, advance)
     for look in scans.values():
         _tell_split(look, found)

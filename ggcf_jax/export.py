@@ -1,9 +1,9 @@
-"""A trained model as one file that needs neither this package nor the data set.
+"""Export of a trained model to one file that needs neither this package nor the data set.
 
-The file is a zip of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights that they
-all take, and `metadata.json`. Programs map (weights, uint8 images [b, h, w, 3]) to (labels uint8
-[b, h, w], probabilities float32 [b, h, w, C]) for any number of images, which go through one after
-another. docs/export.md has a loader.
+The file is a zip archive of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights
+that they all take, and `metadata.json`. Programs map (weights, uint8 images
+[b, h, w, 3]) to (labels uint8 [b, h, w], probabilities float32 [b, h, w, C]) for any number of
+images, which go through one after another. docs/export.md has a loader.
 """
 
 import io
@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from ggcf_jax import atomic, models
 from ggcf_jax import config as config_lib
 from ggcf_jax.attention import target as platform
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.workdir import checkpoints, classes
 from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir import model as model_lib
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 1  # of the file; a reader refuses a larger one
@@ -47,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
 
 
 def parse_sizes(text: str) -> tuple[Size, ...]:
-    """The sizes (height, width) of a text such as '360x480,720x960', () for ''.
+    """Parses the sizes (height, width) in a text such as '360x480,720x960'; () for ''.
 
     Raises:
         InputError: a size that is not of this form, or one twice.
@@ -76,18 +77,20 @@ def program(
 ) -> Program:
     """The function that is exported.
 
-    It holds the network twice, with tiles cut for CPUs and for accelerators; where it is compiled
-    the other one is dropped.
+    It holds the network twice, with block sizes for CPUs and for accelerators; the compiler drops
+    the one that is not for its platform.
 
     Args:
-        graphdef: of the network. params, stats: their structure, such as shapes.
-        plan: how the scores of an image are found.
+        graphdef: structure of the network.
+        params: tree of its parameters, as arrays or shapes.
+        stats: tree of its batch statistics, likewise.
+        plan: how the class scores of an image are found.
     """
     structure = jax.tree.structure({'params': params, 'stats': stats})
     names = list(flatten(params, stats))
 
-    def one(target: str):
-        def run(weights, image):
+    def one(target: str) -> Program:
+        def run(weights: dict[str, jax.Array], image: jax.Array) -> tuple[jax.Array, jax.Array]:
             trees = jax.tree.unflatten(structure, [weights[name] for name in names])
             with platform.tracing_for(target):
                 model = models.merge(graphdef, **trees)
@@ -97,7 +100,7 @@ def program(
 
         return run
 
-    def run(weights, images):
+    def run(weights: dict[str, jax.Array], images: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jax.lax.map(
             lambda image: jax.lax.platform_dependent(
                 weights, image, cpu=one('cpu'), default=one('tpu')
@@ -109,12 +112,16 @@ def program(
 
 
 def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, tuple]:
-    """Names of the programs that a file needs, and the shape of the images of each.
+    """Names of the programs that a file needs, and the shape of the images that each takes.
 
     With windows and without rescaling the network only ever sees the window, so that one program
     with symbolic height and width is enough. Otherwise the feature map follows the image, and the
-    attention cuts it into tiles, windows and residue classes whose number depends on its sides:
-    there is a program for each of the given sizes.
+    attention cuts it into blocks, windows and residue classes whose number depends on its sides:
+    there is one program for each of the given sizes.
+
+    Args:
+        plan: how the class scores of an image are found.
+        sizes: (height, width) of the images, or ().
 
     Raises:
         InputError: sizes that are missing or not needed.
@@ -138,9 +145,9 @@ def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, tuple]:
 
 
 def export_workdir(
-    config,
+    config: ConfigDict,
     workdir: str | pathlib.Path,
-    which: str | int,
+    checkpoint: str | int,
     output: str | pathlib.Path,
     sizes: tuple[Size, ...],
     *,
@@ -149,32 +156,30 @@ def export_workdir(
     """Exports a checkpoint of a run with the inference plan of `config.eval`.
 
     Args:
-        config: of the run.
-        workdir: of the run.
-        which: checkpoint, 'best', 'latest' or a step.
-        output: the file to write, whole or not at all.
+        config: configuration of the run; `eval` says how images are predicted.
+        workdir: directory of the run.
+        checkpoint: 'best', 'latest' or a step number.
+        output: file to write, atomically.
         sizes: (height, width) of the images where the plan needs them (`shapes`), or ().
-        overwrite: whether a file that is there is replaced.
+        overwrite: whether an existing file is replaced.
 
     Raises:
-        InputError: whatever keeps the file from being made; found before anything is computed.
+        InputError: the file cannot be made; found before anything is computed.
     """
     workdir, output = pathlib.Path(workdir), pathlib.Path(output)
     if output.is_dir():
         raise InputError(f'--output={output} is a folder; give the name of a file')
     if output.exists() and not overwrite:
-        raise InputError(f'--output={output} is there already; --overwrite replaces it')
+        raise InputError(f'--output={output} already exists; --overwrite replaces it')
     config_lib.check(config, devices=None)
     workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     wanted = shapes(plan, sizes)
-    named = classes.of_run(config, workdir)
-    graphdef, params, stats = models.abstract(config, len(named.names))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restored = checkpoints.restore(workdir, params, stats, device, which)
-    weights = flatten(restored.params, restored.stats)
+    one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
+    model = model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
+    weights = flatten(model.params, model.stats)
 
-    run = jax.jit(program(graphdef, params, stats, plan))
+    run = jax.jit(program(model.graphdef, model.params, model.stats, plan))
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     programs = {}
     for name, shape in wanted.items():
@@ -184,12 +189,12 @@ def export_workdir(
     metadata = {
         'format': FORMAT,
         'dataset': config.data.name,
-        'classes': named.names,
-        'colors': named.colors,
+        'classes': model.classes,
+        'colors': model.colors,
         'programs': {name: _sizes(name, plan) for name in programs},
         'plan': str(plan),
         'platforms': PLATFORMS,
-        'checkpoint': restored.step,
+        'checkpoint': model.step,
         'config': json.loads(config.to_json()),
         'jax': jax.__version__,
     }
@@ -199,7 +204,7 @@ def export_workdir(
         for name, exported in programs.items():
             content = bytes(exported.serialize())
             file.writestr(f'{name}.jax_export', content, zipfile.ZIP_DEFLATED)
-    print(f'{output}: checkpoint of step {restored.step}, {output.stat().st_size / 1e6:.1f} MB')
+    print(f'{output}: checkpoint of step {model.step}, {output.stat().st_size / 1e6:.1f} MB')
 
 
 def _npz(arrays: dict[str, jax.Array]) -> bytes:
@@ -208,8 +213,8 @@ def _npz(arrays: dict[str, jax.Array]) -> bytes:
     return content.getvalue()
 
 
-def _sizes(name: str, plan: inference.Plan) -> dict:
-    """What images a program takes, for the metadata."""
+def _sizes(name: str, plan: inference.Plan) -> dict[str, tuple[int, int] | None]:
+    """Sizes of the images that a program takes, for the metadata."""
     if name == 'any':
         return {'least': plan.window}
     height, width = map(int, name.split('x'))

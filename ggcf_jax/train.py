@@ -10,16 +10,15 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models
-from ggcf_jax.display.console import Progress, iou_table
+from ggcf_jax.display.console import Progress, iou_table, metrics_line
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.distributed.preemption import synchronized_stop_requests
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
-from ggcf_jax.training import losses, optim, train_step
+from ggcf_jax.training import losses, optim, train_step, warm_start
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.training import warm_start as start_lib
 from ggcf_jax.workdir import checkpoints, classes, evaluations, provenance, report
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import NoWriter, Writer
@@ -35,39 +34,40 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
     return 0
 
 
-def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None:
-    """Trains until `config.train.steps`, evaluating and saving on the way.
+def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evaluation | None:
+    """Trains until `config.train.steps`, with evaluations and checkpoints on the way.
 
     Resumes from the newest checkpoint of `workdir`; on one machine an interrupted and resumed run
-    ends in the same bits as an uninterrupted one. SIGTERM or Ctrl-C save and return. A run that
-    is finished already is only evaluated.
+    ends in the same bits as an uninterrupted one. SIGTERM or Ctrl-C save a checkpoint and return. A
+    finished run is only evaluated.
 
-    With several processes (`processes.joined`) all call this; process 0 alone writes the workdir
-    and prints.
+    In a run of several processes (`processes.joined`) all call this; process 0 alone prints and
+    writes into the workdir, except for its share of each checkpoint.
 
     Args:
-        config: a configuration, see `configs/`.
+        config: configuration, see `ggcf_jax.config.default`.
         workdir: directory of the run, made if missing.
 
     Returns:
-        The last evaluation; None if the run was told to stop before.
+        The last evaluation; None if the run was told to stop before it.
 
     Raises:
-        InputError: something in the configuration, the data or the workdir is wrong.
+        InputError: the configuration, the data or the workdir cannot be used.
         NotFinite: training diverged; the workdir keeps the last checkpoints.
     """
     workdir = pathlib.Path(workdir)
     train = config.train
 
-    # What can be wrong is found before anything expensive or lasting is done.
+    # Whatever can be wrong is found before anything expensive or lasting is done.
     config_lib.check(config, jax.device_count())
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
     shard = mesh_lib.shard(mesh)
     models.abstract(config, num_classes=1)
     inference.build(config)
+    shown = metrics.build(config)
     first = processes.is_process_zero()
-    if first and not checkpoints.exists(workdir):  # a run that resumes needs no weights any more
-        start_lib.check(config)
+    if first and not checkpoints.exists(workdir):  # a resumed run needs no weights
+        warm_start.check(config)
     with processes.process_zero_first():
         dataset = data.build(config.data)
     optim.optimizer(train)
@@ -85,7 +85,7 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     checkpointer = checkpoints.Checkpointer(workdir)
     trees = checkpointer.restore_latest(state.to_trees())
     if trees is None:
-        state = start_lib.with_weights(config, state, processes.log_once)
+        state = warm_start.with_weights(config, state, processes.log_once)
     else:
         state = state_lib.TrainState.from_trees(trees)
     start = int(state.step)
@@ -98,14 +98,20 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     if first:
         provenance.save(workdir)
 
-    # The two compiled functions and the data.
+    # The compiled training step and its batches, the evaluator and its own.
     step_fn = train_step.build(train, class_weights, graphdef, mesh)
-    # Evaluations on the way are of one view of the whole image, whatever `eval` asks for later.
-    single = inference.SINGLE
-    eval_step = evaluate.make_eval_step(graphdef, dataset.num_classes, mesh, single)
     with processes.process_zero_first():
         batches = data.training_batches(config, dataset, start, shard)
-    validation = data.evaluation_batches(config, dataset, 'validation')
+    # Training evaluates one view of the whole image, whatever `config.eval` asks for later.
+    single = inference.SINGLE
+    evaluate_validation = evaluator.Evaluator(
+        evaluator.make_eval_step(graphdef, dataset.num_classes, mesh, single),
+        data.evaluation_batches(config, dataset, 'validation'),
+        mesh,
+        loader=data.loader_options(config.data),
+        metrics=shown,
+        num_samples=config.eval.panels,
+    )
 
     evaluation = previous = None
     began = window = time.perf_counter()
@@ -136,21 +142,9 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
 
             evaluation = None
             if step % train.eval_every == 0 or step == train.steps:
-                jax.block_until_ready(state)  # or the evaluation's time would hold training's
+                jax.block_until_ready(state)  # so that training is not timed as evaluation
                 paused = time.perf_counter()
-                evaluation = evaluate.evaluate(
-                    eval_step,
-                    state.eval_params,
-                    state.stats,
-                    dataset,
-                    'validation',
-                    validation,
-                    num_samples=config.eval.panels,
-                    num_worst=0,
-                    mesh=mesh,
-                    loader=data.loader_options(config.data),
-                    progress=progress,
-                )
+                evaluation = evaluate_validation(state.eval_params, state.stats, progress)
                 seconds = time.perf_counter() - paused
                 writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
                 if first:
@@ -159,6 +153,8 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
                         writer.image(step, f'validation/{name}', panel)
                 iou = list(evaluation.iou.values())
                 progress.print(iou_table(dataset.classes, iou, evaluation.miou, previous))
+                if line := metrics_line(evaluation.scores):
+                    progress.print(line)
                 previous = iou
                 window += time.perf_counter() - paused
 
@@ -177,8 +173,10 @@ def train_and_evaluate(config, workdir: str | pathlib.Path) -> Evaluation | None
     return evaluation
 
 
-def _train_row(state: state_lib.TrainState, train, learning_rate: float) -> dict[str, float]:
-    """Means over the last `log_every` steps; skipped ones count only as skipped."""
+def _train_row(
+    state: state_lib.TrainState, train: ConfigDict, learning_rate: float
+) -> dict[str, float]:
+    """Means over the last `log_every` steps, without those that were skipped."""
     sums = jax.device_get(state.metric_sums)
     skipped = float(sums.pop('skipped'))
     steps = train.log_every - skipped

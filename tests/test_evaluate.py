@@ -13,7 +13,7 @@ from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Ranked, Worst
 from ggcf_jax.workdir import checkpoints
 from tests.helpers import TINY_MODEL, load_config, make_tiny_config, save_untrained, write_camvid
@@ -158,13 +158,17 @@ def test_mixed_sizes_on_one_device_equal_eight(mixed):
         restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'latest')
         batches = data.evaluation_batches(config, dataset, 'validation')
         assert len(set(batches.sizes)) == 3
-        step = evaluate.make_eval_step(graphdef, 3, mesh, inference.SINGLE)
-        with jax.set_mesh(mesh), Progress(0) as progress:
-            evaluation = evaluate.evaluate(
-                step, restored.params, restored.stats, dataset, 'validation', batches,
-                num_samples=9, num_worst=9, mesh=mesh, loader=pipeline.LoaderOptions(1),
-                progress=progress,
-            )  # fmt: skip
+        step = evaluator.make_eval_step(graphdef, 3, mesh, inference.SINGLE)
+        evaluate_validation = evaluator.Evaluator(
+            step,
+            batches,
+            mesh,
+            loader=pipeline.LoaderOptions(1),
+            num_samples=9,
+            num_worst=9,
+        )
+        with jax.set_mesh(mesh), Progress() as progress:
+            evaluation = evaluate_validation(restored.params, restored.stats, progress)
         found.append(evaluation)
         assert step._cache_size() == 3  # compilations
     one, eight = found

@@ -159,7 +159,7 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
 def test_a_file_that_is_there_stays(setting, untrained_run):
     root, configs, *_ = setting
     before = (root / 'whole.ggcf').read_bytes()
-    with pytest.raises(InputError, match='is there already; --overwrite replaces it'):
+    with pytest.raises(InputError, match='already exists; --overwrite replaces it'):
         export.export_workdir(configs['whole'], untrained_run, 'best', root / 'whole.ggcf', SIZES)
     assert (root / 'whole.ggcf').read_bytes() == before
     with pytest.raises(InputError, match='is a folder'):

@@ -43,9 +43,11 @@ RULES = {
     'config': 'errors registry data',
     # A trained network and its workdir
     'evaluation': 'errors registry attention display data models distributed',
-    'workdir': 'errors atomic registry display data models distributed config evaluation',
+    'prediction': 'errors atomic display data models distributed evaluation',
+    'workdir': (
+        'errors atomic registry display data models distributed config evaluation prediction'
+    ),
     'training': 'errors registry attention data models distributed config workdir',
-    'prediction': 'errors atomic display data models distributed evaluation workdir',
     'serving': 'errors display data models distributed evaluation workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ggcf_jax import serve
 from ggcf_jax.serving.answers import Answers
+from ggcf_jax.serving.server import Server
 from ggcf_jax.serving.viewer import Viewer
 from tests import browser
 from tests.helpers import ROOT, one_device
@@ -60,7 +60,7 @@ VIEWER = Viewer(
 @contextlib.contextmanager
 def serving(viewer=VIEWER, **limits):
     """A server in a thread, on a free port; yields its port, ends when all is answered."""
-    server = serve.Server(Answers(viewer, **limits), '127.0.0.1', 0)
+    server = Server(Answers(viewer, **limits), '127.0.0.1', 0)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:

@@ -11,12 +11,12 @@ import pytest
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models, train
-from ggcf_jax.attention import target
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation import evaluator, inference, metrics
+from ggcf_jax.models.layers import repeat
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import train_step
 from ggcf_jax.workdir import checkpoints
@@ -104,20 +104,14 @@ def _confusion(tiny_run, devices, space, multiple):
     batches = pipeline.evaluation_batches(
         dataset, 'validation', multiple=multiple, max_sizes=1, batch_size=devices // space
     )
-    with jax.set_mesh(mesh), Progress(0) as progress:
-        return evaluate.evaluate(
-            evaluate.make_eval_step(graphdef, 11, mesh, inference.SINGLE),
-            restored.params,
-            restored.stats,
-            dataset,
-            'validation',
-            batches,
-            num_samples=0,
-            num_worst=0,
-            mesh=mesh,
-            loader=pipeline.LoaderOptions(1),
-            progress=progress,
-        ).matrix
+    evaluate_validation = evaluator.Evaluator(
+        evaluator.make_eval_step(graphdef, 11, mesh, inference.SINGLE),
+        batches,
+        mesh,
+        loader=pipeline.LoaderOptions(1),
+    )
+    with jax.set_mesh(mesh), Progress() as progress:
+        return evaluate_validation(restored.params, restored.stats, progress).matrix
 
 
 def test_evaluation_on_any_mesh_counts_the_same(tiny_run):
@@ -265,7 +259,7 @@ def test_unknown_variant():
 def test_config_builds_and_steps(name, monkeypatch):
     """The architecture of every config, made narrow, on a small crop."""
     # As accelerators get it: the unrolled loops of CPUs take three times as long to compile.
-    monkeypatch.setattr(target, 'scan', jax.lax.scan)
+    monkeypatch.setattr(repeat, 'scan', jax.lax.scan)
     config = load_config(name)
     if name != 'street_scenes':  # one config keeps its six heads: they take long to compile
         config.model.heads = 'local:2,grid:2'

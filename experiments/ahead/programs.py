@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from experiments.ahead import accelerators, collectives, cost, flops
 from ggcf_jax import config as config_lib
-from ggcf_jax import evaluate, models
+from ggcf_jax import models
 from ggcf_jax.data import class_weights
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation import evaluator, inference
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import train_step
 
@@ -132,7 +132,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
             arguments = (_replicated(mesh, state), batch)
         else:
             matrix = jax.ShapeDtypeStruct((num_classes, num_classes), jnp.int32)
-            step = evaluate.make_eval_step(graphdef, num_classes, mesh, inference.build(config))
+            step = evaluator.make_eval_step(graphdef, num_classes, mesh, inference.build(config))
             arguments = (*_replicated(mesh, (params, stats, matrix)), batch)
         traced = step.trace(*arguments)
         return traced.lower(), flops.count(traced.jaxpr)

@@ -10,9 +10,11 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import data, models
 from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.segmenter import Segmenter
-from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir import model as model_lib
+from ggcf_jax.workdir.classes import Classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,20 @@ def load(
     Raises:
         InputError: no such run or checkpoint, a damaged one, or data that are not there.
     """
-    workdir = pathlib.Path(workdir)
-    config = workdir_config.load(workdir)
-    dataset = data.build(config.data) if dataset is None else dataset
-    graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    restored = checkpoints.restore(workdir, params, stats, device, which)
+    if dataset is None:
+        dataset = data.build(workdir_config.load(workdir).data)
+    model = model_lib.load(
+        workdir,
+        which,
+        classes=Classes(dataset.classes, dataset.colors),
+        mesh=mesh_lib.make_mesh(jax.local_devices()[:1]),
+    )
     return Trained(
-        workdir, config, dataset, graphdef, restored.params, restored.stats, restored.step
+        model.workdir,
+        model.config,
+        dataset,
+        model.graphdef,
+        model.params,
+        model.stats,
+        model.step,
     )

@@ -24,12 +24,12 @@ from matplotlib.figure import Figure
 
 from experiments.common import cli, pictures, runs, tables, trained
 from experiments.common.tables import spread
-from ggcf_jax import data, evaluate
+from ggcf_jax import data
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation import evaluator, inference
 from ggcf_jax.models.contexts import pruning_rules
 
 Priority = Literal['top', 'random']
@@ -103,19 +103,13 @@ def measure(
     with jax.set_mesh(mesh), Progress(model.step) as progress:
         for percent in percents:
             plan = inference.Plan(average='logits', pruning=rules(heads, percent, priority))
-            evaluation = evaluate.evaluate(
-                evaluate.make_eval_step(model.graphdef, model.dataset.num_classes, mesh, plan),
-                params,
-                stats,
-                model.dataset,
-                split,
+            evaluate = evaluator.Evaluator(
+                evaluator.make_eval_step(model.graphdef, model.dataset.num_classes, mesh, plan),
                 batches,
-                num_samples=0,
-                num_worst=0,
-                mesh=mesh,
+                mesh,
                 loader=data.loader_options(model.config.data),
-                progress=progress,
             )
+            evaluation = evaluate(params, stats, progress)
             yield percent, evaluation.miou
 
 

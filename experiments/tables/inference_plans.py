@@ -19,15 +19,16 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.common import cli
-from ggcf_jax import data, evaluate, models
+from ggcf_jax import data
 from ggcf_jax.attention import graphs
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation import evaluator, inference
 from ggcf_jax.evaluation.results import Evaluation
-from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir import model as model_lib
+from ggcf_jax.workdir.classes import Classes
 
 SCALES = (0.75, 1.0, 1.25)
 
@@ -69,35 +70,24 @@ def evaluate_plans(
         compilation left out.
     """
     dataset = data.build(config.data)
-    mesh = mesh_lib.make_mesh()
-    graphdef, params, stats = models.abstract(config, dataset.num_classes)
-    restored = checkpoints.restore(workdir, params, stats, mesh_lib.replicated(mesh), 'best')
+    classes = Classes(dataset.classes, dataset.colors)
+    model = model_lib.load(workdir, 'best', config=config, classes=classes)
+    mesh = model.mesh
     batches = data.evaluation_batches(config, dataset, split)
     for name, changes in plans(config).items():
         changed = config.copy_and_resolve_references()
         changed.eval.update(changes)
-        step = evaluate.make_eval_step(
-            graphdef, dataset.num_classes, mesh, inference.build(changed)
+        step = evaluator.make_eval_step(
+            model.graphdef, dataset.num_classes, mesh, inference.build(changed)
         )
-        with jax.set_mesh(mesh), Progress(0, console=Console(stderr=True)) as progress:
+        evaluate = evaluator.Evaluator(step, batches, mesh, loader=data.loader_options(config.data))
+        with jax.set_mesh(mesh), Progress(console=Console(stderr=True)) as progress:
             for blank in _blank_batches(batches, mesh):
                 matrix = np.zeros((dataset.num_classes,) * 2, np.int32)
                 arguments = (jax.device_put(matrix, mesh_lib.replicated(mesh)), blank)
-                jax.block_until_ready(step(restored.params, restored.stats, *arguments))
+                jax.block_until_ready(step(model.params, model.stats, *arguments))
             began = time.perf_counter()
-            evaluation = evaluate.evaluate(
-                step,
-                restored.params,
-                restored.stats,
-                dataset,
-                split,
-                batches,
-                num_samples=0,
-                num_worst=0,
-                mesh=mesh,
-                loader=data.loader_options(config.data),
-                progress=progress,
-            )
+            evaluation = evaluate(model.params, model.stats, progress)
             seconds = time.perf_counter() - began
         yield name, evaluation, seconds / len(dataset.source(split))
 

@@ -6,7 +6,7 @@ On a terminal a live bar; elsewhere (a log file, a batch queue, CI) one plain li
 import contextlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -19,16 +19,17 @@ _ROWS = 12
 
 
 class Progress:
-    """Progress of a training run, of its evaluations, and messages in between.
+    """Progress of training and of work on many images, with messages in between.
 
     Use as a context manager. The live bar appears with the first update.
     """
 
-    def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None):
+    def __init__(self, total_steps: int = 0, start_step: int = 0, console: Console | None = None):
         """
         Args:
-            total_steps: the step at which training ends.
-            start_step: the step it starts or resumes from; time left is estimated from there.
+            total_steps: step at which training ends; 0 where nothing is trained.
+            start_step: step that training starts or resumes from; the time left is estimated from
+                there.
             console: where to write; standard output by default.
         """
         self._console = Console() if console is None else console
@@ -82,23 +83,32 @@ class Progress:
             self._train = self._live.add_task('train', total=self._total, status='')
         self._live.update(self._train, completed=step, status=status)
 
-    @contextlib.contextmanager
     def evaluating(
-        self,
-        total: int,
-        name: str = 'validation',
-        words: tuple[str, str] = ('evaluate', 'evaluated'),
+        self, total: int, split: str = 'validation'
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Shows the evaluation of the `total` images of a split; see `working`."""
+        return self.working('evaluate', 'evaluated', total, split)
+
+    @contextlib.contextmanager
+    def working(
+        self, verb: str, past: str, total: int, name: str
     ) -> Iterator[Callable[[int], None]]:
-        """Shows work on `total` images of the split `name`; `words` say what is and was done.
+        """Shows work on many images, and prints a line with their number and the time at the end.
+
+        Args:
+            verb: what is done, such as 'predict'.
+            past: what was done, such as 'predicted'.
+            total: number of images.
+            name: name of the images, such as that of a split.
 
         Yields:
-            A function to call with the number of images that each batch has finished.
+            A function to call with the number of images that were finished since the last call.
         """
         began = time.monotonic()
         done = 0
         task = None
         if self._live is not None:
-            task = self._live.add_task(f'{words[0]} {name}', total=total, status='')
+            task = self._live.add_task(f'{verb} {name}', total=total, status='')
 
         def advance(images: int) -> None:
             nonlocal done
@@ -112,7 +122,7 @@ class Progress:
         finally:
             if task is not None:
                 self._live.remove_task(task)
-        self.print(f'{words[1]} {done} images of {name} in {time.monotonic() - began:.1f} s')
+        self.print(f'{past} {done} images of {name} in {time.monotonic() - began:.1f} s')
 
     def _seconds_left(self, step: int) -> float | None:
         """From the average since the first update, evaluations and checkpoints included."""
@@ -181,6 +191,19 @@ def iou_table(
                 cells.append(_change(iou[index] - before[index], 3) if known else Text(''))
         table.add_row(*cells)
     return table
+
+
+def metrics_line(values: Mapping[str, float]) -> str:
+    """The metrics of an evaluation in one line, but for the mIoU, which is the table's title.
+
+    Args:
+        values: value of each metric by its name; NaN where it is undefined.
+    """
+    return ', '.join(
+        f'{name.replace("_", " ")} {_fixed(_known(value), 4)}'
+        for name, value in values.items()
+        if name != 'miou'
+    )
 
 
 def _known(value: float | None) -> float | None:

@@ -1,20 +1,13 @@
-"""Pictures: label maps in their colours, comparison panels, and the charts of the report.
+"""Pictures of images: label maps in their colours and comparison panels.
 
-Images are uint8 RGB arrays [h, w, 3]. Charts are matplotlib figures drawn without pyplot and
-returned as SVG bytes. Their text and lines use `currentColor`, so that they follow the colour of
-the page that they are placed in.
+Images are uint8 RGB arrays [h, w, 3].
 """
 
-import io
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ggcf_jax import atomic
 
@@ -24,20 +17,7 @@ _WRONG = (235, 30, 45)
 _IGNORED = (128, 128, 128)
 _CAPTION = (38, 38, 42)
 _SEPARATOR = (255, 255, 255)
-_INK = '#010203'  # Unlikely as a class colour; becomes currentColor in the SVG.
-_ACCENT = '#3b82f6'
-_STYLE = {
-    'svg.fonttype': 'none',
-    'svg.hashsalt': 'ggcf_jax',
-    'font.family': 'sans-serif',
-    'text.parse_math': False,  # A class name may contain a dollar sign.
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.linewidth': 0.6,
-    **dict.fromkeys(
-        ('text.color', 'axes.edgecolor', 'axes.labelcolor', 'xtick.color', 'ytick.color'), _INK
-    ),
-}
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def colorize(labels: np.ndarray, colors: Sequence[Color], ignore: int) -> np.ndarray:
@@ -136,144 +116,9 @@ def write_png(path: pathlib.Path, rgb: np.ndarray) -> None:
     atomic.write(path, encode_png(rgb))
 
 
-def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """SVG of a confusion matrix [C, C] (rows: ground truth), each row in percent of its pixels.
-
-    Up to 24 classes every cell of 1 % and more has its number. Rows without pixels stay empty.
-    """
-    return _svg(*_confusion(matrix, classes))
-
-
-def confusion_png(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """The chart of `confusion_chart` as a PNG on white."""
-    draw, size = _confusion(matrix, classes)
-    output = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(size, layout='constrained')
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.savefig(output, format='png', dpi=200, facecolor='white')
-    return output.getvalue()
-
-
-def _confusion(
-    matrix: np.ndarray, classes: Sequence[str]
-) -> tuple[Callable[[Figure], None], tuple[float, float]]:
-    """What draws the confusion matrix into a figure, and the figure's size in inches."""
-    matrix = np.asarray(matrix, np.float64)
-    count = len(classes)
-    if matrix.shape != (count, count):
-        raise ValueError(f'matrix has shape {list(matrix.shape)} for {count} classes')
-    totals = matrix.sum(axis=1, keepdims=True)
-    share = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
-    # The colour's opacity carries the value, so that the page's background is the zero.
-    cells = np.zeros((count, count, 4))
-    cells[..., :3] = matplotlib.colors.to_rgb(_ACCENT)
-    cells[..., 3] = share**0.6
-    side = min(max(0.3 * count, 2.5), 9.5)
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.imshow(cells, interpolation='nearest')
-        font = max(min(8.5, 600 / count), 2.5)
-        axes.set_xticks(range(count), classes, rotation=90, fontsize=font)
-        axes.set_yticks(range(count), classes, fontsize=font)
-        axes.set_xlabel('prediction')
-        axes.set_ylabel('ground truth')
-        axes.tick_params(length=0)
-        for row, column in np.argwhere(share >= 0.01) if count <= 24 else ():
-            value = share[row, column]
-            axes.text(
-                column,
-                row,
-                f'{100 * value:.0f}',
-                ha='center',
-                va='center',
-                fontsize=min(font, 7),
-                color='white' if value > 0.4 else _INK,
-            )
-
-    return draw, (side + 1.3, side + 1.3)
-
-
-def iou_chart(
-    classes: Sequence[str], iou: Sequence[float | None], colors: Sequence[Color]
-) -> bytes:
-    """SVG of horizontal per-class IoU bars in the class colours; NaN or None is 'absent'."""
-    values = [np.nan if value is None else float(value) for value in iou]
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.barh(
-            range(len(classes)),
-            np.nan_to_num(values),
-            color=[tuple(value / 255 for value in color) for color in colors],
-            edgecolor=_INK,
-            linewidth=0.5,
-            height=0.72,
-        )
-        for index, value in enumerate(values):
-            text = 'absent' if np.isnan(value) else f'{value:.3f}'
-            axes.text(np.nan_to_num(value) + 0.01, index, text, va='center', fontsize=8)
-        axes.set_yticks(range(len(classes)), classes, fontsize=9)
-        axes.set_ylim(len(classes) - 0.4, -0.6)
-        axes.set_xlim(0, 1.08)
-        axes.set_xticks(np.linspace(0, 1, 6))
-        axes.set_xlabel('IoU')
-        axes.grid(axis='x', alpha=0.15)
-        axes.set_axisbelow(True)
-
-    return _svg(draw, (6.2, 0.7 + 0.26 * len(classes)))
-
-
-def curve_chart(
-    title: str, curves: Mapping[str, tuple[Sequence[float], Sequence[float | None]]]
-) -> bytes:
-    """SVG of one or more curves over the training step.
-
-    Args:
-        title: what is shown.
-        curves: name -> (steps, values); a value that is None or not finite leaves a gap. A single
-            point is drawn as a dot. With more than one curve there is a legend.
-    """
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        axes.set_title(title, fontsize=10, loc='left')
-        for (name, (steps, values)), color in zip(curves.items(), _CYCLE * len(curves)):
-            points = np.asarray([np.nan if v is None else v for v in values], np.float64)
-            points[~np.isfinite(points)] = np.nan
-            marker = 'o' if np.isfinite(points).sum() < 30 else None
-            axes.plot(steps, points, color=color, label=name, linewidth=1.4, marker=marker, ms=3)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel('step')
-        axes.grid(alpha=0.15)
-        if len(curves) > 1:
-            axes.legend(frameon=False, fontsize=8)
-
-    return _svg(draw, (4.4, 2.7))
-
-
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_CYCLE = [_ACCENT, '#f59e0b', '#10b981', '#ef4444', '#8b5cf6']
-
-
 def _write(picture: np.ndarray, text: str, x: int, middle: int, scale: float, color: Color) -> None:
     """Writes one line of text in place, vertically centred."""
     (_, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
     thickness = max(round(1.6 * scale), 1)
     at = (x, middle + height // 2)
     cv2.putText(picture, text, at, _FONT, scale, color, thickness, cv2.LINE_AA)
-
-
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
-    """Draws into a figure of `size` inches; the same drawing gives the same bytes."""
-    output = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(size, layout='constrained')
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.savefig(output, format='svg', transparent=True, metadata={'Date': None})
-    text = output.getvalue()
-    # Only the element itself: an XML declaration may not stand inside an HTML page.
-    return text[text.index(b'<svg') :].replace(_INK.encode(), b'currentColor')

@@ -1,22 +1,41 @@
-"""Confusion matrix and intersection over union."""
+"""Confusion matrices and the metrics computed from them.
+
+A metric is a function of the confusion matrix of a whole split:
+
+    def mean_accuracy(matrix: Int[np.ndarray, 'classes classes']) -> float:
+
+Row i of the matrix, int64 [C, C], counts the labelled pixels of class i by their predicted class.
+A metric returns one number, NaN where it is undefined, such as for a matrix without pixels. Each
+entry of `METRICS` can be named in `config.eval.metrics`, and so can a function from outside of this
+package, as `my_package.my_module:function`. The ones named are in the console, `metrics.jsonl`,
+TensorBoard, `evaluations/*.json` and the report, under the name in `METRICS` or that of the
+function.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32
+from ml_collections import ConfigDict
+
+from ggcf_jax import registry
+from ggcf_jax.errors import InputError
+
+Metric = Callable[[Int[np.ndarray, 'classes classes']], float]
 
 _EXACT = 2**24  # up to here float32 counts every integer
 
 
 def confusion_matrices(
-    labels: jax.Array, predictions: jax.Array, num_classes: int, ignore: int
-) -> jax.Array:
-    """Counts the pixels of each image by (ground truth, prediction).
+    labels: Int[Array, 'n ...'], predictions: Int[Array, 'n ...'], num_classes: int, ignore: int
+) -> Int32[Array, 'n classes classes']:
+    """Counts the pixels of each image by (ground truth, prediction), on the device.
 
     One-hot matrix products, which accelerators do faster than scattered additions. They count in
-    float32, which is exact up to 2^24: of larger images parts are counted and summed in integers.
+    float32, which is exact up to 2^24: parts of larger images are counted and then summed in
+    integers.
 
     Args:
         labels: integer [n, ...], fewer than 2^31 pixels an item.
@@ -57,11 +76,33 @@ def confusion_matrices(
     return counts.astype(jnp.int32).reshape(n, parts, num_classes, num_classes).sum(1)
 
 
-def mean_ious(matrices: jax.Array) -> jax.Array:
+def confusion_matrix(
+    labels: Int[np.ndarray, 'h w'],
+    predictions: Int[np.ndarray, 'h w'],
+    num_classes: int,
+    ignore: int,
+) -> Int[np.ndarray, 'classes classes']:
+    """Counts the pixels of one image by (ground truth, prediction), on the host.
+
+    Args:
+        labels: class of each pixel, or `ignore`.
+        predictions: predicted class of each pixel.
+        num_classes: number of classes.
+        ignore: label value that is not counted.
+
+    Returns:
+        int64, rows are ground truth.
+    """
+    counted = labels != ignore
+    pairs = labels[counted].astype(np.int64) * num_classes + predictions[counted]
+    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def mean_ious(matrices: Int[Array, 'n classes classes']) -> Float[Array, ' n']:
     """`mean_iou` of each confusion matrix, computed on the device.
 
     Args:
-        matrices: integer [n, C, C].
+        matrices: one confusion matrix an image.
 
     Returns:
         float32 [n]; NaN for a matrix without pixels.
@@ -74,11 +115,11 @@ def mean_ious(matrices: jax.Array) -> jax.Array:
     return iou.sum(1) / present.sum(1)
 
 
-def class_iou(matrix: np.ndarray) -> np.ndarray:
+def class_iou(matrix: Int[np.ndarray, 'classes classes']) -> Float[np.ndarray, ' classes']:
     """Intersection over union of each class.
 
     Args:
-        matrix: confusion matrix [C, C], rows are ground truth.
+        matrix: confusion matrix, rows are ground truth.
 
     Returns:
         float64 [C]; NaN for classes in neither ground truth nor prediction.
@@ -89,29 +130,83 @@ def class_iou(matrix: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.full(len(matrix), np.nan), where=union > 0)
 
 
-def mean_iou(matrix: np.ndarray) -> float:
+def mean_iou(matrix: Int[np.ndarray, 'classes classes']) -> float:
     """Mean of `class_iou` over the classes present; NaN if there is none."""
-    iou = class_iou(matrix)
-    present = ~np.isnan(iou)
-    return float(iou[present].mean()) if present.any() else float('nan')
+    return _mean(class_iou(matrix))
 
 
-def pixel_accuracy(matrix: np.ndarray) -> float:
-    """Share of counted pixels that are right; NaN if none was counted."""
+def pixel_accuracy(matrix: Int[np.ndarray, 'classes classes']) -> float:
+    """Share of the labelled pixels whose prediction is right; NaN if none is labelled."""
     matrix = np.asarray(matrix, np.float64)
     total = matrix.sum()
     return float(np.trace(matrix) / total) if total else float('nan')
 
 
-def by_group(matrix: np.ndarray, groups: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Unites classes: the confusion matrix of groups of them, such as categories.
+def mean_accuracy(matrix: Int[np.ndarray, 'classes classes']) -> float:
+    """Mean over the labelled classes of the share of their pixels whose prediction is right."""
+    matrix = np.asarray(matrix, np.float64)
+    pixels = matrix.sum(1)
+    accuracy = np.divide(
+        np.diag(matrix), pixels, out=np.full(len(matrix), np.nan), where=pixels > 0
+    )
+    return _mean(accuracy)
+
+
+def frequency_weighted_iou(matrix: Int[np.ndarray, 'classes classes']) -> float:
+    """Mean of `class_iou` over the labelled pixels, each counting the IoU of its class."""
+    pixels = np.asarray(matrix, np.float64).sum(1)
+    return float(np.nansum(class_iou(matrix) * pixels) / pixels.sum()) if pixels.any() else math.nan
+
+
+METRICS: dict[str, Metric] = {
+    'miou': mean_iou,
+    'pixel_accuracy': pixel_accuracy,
+    'mean_accuracy': mean_accuracy,
+    'frequency_weighted_iou': frequency_weighted_iou,
+}
+_DEFAULT = ('miou', 'pixel_accuracy')
+
+
+def default() -> dict[str, Metric]:
+    """The metrics of a run that names none."""
+    return {name: METRICS[name] for name in _DEFAULT}
+
+
+def build(config: ConfigDict) -> dict[str, Metric]:
+    """The metrics that `config.eval.metrics` names; `miou`, which ranks checkpoints, is always one.
+
+    Raises:
+        InputError: no such metric, or two of one name.
+    """
+    field = 'config.eval.metrics'
+    found: dict[str, Metric] = {'miou': mean_iou}
+    for text in config.eval.metrics.split(','):
+        name = text.strip()
+        metric = registry.pick(METRICS, name, field)
+        short = name.rpartition(':')[2].rpartition('.')[2]
+        if found.setdefault(short, metric) is not metric:
+            raise InputError(f'{field}={config.eval.metrics!r} names two metrics {short!r}')
+    return found
+
+
+def merge_classes(
+    matrix: Int[np.ndarray, 'classes classes'], groups: Sequence[str]
+) -> tuple[tuple[str, ...], Int[np.ndarray, 'groups groups']]:
+    """Merges classes: confusion matrix of class groups, such as categories.
 
     Args:
-        matrix: confusion matrix [C, C]. groups: name of the group of each class.
+        matrix: confusion matrix of the classes.
+        groups: name of the group of each class.
 
     Returns:
-        Names of the G groups, in the order of their first class; matrix [G, G] in its dtype.
+        Names of the groups, in the order of their first class; their matrix, in the same dtype.
     """
     names = tuple(dict.fromkeys(groups))
     member = np.array([[group == name for group in groups] for name in names], matrix.dtype)
     return names, member @ matrix @ member.T
+
+
+def _mean(values: Float[np.ndarray, ' classes']) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if len(present) else float('nan')

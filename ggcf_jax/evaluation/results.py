@@ -1,22 +1,32 @@
-"""What an evaluation of a split finds: numbers, and the pictures that are kept."""
+"""Results of an evaluation: the confusion matrix with its metrics, and the pictures kept."""
 
 import dataclasses
 import heapq
 import math
+from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from ggcf_jax.evaluation import metrics
+from ggcf_jax.evaluation.metrics import Metric
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One evaluated image: uint8 [h, w, 3], label and prediction uint8 [h, w] of train ids."""
+    """One evaluated image.
+
+    Attributes:
+        name: name of the record.
+        image: RGB.
+        label: train id of each pixel, or 255.
+        prediction: predicted train id of each pixel.
+    """
 
     name: str
-    image: np.ndarray
-    label: np.ndarray
-    prediction: np.ndarray
+    image: UInt8[np.ndarray, 'h w 3']
+    label: UInt8[np.ndarray, 'h w']
+    prediction: UInt8[np.ndarray, 'h w']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Ranked:
     """One of the worst images.
 
     Attributes:
-        name: of the record.
+        name: name of the record.
         miou: mean IoU over the classes of this image.
         sample: its pictures.
     """
@@ -39,20 +49,27 @@ class Evaluation:
     """Result of one split.
 
     Attributes:
-        split: its name.
-        classes: names in train-id order.
+        split: name of the split.
+        classes: class names in train-id order.
         categories: category of each class, () if the data set has none.
-        matrix: int64 [C, C], pixels by (ground truth, prediction).
-        samples: those of the first images.
-        worst: images of lowest mIoU of all processes, the lowest first.
+        matrix: pixels by (ground truth, prediction), int64.
+        samples: the first images.
+        worst: the images of lowest mIoU over all processes, the lowest first.
+        metrics: name -> function of the matrix, see `metrics.METRICS`.
     """
 
     split: str
     classes: tuple[str, ...]
     categories: tuple[str, ...]
-    matrix: np.ndarray
-    samples: tuple[Sample, ...]
-    worst: tuple[Ranked, ...]
+    matrix: Int[np.ndarray, 'classes classes']
+    samples: tuple[Sample, ...] = ()
+    worst: tuple[Ranked, ...] = ()
+    metrics: Mapping[str, Metric] = dataclasses.field(default_factory=metrics.default)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Value of each metric by its name; NaN where it is undefined."""
+        return {name: float(metric(self.matrix)) for name, metric in self.metrics.items()}
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -61,59 +78,74 @@ class Evaluation:
 
     @property
     def miou(self) -> float:
+        """Mean IoU over the classes present; NaN if there is none."""
         return metrics.mean_iou(self.matrix)
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels whose prediction is right; NaN if none is labelled."""
+        return metrics.pixel_accuracy(self.matrix)
 
     @property
     def category_iou(self) -> dict[str, float | None]:
         """IoU by category, {} if there are none."""
-        return _by_name(*metrics.by_group(self.matrix, self.categories)) if self.categories else {}
+        if not self.categories:
+            return {}
+        return _by_name(*metrics.merge_classes(self.matrix, self.categories))
 
     @property
     def category_miou(self) -> float | None:
         """Mean over the categories, None if there are none."""
         if not self.categories:
             return None
-        return metrics.mean_iou(metrics.by_group(self.matrix, self.categories)[1])
-
-    @property
-    def pixel_accuracy(self) -> float:
-        return metrics.pixel_accuracy(self.matrix)
+        return metrics.mean_iou(metrics.merge_classes(self.matrix, self.categories)[1])
 
     def row(self) -> dict[str, float | None]:
-        """The row for metrics.jsonl; validation is called val there."""
+        """The row for `metrics.jsonl`, where the validation split is called val."""
         prefix = {'validation': 'val'}.get(self.split, self.split)
-        return {
-            f'{prefix}/miou': self.miou,
-            f'{prefix}/pixel_accuracy': self.pixel_accuracy,
-            **{f'{prefix}/iou/{name}': value for name, value in self.iou.items()},
-        }
+        values = self.scores | {f'iou/{name}': value for name, value in self.iou.items()}
+        return {f'{prefix}/{name}': value for name, value in values.items()}
 
 
 class Worst:
-    """The images of lowest mIoU among those shown to it, at most `count`: a heap.
+    """The images of lowest mIoU among those added, at most `count`: a heap.
 
-    Where many processes evaluate together, each shows it all images in one order, and the
-    pictures of its own, so that all rank alike and each picture is kept by one.
+    Where several processes evaluate together, each adds all images in the same order, so that all
+    rank alike.
     """
 
     def __init__(self, count: int):
+        """
+        Args:
+            count: number of images to keep.
+        """
         self._count = count
         self._heap: list[tuple[float, int, Ranked]] = []  # the one with the highest mIoU first
 
     def wants(self, miou: float, index: int) -> bool:
-        """Whether the record `index` would be kept; of equal ones those that come first are."""
+        """Whether an image would be kept; of equally bad ones the first records are.
+
+        Args:
+            miou: mean IoU of the image.
+            index: number of its record.
+        """
         if math.isnan(miou) or not self._count:
             return False
         return len(self._heap) < self._count or (-miou, -index) > self._heap[0][:2]
 
     def add(self, index: int, image: Ranked) -> None:
-        """Shows one image."""
+        """Adds an image, which is kept if it is bad enough.
+
+        Args:
+            index: number of its record.
+            image: the image.
+        """
         if self.wants(image.miou, index):
             replace = heapq.heappush if len(self._heap) < self._count else heapq.heapreplace
             replace(self._heap, (-image.miou, -index, image))
 
     def images(self) -> tuple[Ranked, ...]:
-        """What was kept, the lowest mIoU first."""
+        """The images kept, the lowest mIoU first."""
         # No two indices are equal, so that images are never compared.
         return tuple(image for _, _, image in sorted(self._heap, reverse=True))
 

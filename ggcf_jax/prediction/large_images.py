@@ -1,23 +1,28 @@
 """Images that are too large for the network go through it in overlapping parts."""
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import UInt8
 
 from ggcf_jax.data.transforms import MEAN_COLOR
 from ggcf_jax.evaluation.inference import window_starts
-
-# uint8 [b, h, w, 3] -> labels uint8 [b, h, w] and probabilities [b, h, w, C] or None.
-Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+from ggcf_jax.prediction.batches import Job, Prediction, Run
 
 
 def cores(length: int, side: int) -> list[tuple[int, slice]]:
-    """The parts of an axis: (first pixel, the pixels that are taken from this part).
+    """Cuts an axis into overlapping parts, each pixel belonging to the core of exactly one.
 
     Parts overlap by a quarter of their side or more, and what two of them share is divided in the
-    middle: every pixel is taken once, and lies at least an eighth of the side inside of its part
-    unless that ends where the image does.
+    middle: every pixel lies at least an eighth of the side inside its part, unless that ends where
+    the image does.
+
+    Args:
+        length: number of pixels along the axis.
+        side: number of pixels of a part.
+
+    Returns:
+        (first pixel, core) of each part, in the coordinates of the axis.
     """
     starts = window_starts(length, side, max(side - side // 4, 1))
     borders = [(left + side + right) // 2 for left, right in itertools.pairwise(starts)]
@@ -27,39 +32,37 @@ def cores(length: int, side: int) -> list[tuple[int, slice]]:
 
 def predict(
     run: Run,
-    image: np.ndarray,
-    side: int,
-    batch_size: int,
-    labels: np.ndarray,
-    probabilities: np.ndarray | None,
+    image: UInt8[np.ndarray, 'h w 3'],
+    into: Prediction,
+    job: Job,
 ) -> None:
     """Fills in the labels and probabilities of an image of any size, part by part.
 
-    Only `batch_size` parts are in memory besides the arguments.
+    Only `job.batch_size` parts are in memory besides the arguments.
 
     Args:
-        run: the network, for images [batch_size, side, side, 3].
-        image: uint8 [h, w, 3]; where it is smaller than a part it is padded.
-        side: height and width of the parts.
-        batch_size: parts that go through the network together.
-        labels: uint8 [h, w], written.
-        probabilities: float [h, w, C], written; or None.
+        run: the network, for images [job.batch_size, *job.size, 3].
+        image: RGB; where it is smaller than a part it is padded.
+        into: arrays at the image's size that are written; probabilities may be None.
+        job: size of the parts, and number of parts that go through the network together.
     """
-    height, width = labels.shape
-    parts = list(itertools.product(cores(height, side), cores(width, side)))
-    for first in range(0, len(parts), batch_size):
-        chunk = parts[first : first + batch_size]
-        batch = np.empty((batch_size, side, side, 3), np.uint8)
+    axes = (cores(*axis) for axis in zip(into.labels.shape, job.size))
+    parts = list(itertools.product(*axes))
+    for first in range(0, len(parts), job.batch_size):
+        chunk = parts[first : first + job.batch_size]
+        batch = np.empty((job.batch_size, *job.size, 3), np.uint8)
         batch[:] = MEAN_COLOR
         for place, ((top, _), (left, _)) in zip(batch, chunk):
-            part = image[top : top + side, left : left + side]
+            part = image[top : top + job.size[0], left : left + job.size[1]]
             place[: part.shape[0], : part.shape[1]] = part
-        found, shares = run(batch)
+        found = run(batch)
         for i, ((top, rows), (left, columns)) in enumerate(chunk):
             inside = (
+                i,
                 slice(rows.start - top, rows.stop - top),
                 slice(columns.start - left, columns.stop - left),
             )
-            labels[rows, columns] = found[i][inside]
-            if probabilities is not None:
-                probabilities[rows, columns] = shares[i][inside]
+            into.labels[rows, columns] = found.labels[inside]
+            if into.probabilities is not None:
+                assert found.probabilities is not None
+                into.probabilities[rows, columns] = found.probabilities[inside]

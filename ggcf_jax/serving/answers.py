@@ -1,4 +1,4 @@
-"""What the page of `serve` asks a model, and what it is answered: JSON with pictures inside."""
+"""Requests that the page can make, and their JSON responses with pictures inside."""
 
 import base64
 import collections
@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import matplotlib
@@ -23,37 +24,47 @@ from ggcf_jax.serving.viewer import Viewer
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 2**22  # 2048 x 2048: a FULL head sees 65,536 positions then
-_IMAGES = 8  # that can still be asked about, the latest
+_IMAGES = 8  # most recent images that can still be asked about
 
 
 class Refused(Exception):
-    """A request that is answered with an error."""
+    """A request whose response is an error."""
 
     def __init__(self, status: http.HTTPStatus, text: str):
+        """
+        Args:
+            status: HTTP status of the response.
+            text: message for the person at the page.
+        """
         super().__init__(text)
         self.status = status
 
 
 class Answers:
-    """Answers about images, of one model, one at a time.
+    """Responses of one model about images, computed one at a time.
 
     Attributes:
-        max_bytes: of a file.
+        max_bytes: largest size of an image file.
     """
 
     def __init__(self, viewer: Viewer, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS):
-        """Args:
-        max_pixels: of an image.
+        """
+        Args:
+            viewer: the model.
+            max_bytes: largest size of an image file.
+            max_pixels: largest number of pixels of an image.
         """
         self.max_bytes = max_bytes
         self._computing = threading.Lock()
         self._viewer = viewer
         self._max_pixels = max_pixels
         # Image and labels by the name that the page knows them by, the oldest first.
-        self._images: collections.OrderedDict[str, tuple] = collections.OrderedDict()
+        self._images: collections.OrderedDict[str, tuple[np.ndarray, np.ndarray]] = (
+            collections.OrderedDict()
+        )
 
-    def about(self) -> dict:
-        """What the page is about."""
+    def about(self) -> dict[str, Any]:
+        """Describes the model."""
         return {
             'name': self._viewer.name,
             'classes': self._viewer.classes,
@@ -66,8 +77,15 @@ class Answers:
             'max_pixels': self._max_pixels,
         }
 
-    def segment(self, content: bytes) -> dict:
-        """The classes of an image file; it can be asked about afterwards."""
+    def segment(self, content: bytes) -> dict[str, Any]:
+        """The classes of an image file; `attention` can be asked for its id afterwards.
+
+        Args:
+            content: bytes of the image file; EXIF orientation is applied.
+
+        Raises:
+            Refused: not an image that can be used, or the model is busy.
+        """
         image = self._decode(content)
         with self._alone():
             began = time.perf_counter()
@@ -88,10 +106,18 @@ class Answers:
             'seconds': seconds,
         }
 
-    def attention(self, name: str, y: int, x: int) -> dict:
+    def attention(self, name: str, y: int, x: int) -> dict[str, Any]:
         """Where each head looks from a pixel: pictures of the map, and where on the image it lies.
 
         The box is [left, top, width, height] in pixels: position i is the middle of its square.
+
+        Args:
+            name: id of an image, from the response of `segment`.
+            y: row of the pixel.
+            x: column of the pixel.
+
+        Raises:
+            Refused: no such image or pixel, no heads, or the model is busy.
         """
         if not self._viewer.heads:
             raise Refused(http.HTTPStatus.CONFLICT, 'This model has no attention heads.')
@@ -121,7 +147,7 @@ class Answers:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Refuses at once where another request computes."""
+        """Refuses at once while another request is being computed."""
         if not self._computing.acquire(blocking=False):
             raise Refused(
                 http.HTTPStatus.SERVICE_UNAVAILABLE,
@@ -133,7 +159,7 @@ class Answers:
             self._computing.release()
 
     def _decode(self, content: bytes) -> np.ndarray:
-        """The image, upright, refusing what is too large before it is unpacked."""
+        """Decodes an image upright; one that is too large is refused before it is decoded."""
         bad = http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         if not content:
             raise Refused(http.HTTPStatus.BAD_REQUEST, 'The file is empty.')

@@ -1,4 +1,4 @@
-"""A trained model that answers for one image at a time: classes of pixels, and where heads look."""
+"""A trained model as the page sees it: classes of the pixels of an image, and where heads look."""
 
 import dataclasses
 import functools
@@ -6,32 +6,33 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
 
-from ggcf_jax import models
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
-from ggcf_jax.models.contexts.ggcf import pruned
-from ggcf_jax.models.layers.resize import nearest_positions
-from ggcf_jax.workdir import checkpoints
-from ggcf_jax.workdir import classes as classes_lib
-from ggcf_jax.workdir import config as workdir_config
-
-_PROGRAMS = 16  # compiled programs that are kept, the latest used
+from ggcf_jax.models.segmenter import Segmenter
+from ggcf_jax.workdir import model as model_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Viewer:
-    """A model restored from a run.
+    """What the page needs of a model; tests give one that needs no time.
 
     Attributes:
-        name: of the data set.
-        classes: names in train-id order. colors: RGB of each.
-        heads: one text a head, such as 'local:8'; () where the network has none.
-        stride: pixels a position of the heads' map.
-        step: of the checkpoint. plan: how the classes of pixels are found, in words.
-        segment: uint8 image [h, w, 3] -> labels uint8 [h, w].
-        attend: (image, pixel (y, x)) -> float32 [heads, ceil(h / stride), ceil(w / stride)], one in
-            sum over the map: where each head looks from the position nearest to the pixel.
+        name: name of the data set.
+        classes: class names in train-id order.
+        colors: RGB of each class, 0 to 255.
+        heads: graph of each head, such as 'local:8'; () where the network has no heads.
+        stride: pixels between neighbouring positions of the heads' map.
+        step: number of training steps done at the checkpoint.
+        plan: how the classes of pixels are found, in words.
+        segment: RGB image -> class of each pixel.
+        attend: (RGB image, row and column of a pixel) -> weights
+            [heads, ceil(h / stride), ceil(w / stride)], one in sum over the map: where each head
+            looks from the position nearest to the pixel.
     """
 
     name: str
@@ -41,59 +42,42 @@ class Viewer:
     stride: int
     step: int
     plan: str
-    segment: Callable[[np.ndarray], np.ndarray]
-    attend: Callable[[np.ndarray, tuple[int, int]], np.ndarray]
+    segment: Callable[[UInt8[np.ndarray, 'h w 3']], UInt8[np.ndarray, 'h w']]
+    attend: Callable[
+        [UInt8[np.ndarray, 'h w 3'], tuple[int, int]], Float[np.ndarray, 'heads rows columns']
+    ]
 
 
-def load(config, workdir: str | pathlib.Path, which: str | int) -> Viewer:
-    """Restores a checkpoint of a run.
+def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str | int) -> Viewer:
+    """Restores a checkpoint of a run, on one device.
 
-    Classes of pixels are found with the inference plan of `config.eval`; heads always see the whole
-    image, pruned as the plan says. An image of a new size compiles first.
+    Classes of pixels are found with the inference plan of `config.eval` on the image as it is;
+    heads always see the whole image, pruned as the plan says. An image of a new size is compiled
+    first.
+
+    Args:
+        config: configuration of the run; `eval` may differ from what it was trained with.
+        workdir: directory of the run.
+        checkpoint: 'best', 'latest' or a step number.
 
     Raises:
-        InputError: no such run or checkpoint, one of another network, or a plan that cannot be.
+        InputError: no such run or checkpoint, one of another network, or an invalid plan.
     """
-    workdir = pathlib.Path(workdir)
-    workdir_config.check_model(config, workdir)
-    plan = inference.build(config)
-    classes = classes_lib.of_run(config, workdir)
-    graphdef, params, stats = models.abstract(config, len(classes.names))
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    restored = checkpoints.restore(workdir, params, stats, device, which)
-    arrays = (restored.params, restored.stats)
-    model = models.merge(graphdef, *arrays)
+    one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
+    model = model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
 
-    def segment(params, stats, image):
-        scores = inference.scores(models.merge(graphdef, params, stats), image[None], plan)
-        return scores[0].argmax(-1).astype(np.uint8)
-
-    def attend(params, stats, image, positions):
-        network = pruned(models.merge(graphdef, params, stats), plan.pruning)
-        return network.attention(image[None], positions)[0, 0]
-
-    @functools.lru_cache(_PROGRAMS)
-    def compiled(function, *shapes):
-        return jax.jit(function).lower(*arrays, *map(_abstract, shapes)).compile()
-
-    def run(function, *inputs):
-        program = compiled(function, *((x.shape, x.dtype.name) for x in inputs))
-        return np.asarray(program(*arrays, *inputs))
+    def segment(network: Segmenter, image: UInt8[Array, 'h w 3']) -> UInt8[Array, 'h w']:
+        scores = inference.scores(network, image[None], model.plan)
+        return scores[0].argmax(-1).astype(jnp.uint8)
 
     return Viewer(
         name=config.data.name,
-        classes=classes.names,
-        colors=classes.colors,
-        heads=tuple(map(str, model.heads)),
-        stride=model.stride,
-        step=restored.step,
-        plan=str(plan),
-        segment=lambda image: run(segment, image),
-        attend=lambda image, pixel: run(
-            attend, image, nearest_positions([pixel], model.stride, image.shape[:2])
-        ),
+        classes=model.classes,
+        colors=model.colors,
+        heads=tuple(map(str, model.network.heads)),
+        stride=model.network.stride,
+        step=model.step,
+        plan=str(model.plan),
+        segment=functools.partial(model.run, segment),
+        attend=model.attention,
     )
-
-
-def _abstract(shape: tuple[tuple[int, ...], str]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(*shape)

@@ -28,7 +28,7 @@ MAY_DIFFER = frozenset(
         # How the devices share the work.
         'mesh.space',
         # What is shown of an evaluation.
-        'eval.panels', 'eval.worst',
+        'eval.panels', 'eval.worst', 'eval.metrics',
         # What only the modes after training read.
         'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
         'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',

@@ -1,4 +1,4 @@
-"""The files of an evaluation in the workdir: numbers, confusion matrix and panels."""
+"""Files of an evaluation in the workdir: numbers, confusion matrix and panels."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from ggcf_jax import atomic
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
-from ggcf_jax.display import pictures
+from ggcf_jax.display import charts, pictures
 from ggcf_jax.evaluation import inference
 from ggcf_jax.evaluation.results import Evaluation, Sample
 
@@ -20,8 +20,12 @@ def save(
 ) -> list[tuple[str, np.ndarray]]:
     """Writes `evaluations/<stem>.json` and the panels.
 
-    The stem is `<split>_<step>`, followed by the plan unless it is one view of the whole image, so
-    that other plans do not replace what training found.
+    Args:
+        evaluation: result to write.
+        dataset: data set that was evaluated.
+        step: number of training steps done at the checkpoint.
+        workdir: directory of the run.
+        plan: how the class scores of an image were found.
 
     Returns:
         (name, uint8 [h, w, 3] panel) of the first images.
@@ -47,6 +51,7 @@ def save(
         'matrix': evaluation.matrix.tolist(),
         'miou': _or_none(evaluation.miou),
         'pixel_accuracy': _or_none(evaluation.pixel_accuracy),
+        'metrics': {name: _or_none(value) for name, value in evaluation.scores.items()},
         'iou': iou,
         'absent': [name for name, value in iou.items() if value is None],
         'category_iou': evaluation.category_iou,
@@ -63,14 +68,25 @@ def save(
 def save_confusion(
     evaluation: Evaluation, step: int, workdir: pathlib.Path, plan: inference.Plan
 ) -> None:
-    """Writes `evaluations/<stem>_confusion.png`; drawing 150 classes takes seconds."""
-    picture = pictures.confusion_png(evaluation.matrix, evaluation.classes)
+    """Writes `evaluations/<stem>_confusion.png`; drawing 150 classes takes seconds.
+
+    Args:
+        evaluation: result with the confusion matrix.
+        step: number of training steps done at the checkpoint.
+        workdir: directory of the run.
+        plan: how the class scores of an image were found.
+    """
+    picture = charts.confusion_png(evaluation.matrix, evaluation.classes)
     this = stem(evaluation.split, step, plan)
     atomic.write(workdir / 'evaluations' / f'{this}_confusion.png', picture)
 
 
 def stem(split: str, step: int, plan: inference.Plan) -> str:
-    """Name of an evaluation's files without what follows: one for each split, step and plan."""
+    """Stem of the names of an evaluation's files, one for each split, step and plan.
+
+    It is `<split>_<step>`, followed by the plan unless that is one view of the whole image, so that
+    evaluations by other plans do not replace those of training.
+    """
     single = f'{split}_{step:08d}'
     return single if plan.is_single else f'{single}_{re.sub("[^a-z0-9.]+", "-", str(plan))}'
 
@@ -80,7 +96,7 @@ def _panel(sample: Sample, dataset: Dataset) -> np.ndarray:
 
 
 def _panel_path(folder: pathlib.Path, number: int, name: str) -> pathlib.Path:
-    """Where a panel lies; names of records may hold slashes."""
+    """Path of a panel; slashes in the name of a record become underscores."""
     return folder / f'{number:02d}_{name.replace("/", "_")}.png'
 
 

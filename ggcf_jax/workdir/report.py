@@ -11,9 +11,12 @@ import cv2
 import numpy as np
 
 from ggcf_jax import atomic
-from ggcf_jax.display import html, pictures
+from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import metrics_log
+
+Content = Mapping[str, Any]  # a JSON object
+Rows = Sequence[Content]
 
 FILE_NAME = 'report.html'
 
@@ -85,7 +88,7 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _merged(rows: Rows) -> list[dict[str, Any]]:
     """One row a step in step order; a later row wins, as when a finished run evaluates again."""
     steps: dict[int, dict[str, Any]] = {}
     for row in rows:
@@ -93,34 +96,48 @@ def _merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _main_split(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _main_split(evaluations: Rows) -> list[Content]:
     """The evaluations of the validation split, or else of the first split there is."""
     splits = sorted({each['split'] for each in evaluations}, key=lambda s: (s != 'validation', s))
     return [each for each in evaluations if each['split'] == splits[0]] if splits else []
 
 
-def _inference(evaluation: Mapping[str, Any]) -> str:
+def _inference(evaluation: Content) -> str:
     """How it was evaluated; files of older versions do not say."""
     return evaluation.get('inference', _SINGLE)
+
+
+def _metrics(evaluation: Content) -> dict[str, float | None]:
+    """Value of each metric but the mIoU, by its name; files of older versions have only one."""
+    values = evaluation.get('metrics', {'pixel_accuracy': evaluation['pixel_accuracy']})
+    return {name: value for name, value in values.items() if name != 'miou'}
+
+
+def _label(metric: str) -> str:
+    return metric.replace('_', ' ')
 
 
 def _score(miou: float | None) -> float:
     return -math.inf if miou is None or math.isnan(miou) else miou
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float | None]]:
+def _column(rows: Rows, name: str) -> tuple[list[int], list[float | None]]:
     """Steps and values of the rows that have `name`; NaN was written as null and reads as None."""
     found = [(row['step'], row[name]) for row in rows if name in row]
     return [step for step, _ in found], [value for _, value in found]
 
 
-def _facts(config, rows, main, best) -> list[tuple[str, str, str]]:
+def _facts(
+    config: Content, rows: Rows, main: Rows, best: Content | None
+) -> list[tuple[str, str, str]]:
+    """Headline figures, each (label, value, remark)."""
     items = []
     if best is not None:
         items.append(('best mIoU', _fixed(best['miou']), f'{best["split"]}, step {best["step"]}'))
         final = main[-1]
         items.append(('final mIoU', _fixed(final['miou']), f'step {final["step"]}'))
-        items.append(('pixel accuracy', _fixed(best['pixel_accuracy']), 'at the best mIoU'))
+        for name, value in _metrics(best).items():
+            items.append((_label(name), _fixed(value), 'at the best mIoU'))
     else:
         items.append(('best mIoU', '–', 'no evaluation yet'))
     planned = config.get('train', {}).get('steps')
@@ -146,37 +163,37 @@ def _wall_time(elapsed: Sequence[float | None]) -> float:
     return total
 
 
-def _curves(rows) -> str:
-    losses = {
+def _curves(rows: Rows) -> str:
+    columns = {
         label: _column(rows, name)
         for label, name in (('loss', 'train/loss'), ('auxiliary loss', 'train/aux_loss'))
     }
-    losses = {label: column for label, column in losses.items() if column[0]}
+    losses = {label: column for label, column in columns.items() if column[0]}
     rate, miou = _column(rows, 'train/learning_rate'), _column(rows, 'val/miou')
-    charts = []
+    curves = []
     if losses:
-        charts.append(pictures.curve_chart('training loss', losses))
+        curves.append(charts.curve_chart('training loss', losses))
     if rate[0]:
-        charts.append(pictures.curve_chart('learning rate', {'learning rate': rate}))
+        curves.append(charts.curve_chart('learning rate', {'learning rate': rate}))
     if miou[0]:
-        charts.append(pictures.curve_chart('validation mIoU', {'mIoU': miou}))
-    if not charts:
+        curves.append(charts.curve_chart('validation mIoU', {'mIoU': miou}))
+    if not curves:
         return html.section('Training', html.text('No metrics yet.'))
-    parts = [html.group('charts', (chart.decode() for chart in charts))]
+    parts = [html.group('charts', (curve.decode() for curve in curves))]
     lost = sum(value is None for value in losses.get('loss', ([], []))[1])
     if lost:
         parts.append(html.text(f'Not finite in {lost} rows: gaps in the loss curve.'))
     return html.section('Training', *parts)
 
 
-def _classes(best: Mapping[str, Any]) -> str:
+def _classes(best: Content) -> str:
     names, colors = best['classes'], best['colors']
     source = f'{best["split"]}, step {best["step"]}'
-    charts = []
+    bars = []
     for first in range(0, len(names), _BARS):
         part = slice(first, first + _BARS)
         iou = [best['iou'][name] for name in names[part]]
-        charts.append(pictures.iou_chart(names[part], iou, colors[part]).decode())
+        bars.append(charts.iou_chart(names[part], iou, colors[part]).decode())
     absent = 'Every class occurs in the ground truth or the prediction.'
     if best['absent']:
         absent = (
@@ -184,21 +201,21 @@ def _classes(best: Mapping[str, Any]) -> str:
             + ', '.join(best['absent'])
             + '.'
         )
-    bars = html.section(
+    ious = html.section(
         'IoU per class',
         html.text(source),
-        html.group('charts', charts),
+        html.group('charts', bars),
         html.text(absent),
     )
     matrix = html.section(
         'Confusion matrix',
         html.text(f'{source}; percent of the pixels of each ground truth class'),
-        pictures.confusion_chart(np.asarray(best['matrix']), names).decode(),
+        charts.confusion_chart(np.asarray(best['matrix']), names).decode(),
     )
-    return html.group('pair', [bars, matrix]) if len(charts) == 1 else bars + matrix
+    return html.group('pair', [ious, matrix]) if len(bars) == 1 else ious + matrix
 
 
-def _predictions(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
+def _predictions(workdir: pathlib.Path, evaluations: Rows) -> str:
     """The section of the panels of the last evaluation that training made.
 
     Args:
@@ -228,7 +245,7 @@ def _predictions(workdir: pathlib.Path, evaluations: Sequence[Mapping[str, Any]]
     return html.section('Predictions', *parts)
 
 
-def _worst_images(workdir: pathlib.Path, evaluation: Mapping[str, Any], inference: str) -> str:
+def _worst_images(workdir: pathlib.Path, evaluation: Content, inference: str) -> str:
     """The section of the images with the lowest mean IoU.
 
     Args:
@@ -272,16 +289,19 @@ def _shrunk(path: pathlib.Path) -> bytes:
     ].tobytes()
 
 
-def _evaluations(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        (str(e['step']), e['split'], _inference(e), _fixed(e['miou']), _fixed(e['pixel_accuracy']))
-        for e in evaluations
-    ]
-    header = ('step', 'split', 'inference', 'mIoU', 'pixel accuracy')
+def _evaluations(evaluations: Rows) -> str:
+    names = dict.fromkeys(name for each in evaluations for name in _metrics(each))
+    rows = []
+    for each in evaluations:
+        metrics = _metrics(each)
+        cells = (_fixed(metrics[name]) if name in metrics else '' for name in names)
+        how = (str(each['step']), each['split'], _inference(each))
+        rows.append((*how, _fixed(each['miou']), *cells))
+    header = ('step', 'split', 'inference', 'mIoU', *map(_label, names))
     return html.section('Evaluations', html.group('wide', [html.table(rows, header)]))
 
 
-def _provenance(run: Mapping[str, Any]) -> str:
+def _provenance(run: Content) -> str:
     if not run:
         text = 'run.json is missing: command and versions were not recorded.'
         return html.section('How it was made', html.text(text))
@@ -294,7 +314,7 @@ def _provenance(run: Mapping[str, Any]) -> str:
     return html.section('How it was made', *parts, html.table(facts))
 
 
-def _configuration(config: Mapping[str, Any]) -> str:
+def _configuration(config: Content) -> str:
     rows = _flat(config)
     if not rows:
         return html.section(
@@ -303,7 +323,7 @@ def _configuration(config: Mapping[str, Any]) -> str:
     return html.section('Configuration', html.group('columns', [html.table(rows)]))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
+def _flat(config: Content, prefix: str = '') -> list[tuple[str, str]]:
     """Dotted names and values, in the file's order; values as JSON writes them, text bare."""
     rows = []
     for name, value in config.items():
@@ -314,7 +334,7 @@ def _flat(config: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
     return rows
 
 
-def _subtitle(config: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def _subtitle(config: Content, run: Content) -> str:
     model = config.get('model', {})
     backbone = model.get('backbone', {}).get('name')
     context, heads = model.get('context'), model.get('heads')

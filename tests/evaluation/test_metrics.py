@@ -90,6 +90,6 @@ def test_every_image_has_its_own_matrix_and_mean_iou(rng):
 
 def test_classes_are_united():
     matrix = np.arange(9).reshape(3, 3)
-    names, united = metrics.by_group(matrix, ('b', 'a', 'b'))
+    names, united = metrics.merge_classes(matrix, ('b', 'a', 'b'))
     assert names == ('b', 'a')
     np.testing.assert_array_equal(united, [[0 + 2 + 6 + 8, 1 + 7], [3 + 5, 4]])

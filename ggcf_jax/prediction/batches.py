@@ -1,0 +1,170 @@
+"""How images of any size go through the network: padded to few sizes together, or in parts."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from ggcf_jax import models
+from ggcf_jax.data import pipeline
+from ggcf_jax.data.transforms import MEAN_COLOR
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.evaluation import inference
+
+Size = tuple[int, int]
+
+
+class Prediction(NamedTuple):
+    """What the network finds in a batch of images or in one image.
+
+    Attributes:
+        labels: most probable class of each pixel.
+        probabilities: of each class at each pixel, one in sum; None unless they were asked for.
+    """
+
+    labels: UInt8[np.ndarray, '*b h w']
+    probabilities: Float[np.ndarray, '*b h w c'] | None
+
+
+Run = Callable[[UInt8[np.ndarray, 'b h w 3']], Prediction]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Images that go through the network together, or one large image in parts.
+
+    Attributes:
+        members: indices of the images.
+        size: (height, width) that the network sees: the images padded, or a part of the large one.
+        batch_size: number of images, or of parts of the large one, in one call of the network.
+        in_parts: whether this is a large image.
+    """
+
+    members: tuple[int, ...]
+    size: Size
+    batch_size: int
+    in_parts: bool
+
+    @property
+    def largest(self) -> Size | None:
+        """Largest (height, width) of a member; None where any size will do."""
+        return None if self.in_parts else self.size
+
+
+def plan_jobs(
+    config: ConfigDict,
+    sizes: Sequence[Size | None],
+    *,
+    devices: int,
+    wanted: Collection[int] | None = None,
+    max_side: int | None = None,
+) -> list[Job]:
+    """Groups images under few padded sizes, as an evaluation does; large ones are alone.
+
+    Args:
+        config: configuration; reads `eval.size_multiple`, `eval.max_sizes` and `eval.batch_size`.
+        sizes: (height, width) of all images; None where it is unknown, or enormous.
+        devices: number of devices that share a batch.
+        wanted: indices of the images to predict; None for all. The groups are those of all images,
+            so that leaving some out changes no result of the others.
+        max_side: longest side, in pixels, of an image that goes through the network at once;
+            larger ones go through in parts of this side. None: there are no parts.
+    """
+    wanted = range(len(sizes)) if wanted is None else wanted
+    small, large = [], []
+    for index, size in enumerate(sizes):
+        fits = size is not None and (max_side is None or max(size) <= max_side)
+        (small if fits else large).append(index)
+    multiple = config.eval.size_multiple
+    sides = np.array([sizes[index] for index in small], np.int64).reshape(-1, 2)
+    groups = pipeline.merge_sizes(-(-sides // multiple) * multiple, config.eval.max_sizes)
+    jobs = []
+    for size, rows in sorted(groups.items()):
+        members = [small[row] for row in rows if small[row] in wanted]
+        count = min(_round_up(config.eval.batch_size, devices), _round_up(len(members), devices))
+        for first in range(0, len(members), max(count, 1)):
+            jobs.append(Job(tuple(members[first : first + count]), size, count, in_parts=False))
+    for index in large:
+        if index in wanted:
+            assert max_side is not None, f'image {index} has no size'
+            jobs.append(Job((index,), (max_side, max_side), devices, in_parts=True))
+    return jobs
+
+
+def predict_padded(
+    run: Run, images: Sequence[UInt8[np.ndarray, 'h w 3']], job: Job
+) -> list[Prediction]:
+    """Predicts the images of a job together.
+
+    Args:
+        run: the network, for images [job.batch_size, *job.size, 3].
+        images: at most `job.batch_size` images, none larger than `job.size`.
+        job: padded size and number of images in a batch.
+
+    Returns:
+        The prediction of each image at its own size, as views of the batch's arrays.
+    """
+    batch = np.empty((job.batch_size, *job.size, 3), np.uint8)
+    batch[:] = MEAN_COLOR
+    for place, image in zip(batch, images):
+        place[: image.shape[0], : image.shape[1]] = image
+    labels, probabilities = run(batch)
+    found = []
+    for row, image in enumerate(images):
+        inside = (row, *map(slice, image.shape[:2]))
+        found.append(
+            Prediction(labels[inside], None if probabilities is None else probabilities[inside])
+        )
+    return found
+
+
+def make_run(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    stats: nnx.State,
+    *,
+    plan: inference.Plan,
+    mesh: Mesh,
+    probabilities: jnp.dtype | None,
+) -> Run:
+    """Builds the network as a function of host arrays; every new shape of images is compiled once.
+
+    To be called under `jax.set_mesh(mesh)`, with a number of images that is divisible by the
+    devices of its axis `data`.
+
+    Args:
+        graphdef: structure of the network.
+        params: its parameters, replicated on the mesh.
+        stats: its batch statistics, likewise.
+        plan: how the class scores of an image are found.
+        mesh: devices that share a batch.
+        probabilities: dtype of the probabilities; None leaves them out, since they are large.
+    """
+
+    def predict_step(
+        params: nnx.State, stats: nnx.State, images: UInt8[Array, 'b h w 3']
+    ) -> tuple[jax.Array, jax.Array | None]:
+        scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
+        labels = scores.argmax(-1).astype(jnp.uint8)
+        if probabilities is None:
+            return labels, None
+        return labels, inference.probabilities(scores, plan).astype(probabilities)
+
+    step = jax.jit(predict_step, out_shardings=mesh_lib.by_batch(mesh))
+
+    def run(images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
+        arrays = mesh_lib.global_batch(mesh, {'image': images})
+        return Prediction(*jax.device_get(step(params, stats, arrays['image'])))
+
+    return run
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
