@@ -2,10 +2,11 @@
 
     python -m experiments.figures.fig3_adjacency --out=runs/fig3
     python -m experiments.figures.fig3_adjacency --out=runs/fig3_t --workdir=runs/table1/trainable_e
+    python -m experiments.figures.fig3_adjacency --out=runs/local --heads=local:2,4,8 --no-matrix
 
 Draws, for every graph of --heads or of the heads of a trained run, the neighbours (blue) of a
 position inside the map and of one near its corner (red), and the whole adjacency matrix: row i
-belongs to position i in row-major order. The edges of learned graphs have weights, the largest is
+belongs to position i in row-major order (not with --no-matrix). The edges of learned graphs have weights, the largest is
 darkest; without a run the weights are random.
 
 Writes <out>/adjacency.png, <out>/adjacency.csv and <out>/adjacency.md. Run it from the root of the
@@ -61,7 +62,7 @@ def count(graph: Graph, h: int, w: int) -> Row:
     return Row(str(graph), h, w, mean, graph.max_degree(h, w), mean / (h * w))
 
 
-def draw(path: pathlib.Path, heads: Sequence[Graph], h: int, w: int) -> None:
+def draw(path: pathlib.Path, heads: Sequence[Graph], h: int, w: int, *, matrix: bool = True) -> None:
     """Draws the neighbours of an inner and a corner position and the matrix, one column a graph.
 
     Args:
@@ -69,25 +70,29 @@ def draw(path: pathlib.Path, heads: Sequence[Graph], h: int, w: int) -> None:
         heads: graphs to draw.
         h: height of the map in positions.
         w: width of the map in positions.
+        matrix: whether to draw the adjacency matrix below.
 
     Raises:
-        InputError: a map that is too large for its matrix to be drawn.
+        InputError: a map that is too large for its matrix.
     """
     if h * w > _LARGEST:
         raise InputError(f'--map={h}x{w} has more than {_LARGEST} positions; draw a smaller one')
     queries = ((h // 2, w // 2), (min(1, h - 1), min(2, w - 1)))
-    heights = (h / w, h / w, 1)
+    heights = (h / w, h / w, 1) if matrix else (h / w, h / w)
     width = 2.25
     size = (width * len(heads), width * sum(heights) + 0.5)
     figure = Figure(size, dpi=100, layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(3, len(heads), squeeze=False, height_ratios=heights)
+    axes = figure.subplots(len(heights), len(heads), squeeze=False, height_ratios=heights)
     for graph, column in zip(heads, axes.T):
         edges = np.asarray(graph.adjacency(h, w), np.float32)
         for (y, x), axis in zip(queries, column):
             axis.imshow(edges[y * w + x].reshape(h, w), cmap='Blues', vmin=0, vmax=edges.max())
             axis.plot(x, y, 'r.', markersize=6)
-        column[2].imshow(edges, cmap='Blues', vmin=0, vmax=edges.max(), interpolation='antialiased')
+        if matrix:
+            column[2].imshow(
+                edges, cmap='Blues', vmin=0, vmax=edges.max(), interpolation='antialiased'
+            )
         column[0].set_title(str(graph), fontsize=9)
         for axis in column:
             axis.set_xticks([])
@@ -169,7 +174,7 @@ def main(options: argparse.Namespace) -> None:
     else:
         heads = parse_heads(options.heads)
     h, w = options.map
-    draw(options.out / 'adjacency.png', heads, h, w)
+    draw(options.out / 'adjacency.png', heads, h, w, matrix=options.matrix)
     rows = [count(graph, h, w) for graph in heads]
     tables.write_csv(options.out / 'adjacency.csv', rows)
     tables.write_text(options.out / 'adjacency.md', markdown(rows))
@@ -191,6 +196,12 @@ def make_parser() -> argparse.ArgumentParser:
         type=_parse_map,
         metavar='HxW',
         help='size of the map in positions [17x23]',
+    )
+    parser.add_argument(
+        '--matrix',
+        default=True,
+        action=argparse.BooleanOptionalAction,
+        help='draw the whole adjacency matrix below the neighbours [yes]',
     )
     return parser
 

@@ -19,7 +19,7 @@ def test_counts_are_those_of_the_matrix(graph):
 
 def test_picture_and_tables(tmp_path, untrained_run):
     options = SimpleNamespace(
-        workdir=None, heads='full,local:1,learned', map=(4, 6), out=tmp_path / 'heads'
+        workdir=None, heads='full,local:1,learned', map=(4, 6), matrix=True, out=tmp_path / 'heads'
     )
     fig3_adjacency.main(options)
     rows = list(csv.DictReader((tmp_path / 'heads' / 'adjacency.csv').open()))
@@ -30,7 +30,7 @@ def test_picture_and_tables(tmp_path, untrained_run):
     assert (tmp_path / 'heads' / 'adjacency.png').stat().st_size > 3000
     run = SimpleNamespace(
         workdir=[str(untrained_run)], checkpoint='latest', map=(4, 6),
-        out=tmp_path / 'run',
+        matrix=False, out=tmp_path / 'run',
     )  # fmt: skip
     fig3_adjacency.main(run)
     rows = list(csv.DictReader((tmp_path / 'run' / 'adjacency.csv').open()))
