@@ -5,9 +5,9 @@
     python -m experiments.figures.fig3_adjacency --out=runs/local --heads=local:2,4,8 --no-matrix
 
 Draws, for every graph of --heads or of the heads of a trained run, the neighbours (blue) of a
-position inside the map and of one near its corner (red), and the whole adjacency matrix: row i
-belongs to position i in row-major order (not with --no-matrix). The edges of learned graphs have weights, the largest is
-darkest; without a run the weights are random.
+position inside the map and of one near its corner (red), and the whole adjacency matrix, unless
+--no-matrix leaves it out: row i belongs to position i in row-major order. The edges of learned
+graphs have weights, the largest is darkest; without a run the weights are random.
 
 Writes <out>/adjacency.png, <out>/adjacency.csv and <out>/adjacency.md. Run it from the root of the
 repository.

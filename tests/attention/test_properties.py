@@ -85,6 +85,22 @@ def test_checkpoint_changes_nothing(graph):
     assert_close(again, plain, 1e-6)
 
 
+def test_a_gradient_has_a_derivative():
+    q, k, v, weight = inputs(1, 4, 5, 1, 3, 3)
+
+    def product(implementation):
+        def loss(q):
+            return (
+                jnp.sin(attend(q, k, v, Local(2), implementation=implementation)) * weight
+            ).sum()
+
+        return jax.jit(lambda q: jax.jvp(jax.grad(loss), (q,), (k,))[1])(q)
+
+    assert_close(product('xla'), product('reference'), 1e-5)
+    with pytest.raises(TypeError, match='forward-mode'):
+        jax.jvp(lambda q: attend(q, k, v, Local(2)), (q,), (k,))
+
+
 def test_graphs_pass_through_jit_as_arguments():
     q, k, v, _ = inputs(1, 4, 5, 1, 3, 3)
     run = jax.jit(attend)
