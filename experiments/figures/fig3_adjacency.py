@@ -62,7 +62,9 @@ def count(graph: Graph, h: int, w: int) -> Row:
     return Row(str(graph), h, w, mean, graph.max_degree(h, w), mean / (h * w))
 
 
-def draw(path: pathlib.Path, heads: Sequence[Graph], h: int, w: int, *, matrix: bool = True) -> None:
+def draw(
+    path: pathlib.Path, heads: Sequence[Graph], h: int, w: int, *, matrix: bool = True
+) -> None:
     """Draws the neighbours of an inner and a corner position and the matrix, one column a graph.
 
     Args:
