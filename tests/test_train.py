@@ -233,20 +233,28 @@ CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'cityscapes_sota', 'ade20k',
 
 
 @pytest.mark.parametrize(
-    ('name', 'variant', 'least', 'most'),
+    ('name', 'variant', 'backbone', 'others', 'fields'),
     [
-        *(('cityscapes', each, 2e7, 2e8) for each in ('r101', 'r50', 'wr38', 'openseg', 'mmseg')),
-        ('street_scenes', 'demo', 7e5, 14e5),
-        ('street_scenes', 'small', 3e5, 6e5),
+        ('cityscapes', 'r101', 42_623_936, 7_718_054, {'model.norm': 'batch_norm'}),
+        ('cityscapes', 'r50', 23_631_808, 7_718_054, {'model.norm': 'batch_norm'}),
+        ('cityscapes', 'wr38', 105_070_912, 14_795_942, {'model.norm': 'abs_gamma'}),
+        ('cityscapes', 'openseg', 42_623_936, 10_082_726, {'model.input': 'caffe'}),
+        ('cityscapes', 'mmseg', 42_519_392, 7_718_054, {'data.photometric': 1.0}),
+        ('street_scenes', 'demo', 693_432, 272_582, {}),
+        ('street_scenes', 'small', 309_456, 122_342, {}),
     ],
 )
-def test_variant_is_a_network(name, variant, least, most):
-    """Of so many parameters, and its batch can be dealt to as many devices as it has images."""
+def test_variant_is_a_network(name, variant, backbone, others, fields):
+    """Of so many parameters, and its batch can be sharded over as many devices as it has images."""
     config = load_config(name, variant)
     config_lib.check(config, config.train.batch_size)
     _, params, _ = models.abstract(config, 19)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert least < size < most
+    count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert count(params['backbone']) == backbone
+    assert count(params) - backbone == others
+    for field, value in fields.items():
+        section, key = field.split('.')
+        assert config[section][key] == value
 
 
 def test_unknown_variant():
