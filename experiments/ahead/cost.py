@@ -1,4 +1,4 @@
-"""Work of a device in one call of a compiled program: bytes moved, operations, estimated cycles.
+"""Work of one device in one call of a compiled program: bytes moved, operations, estimated cycles.
 
 The body of a loop counts once for each iteration.
 """

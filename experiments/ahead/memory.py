@@ -29,7 +29,7 @@ def memory_table(rows: Sequence[Row]) -> list[str]:
             key = (_name(row), f'{row["height"]} x {row["width"]}', row['target'], row['batch'])
             steps.setdefault(key, {})[row['remat']] = row
     lines = [
-        f'| configuration | crop | target | images a device | {" | ".join(REMATS)} |',
+        f'| configuration | crop | target | images per device | {" | ".join(REMATS)} |',
         '|---|---|---|--:' + '|--:' * len(REMATS) + '|',
     ]
     for key in sorted(steps, key=lambda key: (*key[:3], int(key[3]))):
@@ -45,8 +45,8 @@ def collectives_table(rows: Sequence[Row]) -> list[str]:
         rows: rows of the CSV file; programs without collectives are left out.
     """
     lines = [
-        '| configuration | step | images | target | images a device | collectives | temporary GiB '
-        '| state and batch GiB |',
+        '| configuration | step | images | target | images per device | collectives '
+        '| temporary GiB | state and batch GiB |',
         '|---|---|---|---|--:|---|--:|--:|',
     ]
     for row in rows:

@@ -22,7 +22,8 @@ TARGETS = {
     target.devices: name for name, target in accelerators.TARGETS.items() if name.startswith('h100')
 }
 HEADER = (
-    '| `mesh.space` | temporary GiB | state and rows GiB | of the heads, MiB | of the rest, MiB |',
+    '| `mesh.space` | temporary GiB | state and rows GiB | collectives of the heads, MiB '
+    '| other collectives, MiB |',
     '|--:|--:|--:|---|---|',
 )
 

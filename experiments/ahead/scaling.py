@@ -190,7 +190,7 @@ def predict(machine: Machine, program: Compiled) -> Prediction:
 def table(rows: Sequence[Row]) -> list[str]:
     """Returns Markdown lines, one for each machine and batch whose program is in the rows."""
     lines = [
-        '| machine | images a device | memory a device | computation ms | all-reduces, MiB '
+        '| machine | images per device | memory per device | computation ms | all-reduces, MiB '
         '| communication ms | efficiency | images/s | 400,000 images, minutes |',
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]

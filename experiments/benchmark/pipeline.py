@@ -207,7 +207,7 @@ def compact_label(data: Dataset, record: Record, watch: Stopwatch) -> Label:
 
 
 def stages(data: Dataset, decode_label: LabelDecoder, repeats: int) -> dict[str, float]:
-    """Measures the milliseconds an image of each stage, in one thread.
+    """Measures the milliseconds per image of each stage, in one thread.
 
     Args:
         data: data set.
@@ -352,11 +352,11 @@ def table(result: Mapping[str, Any]) -> str:
         f'{result["cores"]} cores, batches of {BATCH}, crops {CROP}, medians of '
         f'{len(result["rates"]["ours, compact"])} rounds.',
         '',
-        '| pipeline | images/s | to the DataLoader |',
+        '| pipeline | images/s | relative to the DataLoader |',
         '|---|---|---|',
         *(f'| {name} | {value:.1f} | {value / peer:.2f} |' for name, value in medians.items()),
         '',
-        '| stage, ms an image | ' + ' | '.join(result['stages']) + ' |',
+        '| stage, ms per image | ' + ' | '.join(result['stages']) + ' |',
         '|---|---|---|',
     ]
     for stage in result['stages']['original']:

@@ -62,7 +62,7 @@ def parse(
         The options; with `add_config` also `overrides`, a list of 'field=value'.
     """
     options, rest = parser.parse_known_args(arguments)
-    takes_overrides = hasattr(options, 'overrides')
+    takes_overrides = isinstance(parser.get_default('overrides'), list)  # `add_config` was called
     unknown = [each for each in rest if not (takes_overrides and each.startswith(_PREFIX))]
     if unknown:
         hint = f'; overrides are written {_PREFIX}field=value' if takes_overrides else ''

@@ -1,4 +1,4 @@
-"""Accuracy and cost of inference plans for a trained model: mean IoU and seconds an image.
+"""Accuracy and cost of inference plans for a trained model: mean IoU and seconds per image.
 
     python -m experiments.tables.inference_plans --workdir=runs/camvid
 
@@ -66,7 +66,7 @@ def evaluate_plans(
         split: split to evaluate.
 
     Yields:
-        Name of a plan, its evaluation, and seconds an image: reading and decoding images included,
+        Name of a plan, its evaluation, and seconds per image: reading and decoding images included,
         compilation left out.
     """
     dataset = data.build(config.data)
@@ -106,7 +106,7 @@ def main(options: argparse.Namespace) -> None:
     """Prints the table, line by line."""
     device = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     print(f'{device}, {options.split}\n', flush=True)
-    print('| plan | mIoU | pixel accuracy | seconds an image |\n|---|---|---|---|', flush=True)
+    print('| plan | mIoU | pixel accuracy | seconds per image |\n|---|---|---|---|', flush=True)
     config = workdir_config.load(options.workdir)
     for name, evaluation, seconds in evaluate_plans(config, options.workdir, options.split):
         numbers = (f'{evaluation.miou:.4f}', f'{evaluation.pixel_accuracy:.4f}', f'{seconds:.2f}')
