@@ -5,10 +5,12 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import cv2
 import jax
 import numpy as np
+from flax import nnx
 
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.training import state
@@ -35,6 +37,12 @@ TINY_MODEL = {
     'model.aux_channels': 4,
     'model.dropout': 0.1,
 }
+
+
+def compiled(build: Callable[[], nnx.Module]) -> nnx.Module:
+    """The module that `build` makes. One program draws its parameters, not one an array."""
+    graphdef, _ = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graphdef, jax.jit(lambda: nnx.split(build())[1])())
 
 
 def one_device() -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import cv2
@@ -334,7 +335,7 @@ def test_a_killed_prediction_is_resumed(setting, tmp_path):
     environment = one_device()
     with subprocess.Popen(command, env=environment) as process:
         while process.poll() is None and not list((tmp_path / 'out').rglob('03.npy')):
-            pass
+            time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     done = {p: p.read_bytes() for p in (tmp_path / 'out' / 'labels').glob('*.png')}
     assert 3 <= len(done) < 60

@@ -14,6 +14,7 @@ from ggcf_jax.evaluation import inference
 from ggcf_jax.evaluation.inference import Plan
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.resize import resize, upsample
+from tests.helpers import compiled
 
 CLASSES = 3
 SCORES = jax.jit(
@@ -52,6 +53,14 @@ def _run(model, images, plan):
     return np.asarray(SCORES(*nnx.split(model), images, plan))
 
 
+@jax.jit
+def _logits(kernel, part):
+    """Those of one window, at its full size."""
+    model = Pixels()
+    model.kernel[...] = kernel
+    return upsample(model(part[None])[0], 4, part.shape[:2])[0]
+
+
 def _twin(model, image, plan):
     """The scores of one image, float64 [h, w, C]."""
     h, w, _ = image.shape
@@ -71,7 +80,7 @@ def _twin(model, image, plan):
             for y in _starts(sh, wh, dy):
                 for x in _starts(sw, ww, dx):
                     part = np.ascontiguousarray(turned[y : y + wh, x : x + ww])
-                    logits = upsample(model(jnp.asarray(part)[None])[0], 4, (wh, ww))[0]
+                    logits = _logits(model.kernel[...], part)
                     total[y : y + wh, x : x + ww] += np.asarray(logits, np.float64)
                     count[y : y + wh, x : x + ww] += 1
             logits = total / count
@@ -156,7 +165,7 @@ PRUNING = 'local:keep=3,grid:drop=0.5:random'
 
 
 def test_pruning_reaches_the_heads(tiny_config, images, monkeypatch):
-    model = models.build(tiny_config, CLASSES)
+    model = compiled(lambda: models.build(tiny_config, CLASSES))
     plan = Plan(pruning=pruning_rules.parse(PRUNING), average='logits')
     calls = []
 
@@ -176,7 +185,7 @@ def test_pruning_reaches_the_heads(tiny_config, images, monkeypatch):
 
 
 def test_pruning_that_keeps_all_changes_nothing(tiny_config, images):
-    model = models.build(tiny_config, CLASSES)
+    model = compiled(lambda: models.build(tiny_config, CLASSES))
     graphdef, state = nnx.split(model)
     plans = (Plan(pruning=pruning_rules.parse('local:keep=9,grid:drop=0')), Plan())
     kept, plain = (SCORES(graphdef, state, images[:1], plan) for plan in plans)
@@ -185,7 +194,7 @@ def test_pruning_that_keeps_all_changes_nothing(tiny_config, images):
 
 def test_rules_without_heads(tiny_config, images):
     tiny_config.model.context = 'none'
-    model = models.build(tiny_config, CLASSES)
+    model = compiled(lambda: models.build(tiny_config, CLASSES))
     with pytest.raises(ValueError, match='the model has no GGCF heads'):
         inference.scores(model, images, Plan(pruning=pruning_rules.parse(PRUNING)))
 

@@ -5,10 +5,11 @@ import pytest
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
+from tests.helpers import compiled
 
 
 def test_training_and_inference_outputs(tiny_config):
-    graphdef, params, stats = models.split(models.build(tiny_config, 5))
+    graphdef, params, stats = models.split(compiled(lambda: models.build(tiny_config, 5)))
     images = np.random.default_rng(0).integers(0, 255, (2, 33, 40, 3), np.uint8)
 
     @jax.jit

@@ -12,6 +12,7 @@ from ggcf_jax.training import optim
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training.losses import cross_entropy, ohem
 from ggcf_jax.training.train_step import Objective, make_train_step, split_microbatches
+from tests.helpers import compiled
 
 CLASSES = 5
 
@@ -32,7 +33,7 @@ def _batch(seed=0, size=8, height=24):
 
 
 def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
-    graphdef, params, stats = models.split(models.build(config, CLASSES))
+    graphdef, params, stats = models.split(compiled(lambda: models.build(config, CLASSES)))
     tx = optim.optimizer(config.train)
     step = make_train_step(
         graphdef,

@@ -8,19 +8,30 @@ from ggcf_jax.attention import graphs
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.aspp import ASPP
 from ggcf_jax.models.contexts.ggcf import GGCF, pruned
+from tests.helpers import compiled
 
 
 def _ggcf(heads, seed=0, scale=1.0):
-    return GGCF(
-        6,
-        graphs.parse(heads),
-        channels=5,
-        key_channels=3,
-        value_channels=4,
-        scale=scale,
-        activation='relu',
-        dtype=jnp.float32,
-        rngs=nnx.Rngs(seed),
+    return compiled(
+        lambda: GGCF(
+            6,
+            graphs.parse(heads),
+            channels=5,
+            key_channels=3,
+            value_channels=4,
+            scale=scale,
+            activation='relu',
+            dtype=jnp.float32,
+            rngs=nnx.Rngs(seed),
+        )
+    )
+
+
+def _run(module, f, *arguments):
+    """f(module, *arguments), compiled."""
+    graphdef, state = nnx.split(module)
+    return jax.jit(lambda state, *x: f(nnx.merge(graphdef, state, copy=True), *x))(
+        state, *arguments
     )
 
 
@@ -55,8 +66,7 @@ def _equation_3(module, x, scale):
 def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     module = _ggcf(heads, scale=scale)
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
-    reduced = module.reduce(x, False)
-    output = module(x, False)
+    reduced, output = _run(module, lambda module, x: (module.reduce(x, False), module(x, False)), x)
     assert output.shape == (2, 5, 4, module.features)
     np.testing.assert_allclose(
         output[..., :5], _equation_3(module, reduced, scale), rtol=1e-4, atol=1e-5
@@ -72,11 +82,15 @@ def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
     module = pruned(_ggcf(heads, scale=0.5), pruning_rules.parse(rules))
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
     at = np.stack(np.divmod(np.arange(20), 4), axis=1)
-    rows = np.asarray(module.attention(x, jnp.asarray(at))).reshape(2, 20, -1, 20)
-    reduced = module.reduce(x, False)
-    fused = np.einsum('bikj,bjc->bikc', rows, np.asarray(module.g(reduced)).reshape(2, 20, 4))
-    y = module.w(jnp.float32(fused.reshape(2, 5, 4, -1)))
-    np.testing.assert_allclose(y, module(x, False)[..., :5], rtol=1e-4, atol=1e-5)
+
+    def everything(module, x, at):
+        return module.attention(x, at), module.g(module.reduce(x, False)), module(x, False)
+
+    rows, values, output = map(np.asarray, _run(module, everything, x, jnp.asarray(at)))
+    rows = rows.reshape(2, 20, -1, 20)
+    fused = np.einsum('bikj,bjc->bikc', rows, values.reshape(2, 20, 4)).reshape(2, 5, 4, -1)
+    y = _run(module, lambda module, fused: module.w(fused), jnp.float32(fused))
+    np.testing.assert_allclose(y, output[..., :5], rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_of_ggcf_gets_a_gradient(rng):
