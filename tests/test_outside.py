@@ -4,6 +4,7 @@
 what is in it in the configuration. Training runs with all of it at once.
 """
 
+import json
 import sys
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from ggcf_jax import models, train
 from ggcf_jax.errors import InputError
+from ggcf_jax.evaluation import metrics
 from ggcf_jax.training import losses, optim
 from ggcf_jax.workdir.metrics_log import read_rows
 
@@ -93,6 +95,16 @@ import optax
 def build(train, learning_rate, decayed):
     return [optax.adamw(learning_rate, weight_decay=train.weight_decay, mask=decayed)]
 ''',
+    'balanced': '''
+"""A metric."""
+
+import numpy as np
+
+
+def worst_class(matrix):
+    recall = np.diag(matrix)[matrix.any(1)] / matrix.sum(1)[matrix.any(1)]
+    return float(recall.min()) if len(recall) else float('nan')
+''',
 }
 
 FIELDS = {
@@ -100,6 +112,7 @@ FIELDS = {
     'model.context': 'lab.mean:build',
     'train.loss': 'lab.focal:build',
     'train.optimizer': 'lab.adam:build',
+    'eval.metrics': 'pixel_accuracy,lab.balanced:worst_class',
 }
 
 
@@ -115,7 +128,7 @@ def lab(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path):
+def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path, capsys):
     tiny_config.update_from_flattened_dict(FIELDS)
     tiny_config.update_from_flattened_dict(
         {'train.steps': 2, 'train.eval_every': 2, 'train.log_every': 1}
@@ -133,6 +146,16 @@ def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path):
     rows = [row for row in read_rows(tmp_path / 'run') if 'train/loss' in row]
     assert [row['step'] for row in rows] == [1, 2]
     assert all(np.isfinite(row['train/loss']) for row in rows)
+    # The metric is wherever the others are.
+    worst = evaluation.scores['worst_class']
+    assert list(evaluation.scores) == ['miou', 'pixel_accuracy', 'worst_class'] and 0 <= worst <= 1
+    (row,) = (row for row in read_rows(tmp_path / 'run') if 'val/miou' in row)
+    assert row['val/worst_class'] == worst
+    saved = json.loads((tmp_path / 'run/evaluations/validation_00000002.json').read_text())
+    assert saved['metrics']['worst_class'] == worst
+    assert f'worst class {worst:.4f}' in capsys.readouterr().out
+    page = (tmp_path / 'run' / 'report.html').read_text()
+    assert page.count('worst class') == 2  # a headline figure and a column
     # Evaluated again from what the run has saved, with the names of its configuration.
     again = train.train_and_evaluate(tiny_config, tmp_path / 'run')
     assert again.miou == evaluation.miou
@@ -145,3 +168,4 @@ def test_what_cannot_be_imported_is_named(tiny_config, field):
         models.abstract(tiny_config, 5)
         losses.build(tiny_config.train, ())
         optim.optimizer(tiny_config.train)
+        metrics.build(tiny_config)

@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 import ggcf_jax
+from ggcf_jax import attend, train
 from ggcf_jax import config as config_lib
-from ggcf_jax import train
-from ggcf_jax.attention import attend
 from ggcf_jax.attention.graphs import Local
 
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from ggcf_jax.display import console
-from ggcf_jax.display.console import Progress, iou_table
+from ggcf_jax.display.console import Progress, iou_table, metrics_line
 
 
 def _plain(width=80):
@@ -144,3 +144,9 @@ def test_iou_table_without_any_class_present():
 def test_iou_table_checks_lengths():
     with pytest.raises(ValueError, match='previous has 1 values for 2 classes'):
         iou_table(['a', 'b'], [0.1, 0.2], 0.15, [0.1])
+
+
+def test_metrics_in_one_line_without_the_title_of_the_table():
+    values = {'miou': 0.5, 'pixel_accuracy': 0.75, 'mean_accuracy': float('nan')}
+    assert metrics_line(values) == 'pixel accuracy 0.7500, mean accuracy undefined'
+    assert metrics_line({'miou': 0.5}) == ''

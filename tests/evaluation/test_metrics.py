@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
 
 
@@ -63,6 +64,8 @@ def test_iou_by_hand():
     assert np.isnan(iou[2])
     assert metrics.mean_iou(matrix) == pytest.approx((6 / 9 + 3 / 6) / 2)
     assert metrics.pixel_accuracy(matrix) == pytest.approx(9 / 12)
+    assert metrics.mean_accuracy(matrix) == pytest.approx((6 / 8 + 3 / 4) / 2)
+    assert metrics.frequency_weighted_iou(matrix) == pytest.approx((8 * 6 / 9 + 4 * 3 / 6) / 12)
 
 
 def test_class_only_predicted_counts_as_zero():
@@ -71,7 +74,8 @@ def test_class_only_predicted_counts_as_zero():
 
 def test_nothing_counted():
     empty = np.zeros((3, 3), int)
-    assert np.isnan(metrics.mean_iou(empty)) and np.isnan(metrics.pixel_accuracy(empty))
+    for name, metric in metrics.METRICS.items():
+        assert np.isnan(metric(empty)), name
 
 
 def test_every_image_has_its_own_matrix_and_mean_iou(rng):
@@ -88,7 +92,33 @@ def test_every_image_has_its_own_matrix_and_mean_iou(rng):
     np.testing.assert_allclose(metrics.mean_ious(matrices), expected, rtol=1e-6)
 
 
-def test_classes_are_united():
+def test_the_host_counts_as_the_device(rng):
+    labels, predictions = (rng.integers(0, 5, (6, 7)).astype(np.uint8) for _ in range(2))
+    labels[0] = 255
+    found = metrics.confusion_matrix(labels, predictions, 5, 255)
+    np.testing.assert_array_equal(found, _definition(labels, predictions, 5, 255))
+    assert found.dtype == np.int64
+
+
+def pixel_accuracy(matrix):
+    """Another metric of a name that is taken."""
+
+
+def test_metrics_of_a_configuration(tiny_config):
+    assert list(metrics.build(tiny_config)) == list(metrics.default()) == ['miou', 'pixel_accuracy']
+    tiny_config.eval.metrics = 'mean_accuracy, pixel_accuracy'
+    assert list(metrics.build(tiny_config)) == ['miou', 'mean_accuracy', 'pixel_accuracy']
+    for text, message in {
+        'accuracy': r"config\.eval\.metrics='accuracy' is not one of",
+        'no_lab.metrics:dice': "there is no module 'no_lab'",
+        f'pixel_accuracy,{__name__}:pixel_accuracy': "names two metrics 'pixel_accuracy'",
+    }.items():
+        tiny_config.eval.metrics = text
+        with pytest.raises(InputError, match=message):
+            metrics.build(tiny_config)
+
+
+def test_classes_are_merged():
     matrix = np.arange(9).reshape(3, 3)
     names, united = metrics.merge_classes(matrix, ('b', 'a', 'b'))
     assert names == ('b', 'a')
