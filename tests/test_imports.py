@@ -60,8 +60,6 @@ OUTSIDE = {
     'experiments.common': 'ggcf_jax',
     'experiments': 'ggcf_jax experiments.common',
 }
-# (file, what it imports) that break a rule today.
-NOT_YET: set[tuple[str, str]] = set()
 _FOR_TYPES = ('TYPE_CHECKING', 'typing.TYPE_CHECKING')
 DEVICE_LIBRARIES = {'jax', 'jaxlib', 'flax', 'optax', 'orbax'}
 
@@ -157,12 +155,7 @@ def test_rules_name_only_what_stands_above():
 
 def test_imports_follow_the_rules():
     """And no two files import each other, directly or by others between them."""
-    assert not VIOLATIONS - NOT_YET
-
-
-def test_known_violations_are_still_there():
-    """An entry that no longer holds is taken out of the list."""
-    assert not NOT_YET - VIOLATIONS
+    assert not VIOLATIONS
 
 
 @pytest.mark.parametrize('name', [n for n in PACKAGE if _within(n, 'ggcf_jax.data')])

@@ -16,6 +16,7 @@ import ggcf_jax
 from ggcf_jax import attend, train
 from ggcf_jax import config as config_lib
 from ggcf_jax.attention.graphs import Local
+from ggcf_jax.workdir.model import load
 
 
 def check_files() -> None:
@@ -83,8 +84,16 @@ def check_training() -> None:
     assert pathlib.Path('run', 'report.html').stat().st_size > 10_000
 
 
+def check_model() -> None:
+    model = load('run')
+    assert model.classes == ('sky', 'ground')
+    labels = model.predict(np.zeros((30, 50, 3), np.uint8))
+    assert labels.shape == (30, 50) and labels.max() <= 1
+
+
 if __name__ == '__main__':
     check_files()
     check_attention()
     check_training()
+    check_model()
     print(f'the wheel works: {ggcf_jax.__file__}')
