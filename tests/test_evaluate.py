@@ -1,5 +1,6 @@
 """Evaluations of a checkpoint against one image at a time, and what they leave in the workdir."""
 
+import dataclasses
 import json
 
 import cv2
@@ -9,7 +10,6 @@ import pytest
 
 from ggcf_jax import data, evaluate, models
 from ggcf_jax.data import pipeline
-from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
@@ -117,9 +117,7 @@ def test_files(setting, evaluated):
 def test_withheld_labels_point_to_predictions(setting):
     config, _ = setting
     dataset = data.build(config.data)
-    withheld = Dataset(
-        'city', dataset.classes, dataset.colors, dataset.sources, dataset.label_map, 'x', ('test',)
-    )
+    withheld = dataclasses.replace(dataset, unlabeled=('test',))
     with pytest.raises(InputError, match='--mode=predict --input=test --output=DIR'):
         withheld.check_labeled('test', 'evaluated')
 

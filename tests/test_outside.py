@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ggcf_jax import models, train
+from ggcf_jax import data, models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
 from ggcf_jax.training import losses, optim
@@ -105,9 +105,56 @@ def worst_class(matrix):
     recall = np.diag(matrix)[matrix.any(1)] / matrix.sum(1)[matrix.any(1)]
     return float(recall.min()) if len(recall) else float('nan')
 ''',
+    'stripes': '''
+"""A data set: stripes of three classes, stored as bytes without a file format."""
+
+import numpy as np
+
+from ggcf_jax.data.records.dataset import Dataset
+
+SIZE = 30, 40
+
+
+class Stripes:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index >= self.count:
+            raise IndexError(index)
+        label = np.broadcast_to((np.arange(SIZE[1]) + index) // 5 % 3, SIZE).astype(np.uint8)
+        image = np.repeat(80 * label[..., None], 3, axis=2)
+        return {'name': f'stripes_{index}', 'image': image.tobytes(), 'label': label.tobytes()}
+
+
+class Decoder:
+    def image(self, data, name):
+        return np.frombuffer(data, np.uint8).reshape(*SIZE, 3)
+
+    def label(self, data, name):
+        return np.frombuffer(data, np.uint8).reshape(SIZE)
+
+    def label_size(self, data, name):
+        return SIZE
+
+
+def build(data):
+    return Dataset(
+        name='stripes',
+        classes=('left', 'middle', 'right'),
+        colors=((0, 0, 0), (80, 80, 80), (160, 160, 160)),
+        sources={'train': Stripes(8), 'validation': Stripes(3)},
+        decoder=Decoder(),
+        identity='stripes 1',
+    )
+''',
 }
 
 FIELDS = {
+    'data.name': 'lab.stripes:build',
     'model.backbone.name': 'lab.patches:build',
     'model.context': 'lab.mean:build',
     'train.loss': 'lab.focal:build',
@@ -131,9 +178,15 @@ def lab(tmp_path, monkeypatch):
 def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path, capsys):
     tiny_config.update_from_flattened_dict(FIELDS)
     tiny_config.update_from_flattened_dict(
-        {'train.steps': 2, 'train.eval_every': 2, 'train.log_every': 1}
+        {
+            'train.steps': 2,
+            'train.eval_every': 2,
+            'train.log_every': 1,
+            'train.class_weights': 'data',
+        }
     )
-    model = models.build(tiny_config, 11)
+    assert data.build(tiny_config.data).classes == ('left', 'middle', 'right')
+    model = models.build(tiny_config, 3)
     assert type(model.backbone).__module__ == 'lab.patches'
     assert type(model.context).__module__ == 'lab.mean'
     assert model.stride == 8 and model.heads == ()
@@ -165,6 +218,7 @@ def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path, capsys):
 def test_what_cannot_be_imported_is_named(tiny_config, field):
     tiny_config.update_from_flattened_dict({field: 'no_such_lab.module:build'})
     with pytest.raises(InputError, match=rf"config\.{field}='no_such_lab.*PYTHONPATH"):
+        data.build(tiny_config.data)
         models.abstract(tiny_config, 5)
         losses.build(tiny_config.train, ())
         optim.optimizer(tiny_config.train)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ggcf_jax import data, evaluate, models, predict
 from ggcf_jax.data.datasets import camvid, cityscapes
+from ggcf_jax.data.records.codec import FileDecoder
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
@@ -222,7 +223,7 @@ def test_inputs(tmp_path, rng):
     assert [each.name for each in found] == ['a', 'b/a']
     assert [each.size() for each in found] == [(5, 7)] * 2
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 2), np.uint8))
-    with pytest.raises(InputError, match='have one name'):
+    with pytest.raises(InputError, match='have the same name up to the extension'):
         inputs.of_path(tmp_path, tmp_path / 'out')
     (tmp_path / 'c.png').write_bytes(b'\x89PNG\r\n\x1a\n')
     assert inputs.of_path(tmp_path / 'c.png', tmp_path)[0].size() is None
@@ -250,9 +251,16 @@ def city(rng):
         for name in names
     ]
     return names, Dataset(
-        'cityscapes', cityscapes.CLASSES, cityscapes.COLORS, {'test': records},
-        cityscapes.LABEL_MAP, 'x', ('test',), cityscapes.CATEGORIES, cityscapes.SERVER_IDS,
-    )  # fmt: skip
+        name='cityscapes',
+        classes=cityscapes.CLASSES,
+        colors=cityscapes.COLORS,
+        sources={'test': records},
+        decoder=FileDecoder(cityscapes.LABEL_MAP),
+        identity='x',
+        unlabeled=('test',),
+        categories=cityscapes.CATEGORIES,
+        server_ids=cityscapes.SERVER_IDS,
+    )
 
 
 def test_files_for_the_server(setting, city, tmp_path, monkeypatch):

@@ -22,22 +22,19 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
-from experiments.benchmark.pipeline_files import dataset, make_files, repeat
+from experiments.benchmark.pipeline_files import LABEL_MAP, dataset, make_files, repeat
 from experiments.common import cli
 from ggcf_jax.data import mixture, pipeline, transforms
 from ggcf_jax.data.records import codec, compact
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, Example
+from ggcf_jax.data.transforms import Image, Label
 
 CROP = (769, 769)
 SCALES = (0.5, 1.5)  # the paper's
 BATCH = 8
 
-Record = dict[str, Any]  # name, encoded image and encoded label
-Image = UInt8[np.ndarray, 'h w 3']
-Label = UInt8[np.ndarray, 'h w']
-Decode = Callable[[Dataset, Record], dict[str, Any]]
+Decode = Callable[[Dataset, EncodedRecord], Any]
 Transform = Callable[[Image, Label, np.random.Generator], Any]
 Batches = Generator[Any, None, None]
 T = TypeVar('T')
@@ -74,18 +71,19 @@ def usual_transform(image: Image, label: Label, rng: np.random.Generator) -> tup
     return transforms.random_flip(image, label, rng)
 
 
-def usual_decode(data: Dataset, record: Record) -> dict[str, Any]:
+def usual_decode(data: Dataset, record: EncodedRecord) -> dict[str, Any]:
     """Decodes image and label of a record with OpenCV alone."""
-    image, label = (np.frombuffer(record[kind], np.uint8) for kind in ('image', 'label'))
+    image = np.frombuffer(record['image'], np.uint8)
+    label = np.frombuffer(record['label'], np.uint8)
     raw = cv2.imdecode(label, cv2.IMREAD_UNCHANGED)
     assert raw is not None  # the benchmark wrote it
     return {
         'image': cv2.imdecode(image, cv2.IMREAD_COLOR_RGB),
-        'label': cv2.LUT(raw, data.label_map),
+        'label': cv2.LUT(raw, LABEL_MAP),
     }
 
 
-def our_decode(data: Dataset, record: Record) -> dict[str, Any]:
+def our_decode(data: Dataset, record: EncodedRecord) -> Example:
     """Decodes a record as our pipeline does."""
     return data.decode(record)
 
@@ -192,16 +190,16 @@ class LazyImage:
         return self.watch.time('decode image', lambda: self.image[window])
 
 
-LabelDecoder = Callable[[Dataset, Record, Stopwatch], Label]
+LabelDecoder = Callable[[Dataset, EncodedRecord, Stopwatch], Label]
 
 
-def png_label(data: Dataset, record: Record, watch: Stopwatch) -> Label:
+def png_label(data: Dataset, record: EncodedRecord, watch: Stopwatch) -> Label:
     """Decodes the label of a PNG record, in two stages."""
     raw = watch.time('decode label', lambda: codec.decode_label(record['label'], ''))
-    return watch.time('map', lambda: codec.map_labels(raw, data.label_map, ''))
+    return watch.time('map', lambda: codec.map_labels(raw, LABEL_MAP, ''))
 
 
-def compact_label(data: Dataset, record: Record, watch: Stopwatch) -> Label:
+def compact_label(data: Dataset, record: EncodedRecord, watch: Stopwatch) -> Label:
     """Decodes the label of a compact record, which needs no map."""
     return watch.time('decode label', lambda: data.decode_label(record))
 
@@ -294,7 +292,7 @@ def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     cores = len(os.sched_getaffinity(0))
     few = dataset(make_files(options.out / 'files', options.images))
-    few_small = compact.dataset(few, ['train'], options.out / 'compact', cores)
+    few_small = compact.dataset(few, ['train'], directory=options.out / 'compact', threads=cores)
     png, small = repeat(few), repeat(few_small)
     result = {
         'cores': cores,

@@ -2,33 +2,26 @@
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import cv2
 
 from ggcf_jax.data.datasets.street_painter import classes, paint
-from ggcf_jax.data.records.dataset import Dataset, RecordSource, identity_label_map
+from ggcf_jax.data.records.codec import FileDecoder
+from ggcf_jax.data.records.dataset import (
+    Dataset,
+    EncodedRecord,
+    FileSource,
+    RecordSource,
+    identity_label_map,
+)
 
 SIZE = (1024, 2048)
 BLUR = 0.8  # pixels: the files are then about as large as those of Cityscapes
 RECORDS = 2975
+LABEL_MAP = identity_label_map(len(classes.CLASSES), classes.IGNORE)
 
 
-class Files:
-    """Records of numbered PNG pairs in a folder."""
-
-    def __init__(self, folder: pathlib.Path, count: int) -> None:
-        self.folder, self.count = folder, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        image, label = (self.folder / f'{kind}_{index:04d}.png' for kind in ('image', 'label'))
-        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
-
-
-def make_files(folder: pathlib.Path, count: int) -> Files:
+def make_files(folder: pathlib.Path, count: int) -> FileSource:
     """Paints the pairs that are missing.
 
     Args:
@@ -36,15 +29,17 @@ def make_files(folder: pathlib.Path, count: int) -> Files:
         count: number of pairs.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    pairs = []
     for index in range(count):
-        path = folder / f'label_{index:04d}.png'
-        if path.exists():
+        files = (folder / f'image_{index:04d}.png', folder / f'label_{index:04d}.png')
+        pairs.append(files)
+        if files[1].exists():
             continue
         image, label = paint.paint_scene(0, 'train', index, SIZE)
         image = cv2.GaussianBlur(image, (0, 0), BLUR)
-        cv2.imwrite(str(folder / f'image_{index:04d}.png'), image[..., ::-1])
-        cv2.imwrite(str(path), label)
-    return Files(folder, count)
+        cv2.imwrite(str(files[0]), image[..., ::-1])
+        cv2.imwrite(str(files[1]), label)
+    return FileSource(pairs)
 
 
 class Repeated:
@@ -56,7 +51,7 @@ class Repeated:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> EncodedRecord:
         return self.source[index % len(self.source)]
 
 
@@ -66,7 +61,13 @@ def repeat(data: Dataset) -> Dataset:
     return dataclasses.replace(data, sources={'train': repeated})
 
 
-def dataset(files: Files) -> Dataset:
+def dataset(files: FileSource) -> Dataset:
     """Returns the files as a data set of 19 classes."""
-    label_map = identity_label_map(len(classes.CLASSES), classes.IGNORE)
-    return Dataset('files', classes.CLASSES, classes.COLORS, {'train': files}, label_map, 'files')
+    return Dataset(
+        name='files',
+        classes=classes.CLASSES,
+        colors=classes.COLORS,
+        sources={'train': files},
+        decoder=FileDecoder(LABEL_MAP),
+        identity='files',
+    )

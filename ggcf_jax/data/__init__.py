@@ -1,4 +1,9 @@
-"""Data sets and the input pipeline."""
+"""Data sets and the input pipeline: what a configuration gives to training and evaluation.
+
+The way of a record: `pipeline` draws it from the splits that `mixture` names, a source in
+`records.dataset` reads its bytes, `records.codec` decodes them, `transforms` augments the sample,
+and `pipeline` stacks the samples of a batch.
+"""
 
 from collections.abc import Iterator
 
@@ -11,48 +16,76 @@ from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.transforms import TrainTransform
 from ggcf_jax.errors import InputError
 
+# Choices of `config.data.storage`.
 STORAGES = ('original', 'compact')
 
 
-def build(data) -> Dataset:
-    """Builds the data set that `config.data.name` names.
+def build(data: ConfigDict) -> Dataset:
+    """Builds the data set of a configuration.
+
+    Args:
+        data: `config.data`. `name` is that of a data set in `data/datasets/`, or
+            `my_package.my_module:build` for a `DatasetBuilder` outside this repository; the data
+            set reads other fields.
 
     Raises:
-        InputError: an unknown name, or whatever that data set finds wrong with `config.data`.
+        InputError: an unknown name, or something that the data set finds wrong with its fields or
+            files.
     """
-    return registry.find(datasets, 'DATASETS', data.name, 'config.data.name')(data)
+    builder = registry.find(datasets, 'DATASETS', data.name, 'config.data.name')
+    dataset = builder(data)
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f'config.data.name={data.name!r} returns {type(dataset).__name__}; it must return a '
+            'ggcf_jax.data.records.dataset.Dataset'
+        )
+    return dataset
 
 
 def training_batches(
-    config, dataset: Dataset, start_step: int, shard: pipeline.Shard
+    config: ConfigDict, dataset: Dataset, start_step: int, shard: pipeline.Shard
 ) -> Iterator[pipeline.Batch]:
-    """Builds the training stream of `config` (reads `data`, `seed` and `train.batch_size`).
+    """Builds the training stream.
 
-    On first use this makes the compact form and the class index, if the configuration wants them.
+    On first use this writes the compact copy and the class index, if the configuration wants them.
+
+    Args:
+        config: configuration; reads `data`, `seed` and `train.batch_size`.
+        dataset: data set to train on.
+        start_step: number of batches to skip, which are not computed.
+        shard: this process's share of each batch.
+
+    Returns:
+        Endless batches, see `pipeline.train_batches`; `close()` ends its threads.
 
     Raises:
-        InputError: a split that cannot be trained on, a storage that does not exist, or a record
-            that cannot be decoded.
+        InputError: a split that cannot be trained on, an unknown storage, or a record that cannot
+            be decoded.
     """
     data = config.data
+    registry.check(data.storage, STORAGES, 'config.data.storage')
     parts = mixture.parse(data.train_split)
     directory = prepare.data_directory(data.data_dir)
     records = mixture.records(dataset, parts)
-    if data.storage not in STORAGES:
-        raise InputError(
-            f'config.data.storage={data.storage!r} is not one of {", ".join(STORAGES)}'
-        )
     if data.storage == 'compact':
-        splits = {split for part in parts for split in part.splits}
-        dataset = compact.dataset(dataset, sorted(splits), directory, data.threads)
-        records = mixture.records(dataset, parts)
+        splits = sorted({split for part in parts for split in part.splits})
+        copy = compact.dataset(dataset, splits, directory=directory, threads=data.threads)
+        records = mixture.records(copy, parts)
     indices = None
     if data.class_uniform:
         indices = tuple(class_uniform.load_or_build(r, directory, data.threads) for r in records)
+    transform = TrainTransform(
+        crop_size=tuple(data.crop_size),
+        scale_range=tuple(data.scale_range),
+        scale_step=data.scale_step,
+        aspect_jitter=data.aspect_jitter,
+        max_class_share=data.max_class_share,
+        photometric=data.photometric,
+    )
     return pipeline.train_batches(
         records,
         tuple(part.weight for part in parts),
-        transform(data),
+        transform,
         seed=config.seed,
         batch_size=config.train.batch_size,
         start_step=start_step,
@@ -63,28 +96,20 @@ def training_batches(
     )
 
 
-def class_weights_of(config, dataset: Dataset) -> tuple[float, ...]:
-    """One weight a class, or () for none, from `config.train.class_weights`.
+def class_weights_of(config: ConfigDict, dataset: Dataset) -> tuple[float, ...]:
+    """Returns the weight of each class in the loss, or () for none.
+
+    Args:
+        config: configuration; reads `train.class_weights` and `data`.
+        dataset: data set that is trained on.
 
     Raises:
-        InputError: not a name or one number a class.
+        InputError: neither a name nor one number per class.
     """
     data = config.data
     records = mixture.records(dataset, mixture.parse(data.train_split))
     directory = prepare.data_directory(data.data_dir)
     return class_weights.resolve(config.train.class_weights, records, directory, data.threads)
-
-
-def transform(data) -> TrainTransform:
-    """The training augmentation of `config.data`."""
-    return TrainTransform(
-        crop_size=tuple(data.crop_size),
-        scale_range=tuple(data.scale_range),
-        scale_step=data.scale_step,
-        aspect_jitter=data.aspect_jitter,
-        max_class_share=data.max_class_share,
-        photometric=data.photometric,
-    )
 
 
 def loader_options(data: ConfigDict) -> pipeline.LoaderOptions:
@@ -107,7 +132,7 @@ def evaluation_batches(
         split: split of the data set.
 
     Raises:
-        InputError: no such split, or a label that is not a complete PNG file.
+        InputError: no such split, or a label whose size cannot be read.
     """
     return pipeline.evaluation_batches(
         dataset,

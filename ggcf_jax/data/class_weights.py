@@ -1,20 +1,21 @@
-"""Weights of the classes in the loss, by name.
+"""Weights of the classes in the loss: `config.train.class_weights`.
 
 none            every class weighs 1
 cityscapes      the published 19 numbers that OCNet, CCNet, HRNet and openseg train with
 data            1 / ln(1.1 + share of the labelled training pixels), after ENet (Paszke et al.,
-                2016) with a milder constant; computed once and kept
-4.1,3.4,...     one number a class
+                2016) with a milder constant; the pixels are counted once and the counts saved
+4.1,3.4,...     one number per class
 """
 
 import hashlib
 import json
-import os
 import pathlib
 
 import numpy as np
+from jaxtyping import Int64
 
-from ggcf_jax.data.mixture import Records
+from ggcf_jax import atomic
+from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.data.scan import scan
 from ggcf_jax.errors import InputError
 
@@ -28,18 +29,19 @@ NAMES = ('none', 'cityscapes', 'data')
 def resolve(
     text: str, records: tuple[Records, ...], directory: pathlib.Path, threads: int
 ) -> tuple[float, ...]:
-    """The weights that `config.train.class_weights` means.
+    """Returns the weights that `config.train.class_weights` stands for.
 
     Args:
-        text: see above.
-        records: what is trained on, counted for 'data'.
-        directory: where the counts are kept. threads: that count.
+        text: value of the field, in one of the forms above.
+        records: records that are trained on, whose pixels are counted for 'data'.
+        directory: folder of prepared data sets, where the counts are saved.
+        threads: number of threads that decode labels.
 
     Returns:
-        One number a class, or () for none.
+        One number per class, or () for 'none'.
 
     Raises:
-        InputError: an unknown name, or not one number a class.
+        InputError: an unknown name, or a number of weights other than that of classes.
     """
     dataset = records[0].dataset
     if text == 'none':
@@ -49,16 +51,26 @@ def resolve(
         return tuple((1 / np.log(1.1 + pixels / pixels.sum())).tolist())
     weights = CITYSCAPES if text == 'cityscapes' else parse(text)
     if len(weights) != dataset.num_classes:
+        count = '1 value' if len(weights) == 1 else f'{len(weights)} values'
         raise InputError(
-            f'config.train.class_weights={text!r} has {len(weights)} value'
-            f'{"s" if len(weights) > 1 else ""}, but data set {dataset.name!r} has '
+            f'config.train.class_weights={text!r} has {count}, but data set {dataset.name!r} has '
             f"{dataset.num_classes} classes; give one value for each class, or 'none'"
         )
     return weights
 
 
 def parse(text: str) -> tuple[float, ...]:
-    """The numbers of '4.1,3.4,...'; () for one of the names."""
+    """Parses weights that are given as numbers.
+
+    Args:
+        text: value of the field, such as '4.1,3.4'.
+
+    Returns:
+        The numbers, or () for one of `NAMES`.
+
+    Raises:
+        InputError: neither one of `NAMES` nor numbers that are not negative.
+    """
     if text in NAMES:
         return ()
     try:
@@ -73,8 +85,10 @@ def parse(text: str) -> tuple[float, ...]:
     return weights
 
 
-def _pixels(records: tuple[Records, ...], directory: pathlib.Path, threads: int) -> np.ndarray:
-    """Labelled training pixels by class, int64 [C]."""
+def _pixels(
+    records: tuple[Records, ...], directory: pathlib.Path, threads: int
+) -> Int64[np.ndarray, ' classes']:
+    """Number of labelled training pixels of each class."""
     dataset = records[0].dataset
     splits = sorted({split for part in records for split in part.splits})
     counts = [len(dataset.source(split)) for split in splits]
@@ -84,14 +98,11 @@ def _pixels(records: tuple[Records, ...], directory: pathlib.Path, threads: int)
         return np.array(json.loads(path.read_text()), np.int64)
     pixels = np.zeros(dataset.num_classes, np.int64)
     for split in splits:
-        look = scan(dataset, split, threads)
-        if look.problems:
-            raise InputError(f'classes cannot be counted: {look.problems[0]}')
-        pixels += look.pixels
+        counted = scan(dataset, split, threads)
+        if counted.problems:
+            raise InputError(f'classes cannot be counted: {counted.problems[0]}')
+        pixels += counted.pixels
     if not pixels.any():
-        raise InputError(f'no labelled pixel in {"+".join(splits)}; nothing can be trained')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-    temporary.write_text(json.dumps(pixels.tolist()))
-    os.replace(temporary, path)
+        raise InputError(f'no labelled pixel in {"+".join(splits)}; nothing to train on')
+    atomic.write(path, json.dumps(pixels.tolist()).encode())
     return pixels

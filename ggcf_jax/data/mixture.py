@@ -1,4 +1,4 @@
-"""Which records a training stream draws: splits, sums of splits and weighted mixtures.
+"""Which records a training stream draws: `config.data.train_split`.
 
 train                               one split
 train+validation                    both, every image once an epoch
@@ -7,13 +7,18 @@ train:0.5,train_extra:0.5           half of the draws from each, each with epoch
 
 import dataclasses
 
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.dataset import Dataset, Records
 from ggcf_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Splits that are shuffled as one, and the share of all draws that go to them."""
+    """Splits that are shuffled as one.
+
+    Attributes:
+        splits: names of the splits.
+        weight: share of all draws that go to them, relative to that of the other parts.
+    """
 
     splits: tuple[str, ...]
     weight: float
@@ -22,8 +27,11 @@ class Part:
 def parse(text: str) -> tuple[Part, ...]:
     """Parses `config.data.train_split`.
 
+    Args:
+        text: value of the field, in one of the forms above.
+
     Raises:
-        InputError: the text is not of the form above; weights missing or not positive.
+        InputError: the text is of another form, or a weight is missing or not positive.
     """
     parts = []
     items = text.split(',')
@@ -43,35 +51,15 @@ def parse(text: str) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class Records:
-    """The records of a part under one range of indices.
-
-    Attributes:
-        dataset: that they belong to.
-        splits: their splits, one after another.
-    """
-
-    dataset: Dataset
-    splits: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return sum(len(self.dataset.source(split)) for split in self.splits)
-
-    def __getitem__(self, index: int) -> dict:
-        for split in self.splits:
-            source = self.dataset.source(split)
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
-
-
 def records(dataset: Dataset, parts: tuple[Part, ...]) -> tuple[Records, ...]:
-    """Opens the parts.
+    """Returns the records of each part.
+
+    Args:
+        dataset: data set to train on.
+        parts: parts of the mixture.
 
     Raises:
-        InputError: a split that the data set has not, or one without labels or images.
+        InputError: a split does not exist, or has no labels or no images.
     """
     opened = tuple(Records(dataset, part.splits) for part in parts)
     for part in opened:

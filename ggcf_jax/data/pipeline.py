@@ -1,8 +1,8 @@
 """Batches for training and evaluation.
 
-The training stream is a pure function of (seed, step): the augmentation of the n-th drawn sample
-is keyed by n before the stream is dealt to processes, so any number of processes sees the same
-global batches, and a run resumes at any step from the integer alone.
+The training stream is a pure function of (seed, step). The augmentation of the n-th drawn sample is
+keyed by n before the samples are sharded over processes: any number of processes sees the same
+global batches, and a run resumes at any step from the step number alone.
 """
 
 import dataclasses
@@ -14,14 +14,13 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int, Int32
 
-from ggcf_jax.data import mixture
 from ggcf_jax.data.class_uniform import ClassIndex
-from ggcf_jax.data.records.codec import IGNORE, label_size
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.dataset import Dataset, Records
 from ggcf_jax.data.transforms import TrainTransform, pad_to
 from ggcf_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # also the samples that a batch is stacked from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +100,16 @@ class LoaderOptions:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainSample:
-    """(part, index) of a draw -> augmented sample. A class, since worker processes pickle it."""
+    """(part, index) of a draw -> augmented sample. A class, since worker processes pickle it.
 
-    parts: tuple[mixture.Records, ...]
+    Attributes:
+        parts: records of each part of the mixture.
+        indices: class index of each part; None to draw no sample by class.
+        class_uniform: share of the samples that are drawn by class.
+        transform: augmentation.
+    """
+
+    parts: tuple[Records, ...]
     indices: tuple[ClassIndex, ...] | None
     class_uniform: float
     transform: TrainTransform
@@ -120,7 +126,7 @@ class _TrainSample:
 
 
 def train_batches(
-    parts: tuple[mixture.Records, ...],
+    parts: tuple[Records, ...],
     weights: tuple[float, ...],
     transform: TrainTransform,
     *,
@@ -132,17 +138,26 @@ def train_batches(
     class_uniform: float = 0.0,
     indices: tuple[ClassIndex, ...] | None = None,
 ) -> Iterator[Batch]:
-    """Endless training batches; each part is shuffled anew every epoch of its own.
+    """Draws endless training batches; each part is shuffled anew in every epoch of its own.
 
     Args:
-        parts: what is drawn from. weights: share of the draws for each part.
-        transform: augmentation to one common size.
-        batch_size: over all processes; each gets every `shard.count`-th sample.
-        start_step: number of batches to leave out (they are not computed).
-        class_uniform: share of the samples drawn by class from `indices`, one index a part.
+        parts: records of each part of the mixture.
+        weights: relative share of the draws of each part.
+        transform: augmentation, to one common size.
+        seed: seed of shuffling and augmentation.
+        batch_size: number of samples in a global batch.
+        start_step: number of batches to skip, which are not computed.
+        shard: this process's share of each batch.
+        loader: threads and worker processes that make the samples.
+        class_uniform: share of the samples that are drawn by class.
+        indices: class index of each part; needed if `class_uniform` is not 0.
 
     Yields:
-        {'image': uint8 [b, h, w, 3], 'label': uint8 [b, h, w]} with b = batch_size / processes.
+        {'image': uint8 [b, h, w, 3] RGB, 'label': uint8 [b, h, w], train ids} with
+        b = batch_size / number of processes.
+
+    Raises:
+        InputError: the processes cannot share the batch equally.
     """
     if class_uniform and indices is None:
         raise ValueError(f'class_uniform={class_uniform} needs the class index of each part')
@@ -155,14 +170,19 @@ def train_batches(
     if len(parts) > 1:
         stream = grain.MapDataset.mix(streams, weights=weights).seed(seed)
     sample = _TrainSample(parts, indices if class_uniform else None, class_uniform, transform)
-    # random_map before the slice: after it, processes would draw the same augmentations.
+    # random_map comes before the slice: after it, processes would draw the same augmentations.
     stream = stream.random_map(sample)[shard.index :: shard.count]
     return loader.iterate(stream.batch(local, drop_remainder=True)[start_step:])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Draws:
-    """The indices of a part; records are read when a draw is made into a sample."""
+    """Indices of the records of a part, which are read when samples are made of them.
+
+    Attributes:
+        part: index of the part in the mixture.
+        count: number of records.
+    """
 
     part: int
     count: int
@@ -256,7 +276,7 @@ class _EvaluationSample:
 def evaluation_batches(
     dataset: Dataset, split: str, *, multiple: int, max_sizes: int, batch_size: int
 ) -> EvaluationBatches:
-    """Assigns the records of a split to batches, by the size of every label (not its pixels).
+    """Assigns the records of a split to batches, by the sizes of their labels.
 
     Args:
         dataset: data set to evaluate on.
@@ -267,11 +287,11 @@ def evaluation_batches(
         batch_size: number of images in a global batch.
 
     Raises:
-        InputError: no such split, or a label that is not a complete PNG file.
+        InputError: no such split, or a label whose size cannot be read.
     """
     source = dataset.source(split)
     records = (source[i] for i in range(len(source)))
-    sizes = np.array([label_size(r['label'], r['name']) for r in records]).reshape(-1, 2)
+    sizes = np.array([dataset.label_size(record) for record in records]).reshape(-1, 2)
     groups = merge_sizes(-(-sizes // multiple) * multiple, max_sizes)
     batches, padded = [], []
     for size, members in sorted(groups.items()):

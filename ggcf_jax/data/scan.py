@@ -1,4 +1,4 @@
-"""Looking at every record of a split before training does."""
+"""Checks every record of a split, and counts its classes, before anything is trained."""
 
 import dataclasses
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jaxtyping import Int64
 
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
@@ -14,62 +15,86 @@ from ggcf_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-    """What a split holds.
+    """What a split contains.
 
     Attributes:
-        split: its name.
-        count: records.
-        sizes: (h, w) -> images.
-        pixels: int64 [C], labelled pixels by class.
-        images: int64 [C], images that hold the class.
-        ignored: pixels without a class.
-        problems: one line for each record that cannot be used, naming it.
+        split: name of the split.
+        count: number of records.
+        sizes: (height, width) -> number of images of this size.
+        pixels: number of labelled pixels of each class.
+        images: number of images that show each class.
+        ignored: number of pixels without class.
+        problems: a line for each record that cannot be used, with its name.
     """
 
     split: str
     count: int
-    sizes: Counter
-    pixels: np.ndarray
-    images: np.ndarray
+    sizes: Counter[tuple[int, int]]
+    pixels: Int64[np.ndarray, ' classes']
+    images: Int64[np.ndarray, ' classes']
     ignored: int
     problems: tuple[str, ...]
 
     @property
     def ignored_share(self) -> float:
+        """Share of the pixels without class, 0 to 1."""
         total = self.ignored + int(self.pixels.sum())
         return self.ignored / total if total else 0.0
 
 
+@dataclasses.dataclass(frozen=True)
+class _Inspected:
+    """One record.
+
+    Attributes:
+        problem: why it cannot be used; '' if it can.
+        size: (height, width).
+        counts: number of pixels of each of the 256 label values.
+    """
+
+    problem: str = ''
+    size: tuple[int, int] = (0, 0)
+    counts: Int64[np.ndarray, '256'] = dataclasses.field(
+        default_factory=lambda: np.zeros(256, np.int64)
+    )
+
+
 def scan(
-    dataset: Dataset, split: str, threads: int, advance: Callable[[int], None] = lambda n: None
+    dataset: Dataset,
+    split: str,
+    threads: int,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Scan:
-    """Decodes every record of `split` once.
+    """Decodes every record of a split once.
 
     Args:
-        threads: that decode.
-        advance: called with 1 after each record.
+        dataset: data set to check.
+        split: split of the data set.
+        threads: number of threads that decode.
+        advance: function that is called with 1 after each record.
     """
-    source = dataset.source(split)
+    source, classes = dataset.source(split), dataset.num_classes
 
-    def look(index: int):
+    def inspect(index: int) -> _Inspected:
         try:
             label = dataset.decode(source[index])['label']
         except (InputError, OSError) as error:
-            return str(error)
-        return label.shape, np.bincount(label.ravel(), minlength=256)
+            return _Inspected(problem=str(error))
+        height, width = label.shape
+        return _Inspected(size=(height, width), counts=np.bincount(label.ravel(), minlength=256))
 
-    sizes: Counter = Counter()
-    pixels, images = np.zeros((2, dataset.num_classes), np.int64)
-    ignored, problems = 0, []
+    sizes: Counter[tuple[int, int]] = Counter()
+    pixels, images = np.zeros((2, classes), np.int64)
+    ignored = 0
+    problems: list[str] = []
     with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(look, range(len(source))):
+        for record in pool.map(inspect, range(len(source))):
             advance(1)
-            if isinstance(found, str):
-                problems.append(found)
+            if record.problem:
+                problems.append(record.problem)
                 continue
-            size, counts = found
-            sizes[size] += 1
-            pixels += counts[: dataset.num_classes]
-            images += counts[: dataset.num_classes] > 0
-            ignored += int(counts[IGNORE])
+            sizes[record.size] += 1
+            pixels += record.counts[:classes]
+            images += record.counts[:classes] > 0
+            ignored += int(record.counts[IGNORE])
     return Scan(split, len(source), sizes, pixels, images, ignored, tuple(problems))

@@ -1,24 +1,33 @@
-"""Augmentations of one image and its labels: plain functions of (image, label, rng).
+"""Augmentation of one image and its label: plain functions of (image, label, rng).
 
-Images are uint8 [h, w, 3] RGB, labels uint8 [h, w] of train ids with 255 = ignore. All randomness
-comes from the numpy Generator that is passed in, so an augmented sample is reproducible.
+All randomness comes from the numpy Generator that is passed in, so an augmented sample is
+reproducible.
 """
 
 import dataclasses
 
 import cv2
 import numpy as np
+from jaxtyping import Float64, UInt8
 
-from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.data.records.jpeg_tiles import TiledImage
+from ggcf_jax.data.records.codec import IGNORE, WindowedImage
+
+Image = UInt8[np.ndarray, 'h w 3']  # RGB
+Label = UInt8[np.ndarray, 'h w']  # train ids, 255 = ignore
 
 MEAN_COLOR = (124, 116, 104)  # ImageNet mean in 8-bit RGB: padding that is zero once normalised
-CROP_TRIES = 10
+CROP_TRIES = 10  # positions of a crop that are tried for `max_class_share`
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Part of an axis: `length` source pixels from `start`, resized to `output` pixels."""
+    """Part of an axis of the source image, and the size it is resized to.
+
+    Attributes:
+        start: first source pixel.
+        length: number of source pixels.
+        output: number of pixels after resizing.
+    """
 
     start: int
     length: int
@@ -26,6 +35,7 @@ class Window:
 
     @property
     def source(self) -> slice:
+        """The source pixels."""
         return slice(self.start, self.start + self.length)
 
 
@@ -40,9 +50,13 @@ def random_scales(
     Args:
         rng: source of randomness.
         scale_range: (smallest, largest) factor, drawn uniformly.
-        scale_step: draw only from smallest, smallest + step, ... up to the largest; 0 for any.
+        scale_step: distance of the factors that can be drawn, from the smallest on; 0 for any
+            factor in the range.
         aspect_jitter: the ratio of width to height changes by a factor in 1 -+ this; the area
             stays that of the drawn scale.
+
+    Returns:
+        Factor of the rows, factor of the columns.
     """
     low, high = scale_range
     if scale_step:
@@ -59,12 +73,14 @@ def random_scales(
 def random_window(
     length: int, crop: int, scale: float, rng: np.random.Generator, around: int | None = None
 ) -> Window:
-    """Draws the part of an axis that a crop of `crop` pixels shows of it, rescaled by `scale`.
+    """Draws the part of an axis that a crop shows.
 
     Args:
-        length: pixels of the axis. crop: pixels of the crop. scale: rescaling factor.
+        length: size of the source image along the axis, in pixels.
+        crop: size of the crop along the axis, in pixels.
+        scale: rescaling factor of the axis.
         rng: source of randomness.
-        around: a pixel that the window has to contain.
+        around: source pixel that the window must contain; None for any window.
     """
     source = max(1, round(crop / scale))
     if source > length:
@@ -75,18 +91,31 @@ def random_window(
     return Window(int(rng.integers(first, last + 1)), source, crop)
 
 
-def largest_class_share(label: np.ndarray) -> float:
-    """Share of the most frequent class among the labelled pixels; 1 if there are none."""
-    counts = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256]).ravel()[
-        :IGNORE
-    ]
+def largest_class_share(label: Label) -> float:
+    """Returns the share of the most frequent class among the labelled pixels; 1 if there are none.
+
+    Args:
+        label: train ids.
+    """
+    histogram = cv2.calcHist([np.ascontiguousarray(label)], [0], None, [256], [0, 256])
+    counts = histogram.ravel()[:IGNORE]
     return float(counts.max() / counts.sum()) if counts.any() else 1.0
 
 
 def resize_window(
-    image: np.ndarray | TiledImage, label: np.ndarray, rows: Window, columns: Window
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the window and resizes only that, which costs the same at every image size."""
+    image: WindowedImage, label: Label, rows: Window, columns: Window
+) -> tuple[Image, Label]:
+    """Cuts out a window and resizes only that, at a cost that does not depend on the image size.
+
+    Args:
+        image: source image, decoded or not.
+        label: label of the source image.
+        rows: rows of the window.
+        columns: columns of the window.
+
+    Returns:
+        Image and label of [rows.output, columns.output] pixels.
+    """
     size = (columns.output, rows.output)  # OpenCV's order
     return (
         cv2.resize(image[rows.source, columns.source], size, interpolation=cv2.INTER_LINEAR),
@@ -95,40 +124,51 @@ def resize_window(
     )
 
 
-def photometric_distortion(
-    image: np.ndarray, rng: np.random.Generator, strength: float = 1.0
-) -> np.ndarray:
+def photometric_distortion(image: Image, rng: np.random.Generator, strength: float = 1.0) -> Image:
     """Changes brightness, contrast, saturation and hue, each with probability one half.
 
     At strength 1 the ranges are those of SSD (Liu et al., 2016) and mmseg: brightness +-32 of
-    255, contrast and saturation x 0.5 to 1.5, hue +-18 of 180; other strengths scale them.
-    Contrast comes before or after saturation and hue, with equal probability.
+    255, contrast and saturation x 0.5 to 1.5, hue +-18 of 180. Contrast is changed before or after
+    saturation and hue, with equal probability.
+
+    Args:
+        image: image to change; it is not written to.
+        rng: source of randomness.
+        strength: factor of the ranges.
     """
     contrast_first = rng.random() < 0.5
-    offset = rng.uniform(-32, 32) * strength if rng.random() < 0.5 else 0.0
-    contrast, saturation = (
-        1 + rng.uniform(-0.5, 0.5) * strength if rng.random() < 0.5 else 1.0 for _ in range(2)
-    )
-    hue = round(rng.uniform(-18, 18) * strength) if rng.random() < 0.5 else 0
+    offset = _half_the_time(rng, 32) * strength
+    contrast = 1 + _half_the_time(rng, 0.5) * strength
+    saturation = 1 + _half_the_time(rng, 0.5) * strength
+    hue = round(_half_the_time(rng, 18) * strength)
     levels = np.arange(256, dtype=np.float64)
     first = levels + offset
-    image = cv2.LUT(image, _table(first * contrast if contrast_first else first))
+    image = cv2.LUT(image, _lookup_table(first * contrast if contrast_first else first))
     if saturation != 1.0 or hue:
         tables = [(np.arange(256) + hue) % 180, levels * saturation, levels]
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv = cv2.LUT(hsv, np.stack([_table(t) for t in tables], axis=-1)[:, None])
+        hsv = cv2.LUT(hsv, np.stack([_lookup_table(t) for t in tables], axis=-1)[:, None])
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    return image if contrast_first else cv2.LUT(image, _table(levels * contrast))
+    return image if contrast_first else cv2.LUT(image, _lookup_table(levels * contrast))
 
 
-def _table(values: np.ndarray) -> np.ndarray:
+def _half_the_time(rng: np.random.Generator, limit: float) -> float:
+    """Draws from -limit .. limit with probability one half; otherwise 0."""
+    return rng.uniform(-limit, limit) if rng.random() < 0.5 else 0.0
+
+
+def _lookup_table(values: Float64[np.ndarray, '256']) -> UInt8[np.ndarray, '256']:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
-def pad_to(
-    image: np.ndarray, label: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pads below and to the right to `size` (h, w) with the mean colour and the ignore label."""
+def pad_to(image: Image, label: Label, size: tuple[int, int]) -> tuple[Image, Label]:
+    """Pads at the bottom and on the right with the mean colour and the ignore label.
+
+    Args:
+        image: image to pad.
+        label: its label.
+        size: (height, width) of the result, in pixels.
+    """
     rows, columns = size[0] - label.shape[0], size[1] - label.shape[1]
     if rows == columns == 0:
         return image, label
@@ -139,10 +179,14 @@ def pad_to(
     )
 
 
-def random_flip(
-    image: np.ndarray, label: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mirrors image and label left to right with probability one half."""
+def random_flip(image: Image, label: Label, rng: np.random.Generator) -> tuple[Image, Label]:
+    """Mirrors image and label left to right with probability one half.
+
+    Args:
+        image: image to mirror.
+        label: its label.
+        rng: source of randomness.
+    """
     if rng.random() < 0.5:
         return cv2.flip(image, 1), cv2.flip(label, 1)
     return image, label
@@ -150,16 +194,18 @@ def random_flip(
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """The paper's training augmentation and the additions of its descendants.
+    """The paper's training augmentation and what later work added to it.
 
-    Random rescaling, crop and horizontal flip are the paper's (4.1). Where the rescaled image is
-    smaller than the crop, the rest below and to the right is padded.
+    Random rescaling, crop and horizontal flip are the paper's (section 4.1). A rescaled image that
+    is smaller than the crop is padded at the bottom and on the right.
 
     Attributes:
-        crop_size: (h, w) of the output.
-        scale_range, scale_step, aspect_jitter: see `random_scales`.
-        max_class_share: draw the crop's place anew, up to ten times, while one class has a larger
-            share of its labelled pixels (mmseg's cat_max_ratio); 1 for the first place drawn.
+        crop_size: (height, width) of the output, in pixels.
+        scale_range: (smallest, largest) rescaling factor.
+        scale_step: distance of the rescaling factors, see `random_scales`; 0 for any factor.
+        aspect_jitter: change of the aspect ratio, see `random_scales`; 0 for none.
+        max_class_share: the position of the crop is drawn again, up to ten times, while one class
+            has a larger share of the labelled pixels (cat_max_ratio in mmseg); 1 takes the first.
         photometric: strength of `photometric_distortion`; 0 for none.
     """
 
@@ -172,31 +218,36 @@ class TrainTransform:
 
     def __call__(
         self,
-        image: np.ndarray | TiledImage,
-        label: np.ndarray,
+        image: WindowedImage,
+        label: Label,
         rng: np.random.Generator,
         around: tuple[int, int] | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(image, label) of any size -> (image [*crop_size, 3], label [*crop_size]).
-
-        Of a `TiledImage` only the window of the crop is decoded.
+    ) -> tuple[Image, Label]:
+        """Augments an image and its label, of any size.
 
         Args:
-            around: a pixel (y, x) of the source that the crop has to show.
+            image: image, of which only the window of the crop is read.
+            label: its label.
+            rng: source of randomness.
+            around: source pixel (y, x) that the crop must show; None for any crop.
+
+        Returns:
+            Image and label of `crop_size`.
         """
-        scales = random_scales(rng, self.scale_range, self.scale_step, self.aspect_jitter)
-        around = around or (None, None)
+        (height, width), (crop_height, crop_width) = label.shape, self.crop_size
+        y, x = (None, None) if around is None else around
+        row_scale, column_scale = random_scales(
+            rng, self.scale_range, self.scale_step, self.aspect_jitter
+        )
         for _ in range(CROP_TRIES):
-            rows, columns = (
-                random_window(*axis, rng, point)
-                for *axis, point in zip(label.shape, self.crop_size, scales, around)
-            )
+            rows = random_window(height, crop_height, row_scale, rng, y)
+            columns = random_window(width, crop_width, column_scale, rng, x)
             if self.max_class_share >= 1:
                 break
             if largest_class_share(label[rows.source, columns.source]) <= self.max_class_share:
                 break
-        image, label = resize_window(image, label, rows, columns)
+        crop, crop_label = resize_window(image, label, rows, columns)
         if self.photometric:
-            image = photometric_distortion(image, rng, self.photometric)
-        image, label = pad_to(image, label, self.crop_size)
-        return random_flip(image, label, rng)
+            crop = photometric_distortion(crop, rng, self.photometric)
+        crop, crop_label = pad_to(crop, crop_label, self.crop_size)
+        return random_flip(crop, crop_label, rng)

@@ -6,7 +6,7 @@ import pytest
 
 from ggcf_jax.data import class_uniform as class_index
 from ggcf_jax.data import mixture, pipeline, transforms
-from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.codec import IGNORE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
@@ -46,7 +46,13 @@ def _dataset(count, sizes=(SIZE,)):
         'test': _Source(1),
     }
     return Dataset(
-        'fake', names, colors, sources, identity_label_map(50, 255), 'fake', unlabeled=('test',)
+        name='fake',
+        classes=names,
+        colors=colors,
+        sources=sources,
+        decoder=FileDecoder(identity_label_map(50, 255)),
+        identity='fake',
+        unlabeled=('test',),
     )
 
 

@@ -1,7 +1,7 @@
 """ADE20K scene parsing (Zhou et al., 2017), 150 classes, from ADEChallengeData2016.zip.
 
-TFDS has no builder for these labels (its `scene_parse150` has other ones), so this is our own.
-Images have any size; some JPEGs are grey, which decoding turns into RGB.
+TFDS has no builder for these labels (those of its `scene_parse150` differ). Images have any size;
+some JPEGs are grey, which decoding turns into RGB.
 """
 
 import contextlib
@@ -11,17 +11,21 @@ import importlib.resources
 import re
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import prepare
-from ggcf_jax.data.records.builder import Record, RecordBuilder, check_pair
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
+from ggcf_jax.data.records.dataset import Color, Dataset
 from ggcf_jax.data.records.zip_files import Zip, open_zips
 from ggcf_jax.errors import InputError
 
+# Number of images as published, by split.
 PUBLISHED = {'train': (20_210,), 'validation': (2_000,)}
 
 _ZIP = 'ADEChallengeData2016.zip'
@@ -30,8 +34,8 @@ _WEBSITE = 'http://sceneparsing.csail.mit.edu'
 _FOLDERS = {'train': 'training', 'validation': 'validation'}
 
 
-def _classes() -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
-    """Names (the first synonym of objectInfo150.txt) and the colours of the toolkit (color150)."""
+def _classes() -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    """Names (first synonyms in objectInfo150.txt) and the colours of the toolkit (color150)."""
     table = importlib.resources.files('ggcf_jax.data.datasets') / 'ade20k_classes.csv'
     rows = list(csv.DictReader(table.read_text(encoding='utf-8').splitlines()))
     colors = tuple((int(row['red']), int(row['green']), int(row['blue'])) for row in rows)
@@ -41,27 +45,35 @@ def _classes() -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...]]:
 CLASSES, COLORS = _classes()
 
 
-def _label_map() -> np.ndarray:
+def _label_map() -> UInt8[np.ndarray, '256']:
+    """Values 1 to 150 are the classes, in their order."""
     label_map = np.full(256, NOT_ALLOWED, np.uint8)
-    label_map[0] = IGNORE  # other objects
+    label_map[0] = IGNORE  # objects of other classes
     label_map[1 : len(CLASSES) + 1] = np.arange(len(CLASSES))
     return label_map
 
 
 LABEL_MAP = _label_map()
+_DECODER = FileDecoder(LABEL_MAP)
 
 
-class Builder(RecordBuilder, skip_registration=True):
-    """TFDS builder of the pairs in the zip."""
+class Builder(RecordBuilder):
+    """TFDS builder of the image and label files in the zip."""
 
     name = 'ade20k'
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, manual_dir: str | None, data_dir: str):
+        """Names the data set; nothing is read or written yet.
+
+        Args:
+            manual_dir: folder of the zip; None if it was prepared before.
+            data_dir: folder of prepared data sets.
+        """
         self._manual_dir = manual_dir
         super().__init__(data_dir=data_dir)
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -76,7 +88,8 @@ class Builder(RecordBuilder, skip_registration=True):
         )
 
     @contextlib.contextmanager
-    def records(self) -> Iterator[dict[str, list[Record]]]:
+    def records(self) -> Iterator[Splits]:
+        """Lists the image and label files of both splits."""
         with open_zips(self._manual_dir, (_ZIP,), _WEBSITE) as zips:
             yield {split: _records(zips[_ZIP], folder) for split, folder in _FOLDERS.items()}
 
@@ -110,15 +123,22 @@ def _records(archive: Zip, folder: str) -> list[Record]:
     ]
 
 
-def _read(name: str, archive: Zip, image: str, label: str) -> dict:
+def _read(name: str, archive: Zip, image: str, label: str) -> dict[str, Any]:
+    """Reads and checks an image and its label, named by their members in the zip."""
     pixels, ids = archive.read(image), archive.read(label)
     zip_name = archive.path.name
-    check_pair(pixels, ids, LABEL_MAP, f'{zip_name}: {image}', f'{zip_name}: {label}')
+    check_pair(
+        _DECODER,
+        pixels,
+        ids,
+        image_name=f'{zip_name}: {image}',
+        label_name=f'{zip_name}: {label}',
+    )
     return {'name': name, 'image': pixels, 'label': ids}
 
 
 def _check_names(archive: Zip) -> None:
-    """Warns if the zip's own table of classes, if it has one, is not ours."""
+    """Warns if the zip has a table of classes that differs from the published one."""
     table = f'{_ROOT}/objectInfo150.txt'
     if table not in archive.sizes:
         return
@@ -135,12 +155,15 @@ def _check_names(archive: Zip) -> None:
         )
 
 
-def build(data) -> Dataset:
-    """Builds the data set from `config.data` (reads `manual_dir` and `data_dir`).
+def build(data: ConfigDict) -> Dataset:
+    """Builds the data set.
+
+    Args:
+        data: `config.data`; reads `manual_dir` and `data_dir`.
 
     Raises:
-        InputError: the zip is missing or damaged, an image has no label, files that cannot be
-            decoded, sizes that differ, or label values above 150.
+        InputError: the zip is missing or damaged, an image has no label, files cannot be decoded,
+            sizes differ, or a label value is above 150.
     """
     builder = Builder(data.manual_dir, str(prepare.data_directory(data.data_dir)))
     if not builder.data_path.exists():
@@ -148,7 +171,14 @@ def build(data) -> Dataset:
             _check_names(zips[_ZIP])
     sources = prepare.prepared_sources(builder)
     prepare.warn_of_counts('ade20k', sources, PUBLISHED)
-    return Dataset('ade20k', CLASSES, COLORS, sources, LABEL_MAP, builder.info.full_name)
+    return Dataset(
+        name='ade20k',
+        classes=CLASSES,
+        colors=COLORS,
+        sources=sources,
+        decoder=_DECODER,
+        identity=builder.info.full_name,
+    )
 
 
 DATASETS = {'ade20k': build}

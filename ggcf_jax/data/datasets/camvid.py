@@ -1,4 +1,4 @@
-"""CamVid in the folder layout of the SegNet tutorial (Brostow, Fauqueur, Cipolla, 2009).
+"""CamVid (Brostow, Fauqueur, Cipolla, 2009) in the folder layout of the SegNet tutorial.
 
 `config.data.manual_dir` holds train/ and trainannot/, val/ and valannot/, and optionally test/ and
 testannot/: images as jpg or png, labels as PNG of the same name with ids 0..10 and 11 = void.
@@ -8,12 +8,15 @@ import contextlib
 import functools
 import hashlib
 import pathlib
+from typing import Any
 
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
-from ggcf_jax.data.records import codec, prepare
-from ggcf_jax.data.records.builder import Record, RecordBuilder
-from ggcf_jax.data.records.dataset import Dataset, identity_label_map
+from ggcf_jax.data.records import prepare
+from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
+from ggcf_jax.data.records.codec import FileDecoder
+from ggcf_jax.data.records.dataset import Dataset, Pair, identity_label_map
 from ggcf_jax.errors import InputError
 
 CLASSES = (
@@ -43,24 +46,31 @@ COLORS = (
     (0, 128, 192),
 )
 VOID = 11
-LABEL_MAP = identity_label_map(len(CLASSES), VOID)
+
+_DECODER = FileDecoder(identity_label_map(len(CLASSES), VOID))
 
 _FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _LAYOUT = 'train/ + trainannot/ and val/ + valannot/ (test/ + testannot/ if you have it)'
 
 
-class Builder(RecordBuilder, skip_registration=True):
-    """TFDS builder; its config is named after the files it was made from."""
+class Builder(RecordBuilder):
+    """TFDS builder; its config is named after the files that the data set is made from."""
 
     name = 'camvid'
     VERSION = tfds.core.Version('1.0.0')
 
-    def __init__(self, pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]], data_dir: str):
+    def __init__(self, pairs: dict[str, list[Pair]], data_dir: str):
+        """Names the data set; nothing is read or written yet.
+
+        Args:
+            pairs: split name -> image and label files.
+            data_dir: folder of prepared data sets.
+        """
         self._pairs = pairs
         config = tfds.core.BuilderConfig(name=_fingerprint(pairs))
         super().__init__(data_dir=data_dir, config=config)
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -73,7 +83,8 @@ class Builder(RecordBuilder, skip_registration=True):
             ),
         )
 
-    def records(self):
+    def records(self) -> contextlib.AbstractContextManager[Splits]:
+        """Lists the files, which were checked before."""
         return contextlib.nullcontext(
             {
                 split: [
@@ -89,16 +100,19 @@ def _size(*paths: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in paths)
 
 
-def _read(image: pathlib.Path, label: pathlib.Path) -> dict:
+def _read(image: pathlib.Path, label: pathlib.Path) -> dict[str, Any]:
     return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
 
 
-def build(data) -> Dataset:
-    """Builds the data set from `config.data` (reads `manual_dir` and `data_dir`).
+def build(data: ConfigDict) -> Dataset:
+    """Builds the data set.
+
+    Args:
+        data: `config.data`; reads `manual_dir` and `data_dir`.
 
     Raises:
-        InputError: `manual_dir` missing or incomplete, an image without its label, files that
-            cannot be decoded, sizes that differ, or label values other than 0..11.
+        InputError: `manual_dir` is missing or incomplete, an image has no label, files cannot be
+            decoded, sizes differ, or a label value is not in 0..11.
     """
     pairs = find_pairs(data.manual_dir)
     directory = prepare.data_directory(data.data_dir)
@@ -106,11 +120,25 @@ def build(data) -> Dataset:
     if not builder.data_path.exists():
         check_pairs(pairs)
     sources = prepare.prepared_sources(builder)
-    return Dataset('camvid', CLASSES, COLORS, sources, LABEL_MAP, builder.info.full_name)
+    return Dataset(
+        name='camvid',
+        classes=CLASSES,
+        colors=COLORS,
+        sources=sources,
+        decoder=_DECODER,
+        identity=builder.info.full_name,
+    )
 
 
-def find_pairs(manual_dir: str | None) -> dict[str, list[tuple[pathlib.Path, pathlib.Path]]]:
-    """Lists (image, label) files by split, without reading them."""
+def find_pairs(manual_dir: str | None) -> dict[str, list[Pair]]:
+    """Lists the image and label files of each split, without reading them.
+
+    Args:
+        manual_dir: folder with the layout above, `config.data.manual_dir`.
+
+    Raises:
+        InputError: `manual_dir` is missing or incomplete, or an image has no label.
+    """
     if not manual_dir:
         raise InputError(
             'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, '
@@ -143,15 +171,25 @@ def find_pairs(manual_dir: str | None) -> dict[str, list[tuple[pathlib.Path, pat
     return pairs
 
 
-def check_pairs(pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]]) -> None:
-    """Decodes every pair once, before anything is written, and refuses what training would."""
+def check_pairs(pairs: dict[str, list[Pair]]) -> None:
+    """Decodes every image and label once, before anything is written.
+
+    Args:
+        pairs: split name -> image and label files.
+
+    Raises:
+        InputError: files cannot be used; the message lists up to ten of them.
+    """
     problems = []
-    for image_path, label_path in (pair for files in pairs.values() for pair in files):
+    for image, label in (pair for files in pairs.values() for pair in files):
         try:
-            image = codec.decode_image(image_path.read_bytes(), str(image_path))
-            raw = codec.decode_label(label_path.read_bytes(), str(label_path))
-            codec.map_labels(raw, LABEL_MAP, str(label_path))
-            codec.check_sizes(image, raw, str(image_path))
+            check_pair(
+                _DECODER,
+                image.read_bytes(),
+                label.read_bytes(),
+                image_name=str(image),
+                label_name=str(label),
+            )
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -159,8 +197,8 @@ def check_pairs(pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]]) -> No
         raise InputError(f'{len(problems)} files cannot be used, among them\n  {shown}')
 
 
-def _fingerprint(pairs: dict[str, list[tuple[pathlib.Path, pathlib.Path]]]) -> str:
-    """A name that changes with the files' names, sizes and times: changed data is made anew."""
+def _fingerprint(pairs: dict[str, list[Pair]]) -> str:
+    """A name that changes with names, sizes and times of the files, so that it is prepared anew."""
     digest = hashlib.sha256()
     for split, files in pairs.items():
         for path in (path for pair in files for path in pair):

@@ -1,23 +1,26 @@
 """Cityscapes (Cordts et al., 2016) from its official zips, fine and coarse annotations.
 
-What is prepared is what TFDS' own builder of this name prepares, stored as array_record: either
-program reads the other's. Labels stay raw labelIds on disk and become the 19 trainIds of
-cityscapesscripts when they are read.
+The prepared data set is the one of the TFDS builder of this name, stored as array_record, so that
+each program reads what the other prepared. Labels stay raw labelIds on disk and become the 19
+trainIds of cityscapesscripts when they are read.
 """
 
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from cityscapesscripts.helpers.labels import labels as _LABELS
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import prepare
-from ggcf_jax.data.records.builder import Record, RecordBuilder, check_pair
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
+from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource
 from ggcf_jax.data.records.zip_files import Zip, open_zips
 from ggcf_jax.errors import InputError
 
@@ -25,7 +28,7 @@ _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x:
 CLASSES = tuple(x.name for x in _TRAINED)
 COLORS = tuple(x.color for x in _TRAINED)
 CATEGORIES = tuple(x.category for x in _TRAINED)
-SERVER_IDS = tuple(x.id for x in _TRAINED)  # of label files for the evaluation server
+SERVER_IDS = tuple(x.id for x in _TRAINED)  # label values of the evaluation server
 
 BROKEN = 'troisdorf_000000_000073'  # its image is all black, with one channel
 VERSION = '1.0.0'
@@ -33,39 +36,58 @@ VERSION = '1.0.0'
 _FINE, _COARSE = 'semantic_segmentation', 'semantic_segmentation_extra'
 _WEBSITE = 'https://www.cityscapes-dataset.com'
 _IMAGES, _EXTRA_IMAGES = 'leftImg8bit_trainvaltest.zip', 'leftImg8bit_trainextra.zip'
-# Numbers of images as published, by TFDS config; of train_extra one is left out here.
-PUBLISHED = {
+# Number of images as published, by TFDS config; we leave one out of train_extra.
+PUBLISHED: dict[str, dict[str, tuple[int, ...]]] = {
     _FINE: {'train': (2975,), 'validation': (500,), 'test': (1525,)},
     _COARSE: {'train_extra': (19_998, 19_997)},
 }
-# By TFDS config: (split, zip of images, zip of labels, folder in both, root of the labels).
-_SPLITS = {
-    _FINE: (
-        ('train', _IMAGES, 'gtFine_trainvaltest.zip', 'train', 'gtFine'),
-        ('validation', _IMAGES, 'gtFine_trainvaltest.zip', 'val', 'gtFine'),
-        ('test', _IMAGES, 'gtFine_trainvaltest.zip', 'test', 'gtFine'),
-    ),
-    _COARSE: (
-        ('train', _IMAGES, 'gtCoarse.zip', 'train', 'gtCoarse'),
-        ('validation', _IMAGES, 'gtCoarse.zip', 'val', 'gtCoarse'),
-        ('train_extra', _EXTRA_IMAGES, 'gtCoarse.zip', 'train_extra', 'gtCoarse'),
-    ),
+
+
+class _Files(NamedTuple):
+    """Where the files of a split lie.
+
+    Attributes:
+        images: zip of the images.
+        labels: zip of the labels.
+        folder: folder of the split, in both zips.
+        annotation: top folder of the labels, which is also part of their names.
+    """
+
+    images: str
+    labels: str
+    folder: str
+    annotation: str
+
+
+_FILES = {
+    _FINE: {
+        'train': _Files(_IMAGES, 'gtFine_trainvaltest.zip', 'train', 'gtFine'),
+        'validation': _Files(_IMAGES, 'gtFine_trainvaltest.zip', 'val', 'gtFine'),
+        'test': _Files(_IMAGES, 'gtFine_trainvaltest.zip', 'test', 'gtFine'),
+    },
+    _COARSE: {
+        'train': _Files(_IMAGES, 'gtCoarse.zip', 'train', 'gtCoarse'),
+        'validation': _Files(_IMAGES, 'gtCoarse.zip', 'val', 'gtCoarse'),
+        'train_extra': _Files(_EXTRA_IMAGES, 'gtCoarse.zip', 'train_extra', 'gtCoarse'),
+    },
 }
 
 
-def _label_map() -> np.ndarray:
+def _label_map() -> UInt8[np.ndarray, '256']:
+    """labelIds -> trainIds, as cityscapesscripts defines them."""
     label_map = np.full(256, NOT_ALLOWED, np.uint8)
     for label in _LABELS:
-        # The licence plate's id -1 is 255 in an 8-bit image.
+        # The id -1 of licence plates is 255 in an 8-bit image.
         label_map[label.id % 256] = label.trainId if label in _TRAINED else IGNORE
     return label_map
 
 
 LABEL_MAP = _label_map()
+_DECODER = FileDecoder(LABEL_MAP)
 
 
-class Builder(RecordBuilder, skip_registration=True):
-    """The official builder's name, configs, version, features and splits, without TensorFlow."""
+class Builder(RecordBuilder):
+    """Has the name, configs, version, features and splits of the TFDS builder of Cityscapes."""
 
     name = 'cityscapes'
     BUILDER_CONFIGS = [
@@ -78,10 +100,17 @@ class Builder(RecordBuilder, skip_registration=True):
     ]
 
     def __init__(self, config: str, manual_dir: str | None, data_dir: str):
+        """Names the data set; nothing is read or written yet.
+
+        Args:
+            config: TFDS config: fine or coarse annotations.
+            manual_dir: folder of the zips; None if it was prepared before.
+            data_dir: folder of prepared data sets.
+        """
         self._manual_dir = manual_dir
         super().__init__(data_dir=data_dir, config=config)
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
@@ -98,21 +127,23 @@ class Builder(RecordBuilder, skip_registration=True):
         )
 
     @contextlib.contextmanager
-    def records(self) -> Iterator[dict[str, list[Record]]]:
-        splits = _SPLITS[self.builder_config.name]
-        names = tuple(dict.fromkeys(name for split in splits for name in split[1:3]))
-        with open_zips(self._manual_dir, names, _WEBSITE) as zips:
+    def records(self) -> Iterator[Splits]:
+        """Lists the image and label files of all splits."""
+        splits = _FILES[self.builder_config.name]
+        names = dict.fromkeys(zip for files in splits.values() for zip in files[:2])
+        with open_zips(self._manual_dir, tuple(names), _WEBSITE) as zips:
             yield {
-                split: _records(zips[images], zips[labels], folder, root)
-                for split, images, labels, folder, root in splits
+                split: _records(zips[files.images], zips[files.labels], files)
+                for split, files in splits.items()
             }
 
 
-def _records(images: Zip, labels: Zip, folder: str, root: str) -> list[Record]:
-    """Pairs the images of a folder with their labels, by the official names."""
+def _records(images: Zip, labels: Zip, files: _Files) -> list[Record]:
+    """Pairs the images of a split with their labels, by the official names."""
+    folder, annotation = files.folder, files.annotation
     pattern = re.compile(rf'leftImg8bit/{folder}/([^/]+)/([^/]+)_leftImg8bit\.png')
     pairs = [
-        (image_id, match[0], f'{root}/{folder}/{city}/{image_id}_{root}_labelIds.png')
+        (image_id, match[0], f'{annotation}/{folder}/{city}/{image_id}_{annotation}_labelIds.png')
         for match in map(pattern.fullmatch, images.sizes)
         if match
         for city, image_id in [match.groups()]
@@ -139,73 +170,79 @@ def _records(images: Zip, labels: Zip, folder: str, root: str) -> list[Record]:
     ]
 
 
-def _read(image_id: str, images: Zip, image: str, labels: Zip, label: str) -> dict:
+def _read(image_id: str, images: Zip, image: str, labels: Zip, label: str) -> dict[str, Any]:
+    """Reads and checks an image and its label, named by their members in the zips."""
     pixels, ids = images.read(image), labels.read(label)
     check_pair(
-        pixels, ids, LABEL_MAP, f'{images.path.name}: {image}', f'{labels.path.name}: {label}'
+        _DECODER,
+        pixels,
+        ids,
+        image_name=f'{images.path.name}: {image}',
+        label_name=f'{labels.path.name}: {label}',
     )
     return {'image_id': image_id, 'image_left': pixels, 'segmentation_label': ids}
 
 
-class Sources(Mapping):
-    """The splits of the fine annotations, and 'train_extra' for those who ask for it.
+class CoarseImages:
+    """The split train_extra: 20,000 coarsely annotated images, prepared when they are first read.
 
-    'train_extra' can be had if the coarse zips are there or were prepared before. It is prepared
-    when it is looked up; only then do iteration and length count it.
+    Few runs want them, and they need further zips and about 55 GB.
     """
 
     def __init__(self, manual_dir: str | None, data_dir: str):
-        """Opens the fine annotations; arguments as for `Builder`."""
+        """Remembers where the images are; nothing is read yet.
+
+        Args:
+            manual_dir: folder of the zips; None if they were prepared before.
+            data_dir: folder of prepared data sets.
+        """
         self._manual_dir, self._data_dir = manual_dir, data_dir
-        self._open = dict(self._prepared(_FINE))
-        if self._builder(_COARSE).data_path.exists():
-            self['train_extra']
 
-    def __getitem__(self, split: str) -> prepare.PreparedSource:
-        """Raises InputError if the coarse zips are needed and not there."""
-        if split == 'train_extra' and split not in self._open:
-            there = self._builder(_COARSE).data_path.exists()
-            self._open[split] = self._prepared(_COARSE)[split]
-            if not there:
-                print(f'cityscapes: left {BROKEN} out of train_extra, it was published broken')
-        return self._open[split]
-
-    def __contains__(self, split: object) -> bool:
-        return split == 'train_extra' or split in self._open
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._open)
+    @functools.cached_property
+    def _records(self) -> PreparedSource:
+        builder = Builder(_COARSE, self._manual_dir, self._data_dir)
+        is_new = not builder.data_path.exists()
+        records = _prepared(builder)['train_extra']
+        if is_new:
+            print(f'cityscapes: left {BROKEN} out of train_extra, it was published broken')
+        return records
 
     def __len__(self) -> int:
-        return len(self._open)
+        """Returns the number of images; InputError if they need zips that are missing."""
+        return len(self._records)
 
-    def _builder(self, config: str) -> Builder:
-        return Builder(config, self._manual_dir, self._data_dir)
-
-    def _prepared(self, config: str) -> Mapping[str, prepare.PreparedSource]:
-        sources = prepare.prepared_sources(
-            self._builder(config), image='image_left', label='segmentation_label', name='image_id'
-        )
-        prepare.warn_of_counts('cityscapes', sources, PUBLISHED[config])
-        return sources
+    def __getitem__(self, index: int) -> EncodedRecord:
+        return self._records[index]
 
 
-def build(data) -> Dataset:
-    """Builds the data set from `config.data` (reads `manual_dir` and `data_dir`).
+def _prepared(builder: Builder) -> dict[str, PreparedSource]:
+    """Prepares and opens one kind of annotations."""
+    sources = prepare.prepared_sources(
+        builder, image='image_left', label='segmentation_label', name='image_id'
+    )
+    prepare.warn_of_counts('cityscapes', sources, PUBLISHED[builder.builder_config.name])
+    return sources
+
+
+def build(data: ConfigDict) -> Dataset:
+    """Builds the data set, with fine annotations in all splits but train_extra.
+
+    Args:
+        data: `config.data`; reads `manual_dir` and `data_dir`.
 
     Raises:
-        InputError: a zip is missing or damaged, an image has no label, files that cannot be
-            decoded, sizes that differ, or labels that are no Cityscapes labelIds.
+        InputError: a zip is missing or damaged, an image has no label, files cannot be decoded,
+            sizes differ, or labels are not Cityscapes labelIds.
     """
-    sources = Sources(data.manual_dir, str(prepare.data_directory(data.data_dir)))
-    identity = f'cityscapes {VERSION}'
+    data_dir = str(prepare.data_directory(data.data_dir))
+    fine = _prepared(Builder(_FINE, data.manual_dir, data_dir))
     return Dataset(
-        'cityscapes',
-        CLASSES,
-        COLORS,
-        sources,
-        LABEL_MAP,
-        identity,
+        name='cityscapes',
+        classes=CLASSES,
+        colors=COLORS,
+        sources={**fine, 'train_extra': CoarseImages(data.manual_dir, data_dir)},
+        decoder=_DECODER,
+        identity=f'cityscapes {VERSION}',
         unlabeled=('test',),
         categories=CATEGORIES,
         server_ids=SERVER_IDS,

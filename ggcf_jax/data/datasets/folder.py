@@ -1,7 +1,7 @@
-"""Your own images and label PNGs, read from where they are; `configs/folder.py` says how.
+"""Your own images and label PNGs, read in place; `configs/folder.py` shows how to use it.
 
-A split is given as a pair of folders, 'IMAGES,LABELS', whose files belong together by their name
-without the extension, or as a list file with one 'image label' pair a line. Paths are relative to
+A split is a pair of folders, 'IMAGES,LABELS', whose files are matched by their name without the
+extension, or a list file with one 'image label' pair per line. Paths are relative to
 `config.data.manual_dir`.
 """
 
@@ -9,42 +9,30 @@ import colorsys
 import csv
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
+from ggcf_jax.data.records.dataset import Color, Dataset, FileSource, Pair
 from ggcf_jax.errors import InputError
 
+# Extensions of image files, in lower case.
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 SPLITS = ('train', 'validation', 'test')
 
-Pair = tuple[pathlib.Path, pathlib.Path]
 
+def build(data: ConfigDict) -> Dataset:
+    """Builds the data set.
 
-class FileSource:
-    """Records of (image, label) file pairs."""
-
-    def __init__(self, pairs: Sequence[Pair]):
-        self._pairs = tuple(pairs)
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> dict:
-        image, label = self._pairs[index]
-        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
-
-
-def build(data) -> Dataset:
-    """Builds the data set from `config.data`.
-
-    Reads `manual_dir`, `classes`, `ignore` and `splits.train`, `.validation`, `.test`.
+    Args:
+        data: `config.data`; reads `manual_dir`, `classes`, `ignore` and `splits`.
 
     Raises:
-        InputError: a folder, list or class file that is missing or malformed, or an image without
-            its label.
+        InputError: a folder, list or class file is missing or malformed, or an image has no label.
     """
     if not data.manual_dir:
         raise InputError(
@@ -54,7 +42,7 @@ def build(data) -> Dataset:
     root = pathlib.Path(data.manual_dir).expanduser()
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={data.manual_dir!r} is not a directory')
-    names, colors, label_map = read_classes(root / data.classes, tuple(data.ignore))
+    classes = read_classes(root / data.classes, tuple(data.ignore))
     pairs = {
         split: find_pairs(root, data.splits[split], f'config.data.splits.{split}')
         for split in SPLITS
@@ -66,11 +54,27 @@ def build(data) -> Dataset:
                 f"config.data.splits.{split} is empty; give 'IMAGES,LABELS' folders or a list file"
             )
     sources = {split: FileSource(found) for split, found in pairs.items()}
-    return Dataset('folder', names, colors, sources, label_map, _identity(pairs, label_map))
+    return Dataset(
+        name='folder',
+        classes=classes.names,
+        colors=classes.colors,
+        sources=sources,
+        decoder=FileDecoder(classes.label_map),
+        identity=_identity(pairs, classes.label_map),
+    )
 
 
 def find_pairs(root: pathlib.Path, text: str, field: str) -> list[Pair]:
-    """Lists the (image, label) files of a split, without reading them."""
+    """Lists the (image, label) files of a split, without reading them.
+
+    Args:
+        root: folder that paths are relative to.
+        text: value of the field: 'IMAGES,LABELS' folders, or a list file.
+        field: field of the configuration, for error messages.
+
+    Raises:
+        InputError: a folder or file that does not exist, an image without label, or no images.
+    """
     pairs = _from_folders(root, text, field) if ',' in text else _from_list(root, text, field)
     if not pairs:
         raise InputError(
@@ -80,6 +84,7 @@ def find_pairs(root: pathlib.Path, text: str, field: str) -> list[Pair]:
 
 
 def _from_folders(root: pathlib.Path, text: str, field: str) -> list[Pair]:
+    """The pairs of two folders, sorted by name."""
     folders = [root / part.strip() for part in text.split(',')]
     if len(folders) != 2:
         raise InputError(f"{field}={text!r} must be two folders, 'IMAGES,LABELS', or a list file")
@@ -97,28 +102,40 @@ def _from_folders(root: pathlib.Path, text: str, field: str) -> list[Pair]:
     return [(images[stem], labels[stem]) for stem in sorted(images)]
 
 
-def by_stem(files, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Files by their path inside the folder, without the extension."""
+def by_stem(files: Iterable[pathlib.Path], folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns path relative to the folder, without extension -> file.
+
+    Args:
+        files: files inside the folder.
+        folder: folder that the names are relative to.
+
+    Raises:
+        InputError: two files differ in their extension alone.
+    """
     found: dict[str, pathlib.Path] = {}
     for path in files:
         stem = path.relative_to(folder).with_suffix('').as_posix()
         if stem in found:
-            raise InputError(f'{found[stem]} and {path} have one name; rename or remove one')
+            raise InputError(
+                f'{found[stem]} and {path} have the same name up to the extension; rename or '
+                'remove one'
+            )
         found[stem] = path
     return found
 
 
 def _from_list(root: pathlib.Path, text: str, field: str) -> list[Pair]:
+    """The pairs of a list file, in its order."""
     path = root / text
     if not path.is_file():
         raise InputError(
             f"{field}={text!r}: {path} is not a file; give 'IMAGES,LABELS' folders or a list file"
         )
-    pairs = []
+    pairs: list[Pair] = []
     for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
         if not line.strip() or line.startswith('#'):
             continue
-        # A comma or tab where names hold spaces.
+        # Names with spaces are separated by a tab or comma.
         separator = next((s for s in ('\t', ',') if s in line), None)
         parts = [part.strip() for part in line.split(separator)]
         if len(parts) != 2:
@@ -131,17 +148,33 @@ def _from_list(root: pathlib.Path, text: str, field: str) -> list[Pair]:
     return pairs
 
 
-def read_classes(
-    path: pathlib.Path, ignore: tuple[int, ...]
-) -> tuple[tuple[str, ...], tuple[tuple[int, int, int], ...], np.ndarray]:
-    """Reads names, colours and the id map from the class file.
+class Classes(NamedTuple):
+    """What the class file says.
 
-    A text file has one name a line: the n-th is label value n. A .csv file has the columns
-    name, optionally red, green, blue (0..255), and optionally ids, the label values of the class
-    separated by spaces (several values may become one class).
+    Attributes:
+        names: name of each class.
+        colors: RGB colour of each class.
+        label_map: label value -> index of its class, `IGNORE` or `NOT_ALLOWED`.
+    """
 
-    Returns:
-        names, RGB colours, label map uint8 [256].
+    names: tuple[str, ...]
+    colors: tuple[Color, ...]
+    label_map: UInt8[np.ndarray, '256']
+
+
+def read_classes(path: pathlib.Path, ignore: tuple[int, ...]) -> Classes:
+    """Reads the class file.
+
+    A text file has one name per line: the n-th, counted from 0, is label value n. A .csv file has
+    the column name, optionally red, green and blue (0..255), and optionally ids, the label values
+    of the class separated by spaces (several values may become one class).
+
+    Args:
+        path: path of the class file.
+        ignore: label values of pixels without class, `config.data.ignore`.
+
+    Raises:
+        InputError: the file is missing or malformed, or names or label values are used twice.
     """
     if not path.is_file():
         raise InputError(f'config.data.classes: there is no file {path}')
@@ -158,23 +191,29 @@ def read_classes(
     for name in names:
         if not name or names.count(name) > 1:
             raise InputError(f'{path}: class name {name!r} is empty or duplicated')
-    return names, _colors(path, rows), _label_map(path, rows, ignore)
+    return Classes(names, _colors(path, rows), _label_map(path, rows, ignore))
 
 
-def _colors(path: pathlib.Path, rows: list[dict]) -> tuple[tuple[int, int, int], ...]:
-    if 'red' not in rows[0]:
-        # Hues by the golden ratio: neighbours differ, however many there are.
-        hues = (0.618034 * i % 1 for i in range(len(rows)))
-        return tuple(
-            tuple(round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.65, 0.9)) for hue in hues
-        )
-    return tuple(
-        tuple(_byte(path, row, channel, row.get(channel)) for channel in ('red', 'green', 'blue'))
-        for row in rows
-    )
+def _colors(path: pathlib.Path, rows: list[dict[str, str]]) -> tuple[Color, ...]:
+    """The colours of the file, or colours that are easy to tell apart."""
+    colors: list[Color] = []
+    for i, row in enumerate(rows):
+        if 'red' in rows[0]:
+            red, green, blue = (
+                _byte(path, row, channel, row.get(channel)) for channel in ('red', 'green', 'blue')
+            )
+        else:
+            # Steps of the golden ratio: hues of neighbours differ, however many there are.
+            hue = 0.618034 * i % 1
+            red, green, blue = (round(255 * x) for x in colorsys.hsv_to_rgb(hue, 0.65, 0.9))
+        colors.append((red, green, blue))
+    return tuple(colors)
 
 
-def _label_map(path: pathlib.Path, rows: list[dict], ignore: tuple[int, ...]) -> np.ndarray:
+def _label_map(
+    path: pathlib.Path, rows: list[dict[str, str]], ignore: tuple[int, ...]
+) -> UInt8[np.ndarray, '256']:
+    """Label values of the column ids, or the row numbers, and those to ignore."""
     label_map = np.full(256, NOT_ALLOWED, np.uint8)
     for value in ignore:
         if not 0 <= value <= 255:
@@ -195,14 +234,15 @@ def _label_map(path: pathlib.Path, rows: list[dict], ignore: tuple[int, ...]) ->
     return label_map
 
 
-def _byte(path: pathlib.Path, row: dict, column: str, text: str | None) -> int:
+def _byte(path: pathlib.Path, row: dict[str, str], column: str, text: str | None) -> int:
+    """The number that a cell holds."""
     if text is None or not text.strip().isdigit() or int(text) > 255:
-        raise InputError(f'{path}: {column} {text!r} of class {row["name"]!r} is not 0..255')
+        raise InputError(f'{path}: {column} {text!r} of class {row["name"]!r} is not in 0..255')
     return int(text)
 
 
 def _identity(pairs: dict[str, list[Pair]], label_map: np.ndarray) -> str:
-    """Changes with the files' names, sizes and times and with the id map."""
+    """A text that changes with names, sizes and times of the files and with the label map."""
     digest = hashlib.sha256(label_map.tobytes())
     for split, files in pairs.items():
         for path in (path for pair in files for path in pair):

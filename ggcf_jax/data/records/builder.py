@@ -1,8 +1,8 @@
 """A TFDS builder that writes encoded records straight into their shards.
 
-TFDS' own builder for generators sorts a split larger than 1 GB by way of temporary files that it
-opens with TensorFlow. Here the records' names and sizes are known beforehand, so each shard is
-written once, in the order that TFDS would have sorted them into, with one shard in memory.
+The builder for generators in TFDS sorts a split larger than 1 GB through temporary files that it
+opens with TensorFlow. Here names and sizes of the records are known beforehand, so each shard is
+written once, in the order that TFDS would have sorted its records into, with one shard in memory.
 """
 
 import abc
@@ -18,17 +18,18 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ggcf_jax.data.records.codec import check_sizes, decode_image, decode_label, map_labels
+from ggcf_jax.data.records.codec import check_sizes
+from ggcf_jax.data.records.dataset import Decoder
 from ggcf_jax.errors import InputError
 
-# Lies in a directory while this program writes it, and tells it from one that others write.
+# Marks a directory that this program is writing, to tell it from those that others write.
 OWNER_FILE = 'ggcf_jax_is_preparing'
 
 _SHARD_BYTES = 128 << 20
@@ -37,45 +38,60 @@ _SECONDS_BETWEEN_LINES = 30
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One record to be written.
+    """A record that is to be written.
 
     Attributes:
-        name: unique within its split.
-        size: its bytes, about.
-        read: returns its features, encoded, or raises InputError; called once, in any thread.
+        name: key of the record, unique within its split.
+        size: estimate of its size in bytes.
+        read: returns its encoded features, or raises InputError; called once, in any thread.
     """
 
     name: str
     size: int
-    read: Callable[[], dict]
+    read: Callable[[], dict[str, Any]]
+
+
+Splits = Mapping[str, Sequence[Record]]
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """TFDS builder of records that are encoded already. Subclasses list them in `records`.
 
     Attributes:
-        threads: that read records.
+        threads: number of threads that read records.
     """
 
     threads = min(8, os.cpu_count() or 1)
 
-    @abc.abstractmethod
-    def records(self) -> contextlib.AbstractContextManager[dict[str, Sequence[Record]]]:
-        """Lists the records by split, without reading them; they are read within the context."""
+    def __init_subclass__(cls) -> None:
+        # The registry of TFDS may have a data set of the same name.
+        super().__init_subclass__(skip_registration=True)  # type: ignore[call-arg]  # TFDS is untyped
 
-    def _download_and_prepare(self, dl_manager, download_config=None) -> None:
+    @abc.abstractmethod
+    def records(self) -> contextlib.AbstractContextManager[Splits]:
+        """Lists the records of each split, without reading them.
+
+        Returns:
+            Context manager of split name -> records, which are read before it is left.
+
+        Raises:
+            InputError: files that the data set is made from are missing or wrong.
+        """
+
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
         directory = pathlib.Path(self.data_dir)  # incomplete.*, renamed when all is written
         owner = directory / OWNER_FILE
         owner.write_text(f'{socket.gethostname()} {os.getpid()}\n', encoding='utf-8')
         with self.records() as splits:
-            self._check_room(splits, directory)
+            self._check_disk(splits, directory)
             self._shards = {split: _shards(split, records) for split, records in splits.items()}
             total = sum(map(len, splits.values()))
             with _progress(self.info.full_name, total) as self._advance:
                 super()._download_and_prepare(dl_manager, download_config)
         owner.unlink()
 
-    def _check_room(self, splits: dict[str, Sequence[Record]], directory: pathlib.Path) -> None:
+    def _check_disk(self, splits: Splits, directory: pathlib.Path) -> None:
+        """Refuses a disk that cannot hold the records."""
         needed = sum(record.size for records in splits.values() for record in records)
         free = shutil.disk_usage(directory).free
         if needed > free:
@@ -85,16 +101,16 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 '--config.data.data_dir to a directory on a larger disk'
             )
 
-    def _shard_iterators_per_split(self, dl_manager):
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
         del dl_manager  # nothing is downloaded
         return {
             split: [functools.partial(self._read_shard, shard) for shard in shards]
             for split, shards in self._shards.items()
         }
 
-    def _read_shard(self, shard: list[Record]) -> Iterator[tuple[str, dict]]:
+    def _read_shard(self, shard: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yields (name, features) in order while threads read and check the next ones."""
-        waiting = collections.deque()
+        waiting: _Waiting = collections.deque()
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
             for record in shard:
                 waiting.append((record.name, pool.submit(record.read)))
@@ -103,13 +119,13 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             while waiting:
                 yield self._next(waiting)
 
-    def _next(self, waiting: collections.deque) -> tuple[str, dict]:
+    def _next(self, waiting: '_Waiting') -> tuple[str, dict[str, Any]]:
         name, future = waiting.popleft()
         features = future.result()
         self._advance()
         return name, features
 
-    # What TFDS prints before and after; our own lines and bar say it.
+    # Replaces what TFDS prints before and after by our own lines and progress bar.
     def _log_download_bytes(self) -> None:
         pass
 
@@ -117,18 +133,27 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         pass
 
 
+# Names of records, and the features that threads are reading.
+_Waiting = collections.deque[tuple[str, concurrent.futures.Future[dict[str, Any]]]]
+
+
 def check_pair(
-    image: bytes, label: bytes, label_map: np.ndarray, image_name: str, label_name: str
+    decoder: Decoder, image: bytes, label: bytes, *, image_name: str, label_name: str
 ) -> None:
     """Decodes an image and its label as training would.
+
+    Args:
+        decoder: decoder of the data set.
+        image: encoded image.
+        label: encoded label.
+        image_name: name of the image, for error messages.
+        label_name: name of the label, for error messages.
 
     Raises:
         InputError: one cannot be decoded, they differ in size, or a label value is not allowed.
     """
-    pixels = decode_image(image, image_name)
-    check_sizes(
-        pixels, map_labels(decode_label(label, label_name), label_map, label_name), image_name
-    )
+    pixels = decoder.image(image, image_name)
+    check_sizes(pixels, decoder.label(label, label_name), image_name)
 
 
 def _shards(split: str, records: Sequence[Record]) -> list[list[Record]]:
@@ -148,9 +173,13 @@ def _shards(split: str, records: Sequence[Record]) -> list[list[Record]]:
 
 @contextlib.contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on a terminal, elsewhere a line every half minute; yields a function to count by."""
+    """Shows a bar on a terminal, elsewhere a line every half minute.
+
+    Yields:
+        A function to call after each record.
+    """
     console = Console()
-    began = spoken = time.monotonic()
+    began = last_line = time.monotonic()
     done = 0
     columns = (
         TextColumn('preparing {task.description}'),
@@ -160,17 +189,18 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
         TimeRemainingColumn(),
     )
     bar = Progress(*columns, console=console, expand=True) if console.is_terminal else None
-    task = bar.add_task(name, total=total) if bar else None
-    if not bar:
+    if bar:
+        task = bar.add_task(name, total=total)
+    else:
         console.print(f'preparing {name}: {total} images', highlight=False, soft_wrap=True)
 
     def advance() -> None:
-        nonlocal done, spoken
+        nonlocal done, last_line
         done += 1
         if bar:
             bar.advance(task)
-        elif time.monotonic() - spoken > _SECONDS_BETWEEN_LINES:
-            spoken = time.monotonic()
+        elif time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
             console.print(
                 f'preparing {name}: {done} of {total} images', highlight=False, soft_wrap=True
             )

@@ -1,12 +1,15 @@
-"""Encoded images and labels: decoding them, and refusing what would be silently wrong."""
+"""Image and label files: decoding them, and refusing what would be silently wrong."""
 
 import contextlib
+import dataclasses
 import io
 import struct
+from typing import Protocol
 
 import cv2
 import imagecodecs
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from ggcf_jax.errors import InputError
@@ -19,16 +22,63 @@ _JPEG = b'\xff\xd8'
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image to uint8 [h, w, 3] RGB.
+class WindowedImage(Protocol):
+    """An image of which `image[rows, columns]`, two slices without a step, gives the pixels.
 
-    Grey becomes RGB, 16 bits become 8, transparency is dropped and EXIF rotation ignored, as
+    An array is one; `jpeg_tiles.TiledImage` decodes only what the window touches.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(height, width, 3)."""
+        ...
+
+    def __getitem__(self, window: tuple[slice, slice], /) -> UInt8[np.ndarray, 'h w 3']:
+        """Returns the RGB pixels of a window.
+
+        Args:
+            window: slice of rows, slice of columns.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileDecoder:
+    """Decodes image files (PNG, JPEG and the other formats of OpenCV) with PNG labels.
+
+    Attributes:
+        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
+    """
+
+    label_map: UInt8[np.ndarray, '256']
+
+    def image(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+        """Decodes an image, see `decode_image`."""
+        return decode_image(data, name)
+
+    def label(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
+        """Decodes a label to train ids, see `decode_label` and `map_labels`."""
+        return map_labels(decode_label(data, name), self.label_map, name)
+
+    def label_size(self, data: bytes, name: str) -> tuple[int, int]:
+        """Returns (height, width) of a label, see `label_size`."""
+        return label_size(data, name)
+
+
+def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+    """Decodes an image to RGB.
+
+    Grey becomes RGB, 16 bits become 8, transparency is dropped and EXIF rotation is ignored, as
     labels have none.
 
+    Args:
+        data: content of the image file.
+        name: name of the image, for error messages.
+
     Raises:
-        InputError: not an image, or one that breaks off; `name` is in the message.
+        InputError: not an image, or a truncated one.
     """
-    # Decoders fill what is missing of a cut-off file with grey and say nothing.
+    # Decoders silently fill what is missing of a truncated file with grey.
     if is_complete(data):
         with contextlib.suppress(imagecodecs.PngError, imagecodecs.Jpeg8Error):
             image = _decode_usual(data)
@@ -39,8 +89,16 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     raise undecodable(name)
 
 
-def decode_upright(data: bytes, name: str) -> np.ndarray:
-    """As `decode_image`, turned as EXIF says: for images without labels, such as photographs."""
+def decode_upright(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+    """Decodes an image and rotates it as EXIF says: for images without labels, such as photographs.
+
+    Args:
+        data: content of the image file.
+        name: name of the image, for error messages.
+
+    Raises:
+        InputError: not an image, or a truncated one.
+    """
     image = _decode_any(data, cv2.IMREAD_COLOR_RGB) if is_complete(data) else None
     if image is None:
         raise undecodable(name)
@@ -48,21 +106,26 @@ def decode_upright(data: bytes, name: str) -> np.ndarray:
 
 
 def undecodable(name: str) -> InputError:
-    """The error to raise for the image called `name`."""
+    """Returns the error to raise for an image that cannot be decoded.
+
+    Args:
+        name: name of the image.
+    """
     return InputError(f'{name}: the image cannot be decoded; is the file damaged?')
 
 
 def _decode_any(data: bytes, flags: int) -> np.ndarray | None:
+    """Decodes any format of OpenCV; None if it cannot."""
     return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
 
 
 def _decode_usual(data: bytes) -> np.ndarray | None:
-    """An 8-bit RGB PNG or a colour JPEG, faster than OpenCV does it; None if it is something else.
+    """Decodes an 8-bit RGB PNG or a colour JPEG; None for anything else.
 
-    The pixels are the same. imagecodecs comes with newer libraries.
+    The pixels are those of OpenCV, but imagecodecs comes with newer, faster libraries.
     """
     if data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB):
-        # A colour that is marked as transparent makes a fourth channel.
+        # A colour that is marked as transparent adds a fourth channel.
         return np.ascontiguousarray(imagecodecs.png_decode(data)[..., :3])
     if data.startswith(_JPEG):
         image = imagecodecs.jpeg8_decode(data)
@@ -70,15 +133,19 @@ def _decode_usual(data: bytes) -> np.ndarray | None:
     return None
 
 
-def decode_label(data: bytes, name: str) -> np.ndarray:
-    """Decodes a label to its raw values, uint8 [h, w]; of a palette PNG these are the indices.
+def decode_label(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
+    """Decodes a label to its raw values; those of a palette PNG are the palette indices.
+
+    Args:
+        data: content of the label file.
+        name: name of the label, for error messages.
 
     Raises:
-        InputError: not a PNG, one that breaks off, or not of 8-bit class ids.
+        InputError: not a PNG, a truncated one, or one whose pixels are not 8-bit class ids.
     """
     bits, colors = _png_format(data, name)
     if colors == _PALETTE:  # OpenCV would give the colours
-        label = np.asarray(Image.open(io.BytesIO(data)))
+        label: np.ndarray | None = np.asarray(Image.open(io.BytesIO(data)))
     elif (bits, colors) == (8, _GREY):
         label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     else:
@@ -93,14 +160,22 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
 
 
 def label_size(data: bytes, name: str) -> tuple[int, int]:
-    """(h, w) of a label PNG, from its header alone."""
+    """Returns (height, width) of a label PNG, from its header alone.
+
+    Args:
+        data: content of the label file.
+        name: name of the label, for error messages.
+
+    Raises:
+        InputError: not a PNG, or a truncated one.
+    """
     _png_format(data, name)
     width, height = struct.unpack('>II', data[16:24])
     return height, width
 
 
 def _png_format(data: bytes, name: str) -> tuple[int, int]:
-    """(bits, colour type) of a complete PNG."""
+    """Returns (bits per channel, colour type) of a complete PNG."""
     if not data.startswith(_PNG):
         raise InputError(f'{name}: the label is not a PNG; other formats change class ids')
     if not is_complete(data):
@@ -109,17 +184,33 @@ def _png_format(data: bytes, name: str) -> tuple[int, int]:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a PNG or JPEG has its end marker; other formats only have to hold something."""
+    """Returns whether a PNG or JPEG has its end marker, or another format any bytes.
+
+    Args:
+        data: content of the image file.
+    """
     if data.startswith(_PNG):
         return b'IEND' in data[-64:]
     if data.startswith(_JPEG):
-        scan = data.rfind(b'\xff\xda')  # of the last scan; a preview has an end of its own
+        # The end marker follows the last scan; an embedded preview has one of its own.
+        scan = data.rfind(b'\xff\xda')
         return scan > 0 and data.find(b'\xff\xd9', scan) > 0
     return bool(data)
 
 
-def map_labels(raw: np.ndarray, label_map: np.ndarray, name: str) -> np.ndarray:
-    """Maps raw label values to train ids (uint8, same shape), refusing unknown values."""
+def map_labels(
+    raw: UInt8[np.ndarray, 'h w'], label_map: UInt8[np.ndarray, '256'], name: str
+) -> UInt8[np.ndarray, 'h w']:
+    """Maps raw label values to train ids.
+
+    Args:
+        raw: label values as stored.
+        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
+        name: name of the label, for error messages.
+
+    Raises:
+        InputError: a value that is `NOT_ALLOWED`.
+    """
     mapped = cv2.LUT(raw, label_map)
     if (mapped == NOT_ALLOWED).any():
         bad = np.unique(raw[mapped == NOT_ALLOWED])
@@ -130,12 +221,21 @@ def map_labels(raw: np.ndarray, label_map: np.ndarray, name: str) -> np.ndarray:
     return mapped
 
 
-def check_sizes(image: np.ndarray, label: np.ndarray, name: str) -> None:
-    """Refuses an image [h, w, 3] and a label [h, w] of different sizes."""
+def check_sizes(image: WindowedImage, label: UInt8[np.ndarray, 'h w'], name: str) -> None:
+    """Refuses an image and a label of different sizes.
+
+    Args:
+        image: image, decoded or not.
+        label: its label.
+        name: name of the image, for the error message.
+
+    Raises:
+        InputError: the sizes differ.
+    """
     if image.shape[:2] == label.shape:
         return
-    turned = image.shape[:2] == label.shape[::-1]
-    hint = '; its EXIF data may say that it is to be turned: save it turned' if turned else ''
+    rotated = image.shape[:2] == label.shape[::-1]
+    hint = '; EXIF data may ask for a rotation: save the image rotated' if rotated else ''
     raise InputError(
         f'{name}: the image is {image.shape[0]} x {image.shape[1]} but its label is '
         f'{label.shape[0]} x {label.shape[1]}; both must have the same size{hint}'

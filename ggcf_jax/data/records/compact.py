@@ -1,42 +1,52 @@
-"""A copy of training records that decodes several times faster, for few cores an accelerator.
+"""A copy of training records that decodes several times faster, for few CPU cores per accelerator.
 
-Images become tiles of JPEG (`tiles`), which is visually lossless (the error is in docs/data.md) and
-lets a crop decode only what it shows; labels become train ids under Zstandard: exact. Evaluation
-always reads the originals.
+Images become JPEG tiles (`jpeg_tiles`), which is visually lossless (docs/data.md has the error) and
+lets a crop decode only what it shows. Labels become train ids compressed by Zstandard, without
+loss. Evaluation always reads the originals.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import pathlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import UInt8
 
 from ggcf_jax.data.records import jpeg_tiles, prepare
-from ggcf_jax.data.records.builder import Record, RecordBuilder
-from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.data.records.dataset import Dataset, identity_label_map
+from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits
+from ggcf_jax.data.records.dataset import Dataset, RecordSource
 from ggcf_jax.errors import InputError
 
-_SAMPLES = 8  # records that the size of all is estimated from
+_SAMPLES = 8  # number of records that the size of the copy is estimated from
 _SIZE = struct.Struct('<II')
-_LEVEL = 9  # of Zstandard: smaller than the default, and as fast to decode
+_LEVEL = 9  # Zstandard level: smaller files than by default, as fast to decode
 
 
-def encode_label(label: np.ndarray) -> bytes:
-    """Encodes train ids, uint8 [h, w]: height, width and the pixels under Zstandard."""
-    return imagecodecs.zstd_encode(_SIZE.pack(*label.shape) + label.tobytes(), _LEVEL)
+def encode_label(label: UInt8[np.ndarray, 'h w']) -> bytes:
+    """Encodes height, width and pixels of a label with Zstandard.
+
+    Args:
+        label: train ids.
+    """
+    return bytes(imagecodecs.zstd_encode(_SIZE.pack(*label.shape) + label.tobytes(), _LEVEL))
 
 
-def decode_label(data: bytes, name: str) -> np.ndarray:
-    """Decodes `encode_label`: uint8 [h, w], read-only.
+def decode_label(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
+    """Decodes a label to train ids, as a read-only array.
+
+    Args:
+        data: a label as `encode_label` writes it.
+        name: name of the label, for error messages.
 
     Raises:
-        InputError: damaged bytes; `name` is in the message.
+        InputError: the bytes are damaged.
     """
     try:
         decoded = imagecodecs.zstd_decode(data)
@@ -46,54 +56,70 @@ def decode_label(data: bytes, name: str) -> np.ndarray:
         raise InputError(f'{name}: the label cannot be decoded: {error}') from error
 
 
-class CompactDataset(Dataset):
-    """A data set whose records are those of `Builder`."""
+class CompactDecoder:
+    """Decodes the records of `Builder`. Labels were mapped and checked when they were written."""
 
-    def open_image(self, record: Mapping) -> jpeg_tiles.TiledImage:
-        return jpeg_tiles.TiledImage(record['image'], record['name'])
+    def image(self, data: bytes, name: str) -> jpeg_tiles.TiledImage:
+        """Opens an image, of which windows can be decoded."""
+        return jpeg_tiles.TiledImage(data, name)
 
-    def decode_label(self, record: Mapping) -> np.ndarray:
-        # Train ids already; they were mapped and checked when the copy was made.
-        return decode_label(record['label'], record['name'])
+    def label(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
+        """Decodes a label to train ids."""
+        return decode_label(data, name)
+
+    def label_size(self, data: bytes, name: str) -> tuple[int, int]:
+        """Decodes a label for its (height, width)."""
+        height, width = decode_label(data, name).shape
+        return height, width
 
 
-class Builder(RecordBuilder, skip_registration=True):
+class Builder(RecordBuilder):
     """TFDS builder of the copy of one split; its config is named after what it was made from."""
 
     name = 'ggcf_jax_compact'
     VERSION = tfds.core.Version('2.0.0')  # grows with every change of `_convert` or its codecs
 
-    def __init__(self, dataset: Dataset, split: str, data_dir: str, threads: int):
+    def __init__(self, dataset: Dataset, split: str, *, data_dir: str, threads: int):
+        """Names the copy; nothing is read or written yet.
+
+        Args:
+            dataset: data set to copy from.
+            split: split to copy.
+            data_dir: folder of prepared data sets.
+            threads: number of threads that convert records.
+        """
         self._dataset, self._split, self.threads = dataset, split, threads
         identity = f'{dataset.identity} {split} {len(dataset.source(split))}'
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         config = tfds.core.BuilderConfig(name=f'{dataset.name}-{split}-{digest}')
         super().__init__(data_dir=data_dir, config=config)
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
             description=__doc__,
             features=tfds.features.FeaturesDict(
                 {
                     'name': tfds.features.Text(),
-                    'image': tfds.features.Scalar(np.object_),  # tiles.encode
+                    'image': tfds.features.Scalar(np.object_),  # jpeg_tiles.encode
                     'label': tfds.features.Scalar(np.object_),  # encode_label
                 }
             ),
         )
 
-    def records(self):
+    def records(self) -> contextlib.AbstractContextManager[Splits]:
+        """Lists the records, whose sizes are estimated from a few of them."""
         count = len(self._dataset.source(self._split))
         some = [self._convert(i) for i in range(0, count, max(1, count // _SAMPLES))]
         size = sum(len(r['image']) + len(r['label']) for r in some) // max(1, len(some))
-        # Names may repeat; the index makes the key.
+        # Names of images may repeat; an index does not.
         records = [
             Record(f'{i:09d}', size, functools.partial(self._convert, i)) for i in range(count)
         ]
         return contextlib.nullcontext({self._split: records})
 
-    def _convert(self, index: int) -> dict:
+    def _convert(self, index: int) -> dict[str, Any]:
+        """Reads a record of the original and encodes it."""
         example = self._dataset.decode(self._dataset.source(self._split)[index])
         return {
             'name': example['name'],
@@ -103,20 +129,26 @@ class Builder(RecordBuilder, skip_registration=True):
 
 
 def dataset(
-    dataset: Dataset, splits: Sequence[str], directory: pathlib.Path, threads: int
-) -> CompactDataset:
-    """The data set with only `splits`, in compact form; made on first use, with `threads`.
+    original: Dataset, splits: Sequence[str], *, directory: pathlib.Path, threads: int
+) -> Dataset:
+    """Returns a data set in compact form, whose files are written on first use.
+
+    Args:
+        original: data set to copy from.
+        splits: splits to copy; the copy has no others.
+        directory: folder of prepared data sets.
+        threads: number of threads that convert records.
 
     Raises:
-        InputError: a record that cannot be decoded, or a `directory` that cannot be written.
+        InputError: a record cannot be decoded, or `directory` cannot be written.
     """
-    sources = {}
+    sources: dict[str, RecordSource] = {}
     for split in splits:
-        builder = Builder(dataset, split, str(directory), threads)
+        builder = Builder(original, split, data_dir=str(directory), threads=threads)
         sources |= prepare.prepared_sources(builder)
-    changes = {
-        'sources': sources,
-        'label_map': identity_label_map(dataset.num_classes, IGNORE),
-        'identity': f'{dataset.identity} compact',
-    }
-    return CompactDataset(**(vars(dataset) | changes))
+    return dataclasses.replace(
+        original,
+        sources=sources,
+        decoder=CompactDecoder(),
+        identity=f'{original.identity} compact',
+    )

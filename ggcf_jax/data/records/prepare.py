@@ -1,4 +1,4 @@
-"""Preparing TFDS data sets without TensorFlow, stored as array_record, and reading them back."""
+"""Prepares TFDS data sets without TensorFlow, stored as array_record, and opens them."""
 
 import contextlib
 import errno
@@ -13,39 +13,11 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from ggcf_jax.data.records.builder import OWNER_FILE, RecordBuilder
+from ggcf_jax.data.records.dataset import PreparedSource, RecordSource, prepare_again
 from ggcf_jax.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-
-
-class PreparedSource:
-    """Records of one prepared split, still encoded.
-
-    A class rather than a lambda over the TFDS source because grain's worker processes pickle it.
-    """
-
-    def __init__(self, source, directory: pathlib.Path, image: str, label: str, name: str):
-        self._source, self._directory = source, directory
-        self._image, self._label, self._name = image, label, name
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict:
-        try:
-            record = self._source[index]
-        except RuntimeError as error:  # of array_record, which keeps a hash of every record
-            raise InputError(
-                f'record {index} cannot be read ({error}): the prepared data set is damaged; '
-                f'{_remake(self._directory)}'
-            ) from error
-        name = record[self._name]
-        return {
-            'name': name.decode() if isinstance(name, bytes) else str(name),
-            'image': record[self._image],
-            'label': record[self._label],
-        }
 
 
 def prepared_sources(
@@ -58,20 +30,25 @@ def prepared_sources(
     """Prepares the data set unless it is there, and opens every split.
 
     TFDS writes into a directory `incomplete.*` and renames it when it is complete, so an
-    interrupted preparation is simply done again. A lock makes other processes wait that want the
-    same data set at the same time, on every file system that has locks.
+    interrupted preparation is simply repeated. Where the file system has locks, other processes
+    that need the same data set wait meanwhile.
 
     Args:
-        builder: of the data set.
-        image: its feature of images. label: of labels. name: of names.
+        builder: TFDS builder of the data set.
+        image: name of the feature that holds the image.
+        label: name of the feature that holds the label.
+        name: name of the feature that holds the name.
+
+    Returns:
+        Split name -> records.
 
     Raises:
-        InputError: the data directory cannot be written or is full, what the data set is made
-            from is wrong, or what was prepared is damaged or not array_record.
+        InputError: the data directory cannot be written or is full, the files that the data set
+            is made from are wrong, or the prepared files are damaged or not array_record.
     """
     try:
         _prepare(builder)
-    except (OSError, RuntimeError) as error:  # array_record knows only RuntimeError
+    except (OSError, RuntimeError) as error:  # array_record raises nothing else
         full = builder.info.full_name
         if isinstance(error, PermissionError):
             raise InputError(
@@ -85,30 +62,40 @@ def prepared_sources(
                 'larger disk'
             ) from error
         raise
-    # From the files alone: this builder may have been made before they were.
+    # Opened from the files alone: this builder may have been constructed before they existed.
     builder = _open(pathlib.Path(builder.data_dir))
     skip = tfds.decode.SkipDecoding()
     return {
         split: PreparedSource(
-            builder.as_data_source(split, decoders={image: skip, label: skip}),
-            pathlib.Path(builder.data_dir),
-            image,
-            label,
-            name,
+            source=builder.as_data_source(split, decoders={image: skip, label: skip}),
+            directory=pathlib.Path(builder.data_dir),
+            image=image,
+            label=label,
+            name=name,
         )
         for split in builder.info.splits
     }
 
 
 def data_directory(data_dir: str | None) -> pathlib.Path:
-    """Where prepared data sets live: `data_dir`, or the default of TFDS."""
+    """Returns the folder of prepared data sets and other derived files.
+
+    Args:
+        data_dir: `config.data.data_dir`; None for the default of TFDS.
+    """
     return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
 
 
 def warn_of_counts(
-    name: str, sources: Mapping[str, PreparedSource], published: Mapping[str, tuple[int, ...]]
+    name: str, sources: Mapping[str, RecordSource], published: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Prints a warning for each split that has another number of images than was published."""
+    """Warns of each split that does not have the published number of images.
+
+    Args:
+        name: name of the data set.
+        sources: split name -> records.
+        published: split name -> numbers of images that are right, the published one first.
+    """
     for split, counts in published.items():
         if split in sources and len(sources[split]) not in counts:
             print(
@@ -119,11 +106,12 @@ def warn_of_counts(
 
 
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares the data set unless it exists."""
     path = pathlib.Path(builder.data_dir)
     if path.exists():
         return
     if isinstance(builder, RecordBuilder):
-        with builder.records():  # what is missing is found before anything is written
+        with builder.records():  # finds missing files before anything is written
             pass
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.parent / f'.{path.name}.lock') as locked:
@@ -136,21 +124,21 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 @contextlib.contextmanager
 def _lock(path: pathlib.Path) -> Iterator[bool]:
-    """Holds a lock that dies with the process; yields False where locks are not supported."""
+    """Holds a lock that ends with the process; yields False where locks are not supported."""
     with path.open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             locked = True
         except BlockingIOError:
-            print(f'waiting for another process that prepares {path.parent}', flush=True)
+            print(f'waiting for another process that prepares data in {path.parent}', flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
             locked = True
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
             print(
-                f'warning: {path.parent} has no file locks ({error}); let only one process at a '
-                'time prepare data there',
+                f'warning: {path.parent} has no file locks ({error}); prepare data there with one '
+                'process at a time',
                 file=sys.stderr,
             )
             locked = False
@@ -158,11 +146,10 @@ def _lock(path: pathlib.Path) -> Iterator[bool]:
 
 
 def _remove_leftovers(path: pathlib.Path) -> None:
-    """Removes what killed preparations of ours left; no live one can be writing it."""
-    for left in path.parent.glob(f'incomplete.*_{path.name}'):
-        # Other programs' directories are not ours to judge.
-        if (left / OWNER_FILE).exists():
-            shutil.rmtree(left)
+    """Removes what our killed preparations left; the lock says that no live one writes there."""
+    for leftover in path.parent.glob(f'incomplete.*_{path.name}'):
+        if (leftover / OWNER_FILE).exists():  # otherwise another program may be writing it
+            shutil.rmtree(leftover)
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -172,10 +159,11 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
-    """Opens a prepared data set; refuses one that cannot be read or has lost records."""
+    """Opens a prepared data set; refuses one that cannot be read or lacks records."""
     if not (path / 'dataset_info.json').is_file():
         raise InputError(
-            f'{path} is not a prepared data set: dataset_info.json is missing; {_remake(path)}'
+            f'{path} is not a prepared data set: dataset_info.json is missing; '
+            f'{prepare_again(path)}'
         )
     builder = tfds.builder_from_directory(path)
     info = builder.info
@@ -194,17 +182,13 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
             if found != expected:
                 raise InputError(
                     f'{file} holds {found} of its {expected} records: the prepared data set is '
-                    f'damaged; {_remake(path)}'
+                    f'damaged; {prepare_again(path)}'
                 )
     return builder
 
 
-def _remake(path: pathlib.Path) -> str:
-    return f'remove {path} to have it prepared again'
-
-
 def _num_records(file: str) -> int:
-    """Number of records of an array_record file; 0 for a file that is missing or cut off."""
+    """Number of records in an array_record file; 0 for a file that is missing or truncated."""
     try:
         reader = array_record_module.ArrayRecordReader(file)
         found = reader.num_records()

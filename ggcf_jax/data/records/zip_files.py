@@ -1,4 +1,4 @@
-"""Reading published zip files where they lie, without unpacking them to disk."""
+"""Published zip files, read in place without unpacking them to disk."""
 
 import contextlib
 import pathlib
@@ -10,18 +10,21 @@ from ggcf_jax.errors import InputError
 
 
 class Zip:
-    """One zip file, open for reading; threads may share it.
+    """A zip file, open for reading; threads may share it.
 
     Attributes:
-        path: the file.
-        sizes: unpacked bytes by member name.
+        path: path of the zip file.
+        sizes: member name -> unpacked size in bytes.
     """
 
     def __init__(self, path: pathlib.Path):
         """Reads the table of contents.
 
+        Args:
+            path: path of the zip file.
+
         Raises:
-            InputError: the file is damaged, or cannot be read.
+            InputError: the file is damaged or cannot be read.
         """
         self.path = path
         try:
@@ -35,7 +38,10 @@ class Zip:
         self.sizes = {info.filename: info.file_size for info in self._file.infolist()}
 
     def read(self, member: str) -> bytes:
-        """Returns the content of a member, whose checksum is verified.
+        """Reads a member and verifies its checksum.
+
+        Args:
+            member: name of the member.
 
         Raises:
             InputError: the member is damaged, or the file cannot be read.
@@ -49,22 +55,28 @@ class Zip:
             ) from error
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
 
 
 @contextlib.contextmanager
 def open_zips(
-    manual_dir: str | None, names: tuple[str, ...], source: str
+    manual_dir: str | None, names: tuple[str, ...], website: str
 ) -> Iterator[dict[str, Zip]]:
-    """Opens the zips `names` in the folder `manual_dir`; yields them by name.
+    """Opens zip files for the length of a `with` block.
 
     Args:
-        source: where they can be had, for the message.
+        manual_dir: folder of the zip files, `config.data.manual_dir`.
+        names: file names of the zip files.
+        website: address they are published at, for error messages.
+
+    Yields:
+        File name -> opened zip file.
 
     Raises:
-        InputError: there is no such folder, or some of the zips are missing or damaged.
+        InputError: there is no such folder, or some of the zip files are missing or damaged.
     """
-    wanted = f'it must hold {", ".join(names)} from {source}, as downloaded and not unpacked'
+    wanted = f'it must hold {", ".join(names)} from {website}, as downloaded and not unpacked'
     if not manual_dir:
         raise InputError(
             f'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR: {wanted}'
@@ -84,6 +96,7 @@ def open_zips(
 
 
 def _bytes(path: pathlib.Path) -> str:
+    """Size of a file as messages show it."""
     try:
         return f'{path.stat().st_size:,}'
     except OSError:

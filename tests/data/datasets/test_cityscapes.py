@@ -114,7 +114,7 @@ def shards(tmp_path) -> list[pathlib.Path]:
 def test_fine_round_trip(folder, tmp_path):
     dataset = data.build(config(folder, tmp_path))
     assert dataset.num_classes == 19 and dataset.unlabeled == ('test',)
-    assert list(dataset.sources) == ['train', 'validation', 'test']
+    assert list(dataset.sources) == ['train', 'validation', 'test', 'train_extra']
     pixels, ids = members(folder / IMAGES), members(folder / LABELS)
     for split, names in zip(dataset.sources, FINE.values()):
         records = by_name(dataset.source(split))
@@ -134,7 +134,7 @@ def test_fine_round_trip(folder, tmp_path):
 
 def test_official_builder_reads_what_we_prepare(coarse_folder, tmp_path):
     dataset = data.build(config(coarse_folder, tmp_path))
-    dataset.source('train_extra')
+    len(dataset.source('train_extra'))  # prepares it
     for name, splits in (
         ('semantic_segmentation', ('train', 'validation', 'test')),
         ('semantic_segmentation_extra', ('train', 'validation', 'train_extra')),
@@ -229,7 +229,7 @@ def test_tfrecord_is_refused_with_the_cure(folder, tmp_path):
 
 def test_coarse_images_are_prepared_when_asked_for(coarse_folder, tmp_path, capsys):
     dataset = data.build(config(coarse_folder, tmp_path))
-    assert list(dataset.sources) == ['train', 'validation', 'test']
+    assert list(dataset.sources) == ['train', 'validation', 'test', 'train_extra']
     assert not (tmp_path / 'prepared' / 'cityscapes' / 'semantic_segmentation_extra').exists()
     records = by_name(dataset.source('train_extra'))
     assert sorted(records) == ['augsburg_000000_000000', 'troisdorf_000000_000074']
@@ -253,7 +253,7 @@ def test_coarse_zips_are_named_only_when_missed(folder, tmp_path):
     with pytest.raises(
         InputError, match=r'has no gtCoarse\.zip, leftImg8bit_trainextra\.zip; it must hold'
     ):
-        dataset.source('train_extra')
+        len(dataset.source('train_extra'))
     with pytest.raises(InputError, match="no split 'train_ekstra'"):
         dataset.source('train_ekstra')
 

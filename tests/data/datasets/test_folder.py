@@ -59,7 +59,7 @@ def test_a_text_file_of_names_numbers_the_classes(folder, tmp_path):
     dataset = _build(folder, tmp_path, classes='names.txt')
     assert dataset.classes[26] == 'class 26'
     assert len(set(dataset.colors)) == 30
-    assert dataset.label_map[26] == 26 and dataset.label_map[255] == IGNORE
+    assert dataset.decoder.label_map[[26, 255]].tolist() == [26, IGNORE]
 
 
 def test_changed_files_change_the_identity(folder, tmp_path):
@@ -82,7 +82,7 @@ def _append(folder, text):
         (lambda f: _append(f, 'car, 1, 2, 3, 9\n'), {}, "class name 'car' is .* duplicated"),
         (lambda f: _append(f, 'bus, 1, 2, 3, 26\n'), {}, "value 26 of class 'bus' belongs to an"),
         (lambda f: _append(f, 'bus, 1, 2, 3, \n'), {}, "class 'bus' has no ids"),
-        (lambda f: _append(f, 'bus, 1, 2, 300, 9\n'), {}, "blue '300' of class 'bus' is not 0"),
+        (lambda f: _append(f, 'bus, 1, 2, 300, 9\n'), {}, "blue '300' of class 'bus' is not in 0"),
         (lambda f: (f / 'train/labels/a/1.png').unlink(), {}, '1 of 3 images have no label, .*1.p'),
         (lambda f: None, {'splits.train': 'a,b'}, 'splits.train=.*a is not a directory'),
         (lambda f: None, {'splits.train': ''}, 'splits.train is empty'),

@@ -8,7 +8,7 @@ import pytest
 from ggcf_jax import data
 from ggcf_jax.data import class_uniform, mixture, pipeline, transforms
 from ggcf_jax.data.records import compact
-from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records.codec import IGNORE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
 
@@ -32,7 +32,14 @@ def _pngs(pairs):
     source = _Pngs([(image[..., ::-1], label) for image, label in pairs])
     names = tuple(map(str, range(9)))
     colors = ((0, 0, 0),) * 9
-    return Dataset('pngs', names, colors, {'train': source}, identity_label_map(9, IGNORE), 'pngs')
+    return Dataset(
+        name='pngs',
+        classes=names,
+        colors=colors,
+        sources={'train': source},
+        decoder=FileDecoder(identity_label_map(9, IGNORE)),
+        identity='pngs',
+    )
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def _examples(dataset):
 
 def test_labels_are_exact_and_images_close(camvid_folder, tiny_config, tmp_path):
     original = data.build(tiny_config.data)
-    made = compact.dataset(original, ['train'], tmp_path / 'compact', 2)
+    made = compact.dataset(original, ['train'], directory=tmp_path / 'compact', threads=2)
     assert set(made.sources) == {'train'}
     pairs = _examples(original), _examples(made)
     assert pairs[0].keys() == pairs[1].keys() and len(pairs[0]) == 6
@@ -76,7 +83,7 @@ def test_labels_are_exact_and_images_close(camvid_folder, tiny_config, tmp_path)
 )
 def test_samples_are_those_of_the_decoded_whole(streets, tmp_path, options):
     """Windows of tiles against PNG files of the same pixels, through the whole pipeline."""
-    made = compact.dataset(streets, ['train'], tmp_path, 2)
+    made = compact.dataset(streets, ['train'], directory=tmp_path, threads=2)
     source = made.source('train')
     decoded = [made.decode(source[i]) for i in range(len(source))]
     wholes = _pngs([(e['image'], e['label']) for e in decoded])
@@ -116,7 +123,7 @@ def test_labels_that_are_damaged_are_refused(rng):
 
 
 def test_labels_of_another_size_are_refused(streets, tmp_path):
-    made = compact.dataset(streets, ['train'], tmp_path, 2)
+    made = compact.dataset(streets, ['train'], directory=tmp_path, threads=2)
     records = {record['name']: record for record in map(made.source('train').__getitem__, range(4))}
     mixed = records['image_0'] | {'label': records['image_1']['label']}
     with pytest.raises(
@@ -128,16 +135,16 @@ def test_labels_of_another_size_are_refused(streets, tmp_path):
 def test_records_of_another_version_are_made_again(streets, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(compact.Builder, 'VERSION', '1.1.0')  # whole JPEG files
-        compact.dataset(streets, ['train'], tmp_path, 2)
+        compact.dataset(streets, ['train'], directory=tmp_path, threads=2)
     (old,) = (path for path in tmp_path.rglob('*array_record-*') if '1.1.0' in path.parts)
     old.write_bytes(b'')
-    assert _examples(compact.dataset(streets, ['train'], tmp_path, 2)).keys() == {
+    assert _examples(compact.dataset(streets, ['train'], directory=tmp_path, threads=2)).keys() == {
         f'image_{i}' for i in range(4)
     }
 
 
 def test_worker_processes_can_have_it(streets, tmp_path):
-    made = compact.dataset(streets, ['train'], tmp_path, 2)
+    made = compact.dataset(streets, ['train'], directory=tmp_path, threads=2)
     copy = pickle.loads(pickle.dumps(made))
     for name, example in _examples(made).items():
         np.testing.assert_array_equal(_examples(copy)[name]['image'], example['image'])

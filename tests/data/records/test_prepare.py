@@ -37,7 +37,7 @@ def example(split: str, index: int) -> dict:
     return {'name': f'{split}_{index}', 'image': encoded, 'label': encoded}
 
 
-class Builder(RecordBuilder, skip_registration=True):
+class Builder(RecordBuilder):
     name = 'numbers'
     VERSION = tfds.core.Version('1.0.0')
 
