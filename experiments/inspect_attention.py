@@ -21,16 +21,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
-from experiments.common import cli, pictures, queries, runs, tables, trained
+from experiments.common import cli, pictures, queries, runs, tables
 from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel
+from experiments.common.runs import LoadedRun
 from ggcf_jax import attention
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
-from ggcf_jax.models import merge
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
@@ -127,41 +126,44 @@ def measure(
     )
 
 
-def inspect(model: trained.Trained, selection: Selection, out: pathlib.Path) -> list[Row]:
+def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[Row]:
     """Computes the attention, draws it and writes the table.
 
     Args:
-        model: trained model with heads.
+        loaded: trained model with heads, and its data set.
         selection: image, query points and pruning.
         out: folder of the results.
 
     Raises:
         InputError: no such split, image or pixel, or a model without heads.
     """
-    heads, stride = model.model.heads, model.model.stride
+    model = loaded.model
+    heads, stride = model.network.heads, model.network.stride
     if not heads:
         raise InputError(
             f'the model of {model.workdir} has no heads: '
             f'config.model.context={model.config.model.context!r}'
         )
-    example = queries.load_example(model.dataset, selection.split, selection.image)
+    example = queries.load_example(loaded.dataset, selection.split, selection.image)
     image, label = example['image'], example['label']
     points = selection.queries or queries.deepest_pixels(label, selection.classes)
     queries.check_pixels(points, label)
-    at = jnp.asarray(nearest_positions(np.asarray(points), stride, label.shape))
+    at = nearest_positions(np.asarray(points), stride, label.shape)
 
-    @jax.jit
-    def attend(params: nnx.State, stats: nnx.State) -> jax.Array:
-        segmenter = pruned(merge(model.graphdef, params, stats), selection.rules)
-        assert isinstance(segmenter, Segmenter)
-        return segmenter.attention(image[None], at)
+    def attend(network: Segmenter, image: jax.Array, at: jax.Array) -> jax.Array:
+        pruned_network = pruned(network, selection.rules)
+        assert isinstance(pruned_network, Segmenter)
+        return pruned_network.attention(image[None], at)[0]
 
-    weights = np.asarray(attend(model.params, model.stats))[0]  # [queries, heads, rows, columns]
-    masks = [np.asarray(attention.neighbor_mask(graph, at, *weights.shape[2:])) for graph in heads]
+    weights = model.run(attend, image, at)  # [queries, heads, rows, columns]
+    masks = [
+        np.asarray(attention.neighbor_mask(graph, jnp.asarray(at), *weights.shape[2:]))
+        for graph in heads
+    ]
     rows: list[Row] = []
     for i, (y, x) in enumerate(points):
         coarse, position = queries.coarse_label(label, (y, x), stride)
-        name = model.dataset.classes[label[y, x]]
+        name = loaded.dataset.classes[label[y, x]]
         found = [
             Row(
                 y,
@@ -174,7 +176,7 @@ def inspect(model: trained.Trained, selection: Selection, out: pathlib.Path) -> 
         ]
         cells: list[Cell | None] = [
             Cell('image and query', image, marker=(y, x)),
-            Cell('ground truth', pictures.colorize(label, model.dataset), marker=(y, x)),
+            Cell('ground truth', pictures.colorize(label, loaded.dataset), marker=(y, x)),
         ]
         for row, head in zip(found, weights[i]):
             title = f'{row.head}: {row.label} {row.same_class:.0%} (chance {row.chance:.0%})'
@@ -203,8 +205,8 @@ def main(options: argparse.Namespace) -> None:
         classes=options.classes,
         rules=rules,
     )
-    model = trained.load(options.workdir, runs.parse_checkpoint(options.checkpoint))
-    inspect(model, selection, options.out or options.workdir / 'attention')
+    loaded = runs.load(options.workdir, runs.parse_checkpoint(options.checkpoint))
+    inspect(loaded, selection, options.out or options.workdir / 'attention')
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -86,9 +86,20 @@ def missing(target: Target) -> str | None:
 
 
 def compiler(target: Target) -> str:
-    """Returns name and version of the compiler of a target, such as 'libtpu 0.0.42'."""
+    """Returns name and version of the compiler of a target, such as 'libtpu 0.0.42'.
+
+    Raises:
+        InputError: the compiler of the target is not installed.
+    """
+    _check_installed(target)
     package = _PACKAGES[target.platform][1]
     return f'{package} {importlib.metadata.version(package)}'
+
+
+def _check_installed(target: Target) -> None:
+    reason = missing(target)
+    if reason is not None:
+        raise InputError(f'cannot compile for {target.topology} of {target.platform}: {reason}')
 
 
 def devices(target: Target) -> list[jax.Device]:
@@ -97,9 +108,7 @@ def devices(target: Target) -> list[jax.Device]:
     Raises:
         InputError: the compiler of the target is not installed.
     """
-    reason = missing(target)
-    if reason is not None:
-        raise InputError(f'cannot compile for {target.topology} of {target.platform}: {reason}')
+    _check_installed(target)
     if target.platform == 'tpu':
         os.environ['TPU_SKIP_MDS_QUERY'] = '1'  # do not look for a cloud machine's metadata
         os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'  # nothing runs: processes do not clash

@@ -141,7 +141,7 @@ def run(case: programs.Case, loaded: LoadedConfig, num_classes: int, output: Out
 def main(options: argparse.Namespace) -> int:
     """Compiles the programs of the command line; returns the exit code."""
     jax.config.update('jax_platforms', 'cpu')  # an accelerator of this machine stays untouched
-    loaded = cli.load_config(options.config, options.overrides)
+    loaded = cli.load_config(options.config, options.config_overrides)
     output = Output(options.out, options.keep)
     gathers = [
         line

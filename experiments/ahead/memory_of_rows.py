@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
     height, _, width = options.size.partition('x')
     if not (height + width).isdecimal():
         raise InputError(f'--size={options.size} is not a size such as 1024x2048')
-    config = cli.load_config(options.config, options.overrides).config
+    config = cli.load_config(options.config, options.config_overrides).config
     gathers = []
     print('\n'.join(HEADER), flush=True)
     for space in map(int, options.spaces):

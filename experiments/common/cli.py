@@ -46,7 +46,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         required=True,
         help='configuration, configs/NAME.py[:variant]; --config.field=value overrides a field',
     )
-    parser.set_defaults(overrides=[])
+    parser.set_defaults(config_overrides=[])
 
 
 def parse(
@@ -59,16 +59,16 @@ def parse(
         arguments: arguments, or None for those of the process.
 
     Returns:
-        The options; with `add_config` also `overrides`, a list of 'field=value'.
+        The options; with `add_config` also `config_overrides`, a list of 'field=value'.
     """
     options, rest = parser.parse_known_args(arguments)
-    takes_overrides = isinstance(parser.get_default('overrides'), list)  # `add_config` was called
+    takes_overrides = hasattr(options, 'config_overrides')
     unknown = [each for each in rest if not (takes_overrides and each.startswith(_PREFIX))]
     if unknown:
         hint = f'; overrides are written {_PREFIX}field=value' if takes_overrides else ''
         parser.error(f'unrecognized arguments: {" ".join(unknown)}{hint}')
     if takes_overrides:
-        options.overrides = [each.removeprefix(_PREFIX) for each in rest]
+        options.config_overrides = [each.removeprefix(_PREFIX) for each in rest]
     return options
 
 

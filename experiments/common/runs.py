@@ -12,14 +12,18 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import jax
 from ml_collections import ConfigDict
 
-from experiments.common import trained
 from ggcf_jax import data
 from ggcf_jax.attention import graphs
 from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.distributed.mesh import make_mesh
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir import model as workdir_model
+from ggcf_jax.workdir.classes import Classes
+from ggcf_jax.workdir.model import TrainedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +92,48 @@ def select(texts: Sequence[str]) -> list[SelectedRun]:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and the data set that it was trained on.
+
+    Attributes:
+        model: trained model, on the first device.
+        dataset: data set of the run.
+    """
+
+    model: TrainedModel
+    dataset: Dataset
+
+
+def load(
+    workdir: pathlib.Path,
+    checkpoint: Literal['best', 'latest'] | int = 'best',
+    dataset: Dataset | None = None,
+) -> LoadedRun:
+    """Loads a run for an experiment on one device.
+
+    Args:
+        workdir: workdir of the run.
+        checkpoint: checkpoint with the highest validation mIoU, the latest, or a step number.
+        dataset: data set of the run where it is open already; None opens it.
+
+    Raises:
+        InputError: no such run or checkpoint, a damaged one, or data that are missing.
+    """
+    if dataset is None:
+        dataset = data.build(workdir_config.load(workdir).data)
+    model = workdir_model.load(
+        workdir,
+        checkpoint,
+        classes=Classes(dataset.classes, dataset.colors),
+        mesh=make_mesh(jax.local_devices()[:1]),
+    )
+    return LoadedRun(model, dataset)
+
+
 def load_each(
     selected: Sequence[SelectedRun], checkpoint: str
-) -> Iterator[tuple[SelectedRun, trained.Trained]]:
+) -> Iterator[tuple[SelectedRun, LoadedRun]]:
     """Yields each run with its model, loaded one after the other; the data set is opened once.
 
     Args:
@@ -104,7 +147,7 @@ def load_each(
     dataset = common_dataset(selected)
     which = parse_checkpoint(checkpoint)
     for run in selected:
-        yield run, trained.load(run.workdir, which, dataset)
+        yield run, load(run.workdir, which, dataset)
 
 
 def parse_checkpoint(text: str) -> Literal['best', 'latest'] | int:

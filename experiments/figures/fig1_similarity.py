@@ -24,18 +24,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from experiments.common import cli, confusable, pictures, queries, runs, tables
 from experiments.common.confusable import ConfusableGroup
 from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel, QueryImage
-from experiments.common.runs import SelectedRun
-from experiments.common.trained import Trained
+from experiments.common.runs import LoadedRun, SelectedRun
 from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.models import merge
 from ggcf_jax.models.layers.resize import nearest_positions, upsample
+from ggcf_jax.models.segmenter import Segmenter
 
 FEATURES = ('backbone', 'fused')
 
@@ -91,34 +89,32 @@ Similarities = Callable[
 ]
 
 
-def make_similarities(trained: Trained) -> Similarities:
+def make_similarities(loaded: LoadedRun) -> Similarities:
     """Builds the function (image, query points) -> (similarities, prediction) of a model.
 
     Similarities are the `cosine` of the features at every position of the feature map to those at
     the query points, in the order of `FEATURES`; the prediction has train ids.
     """
 
-    @jax.jit
-    def compute(
-        params: nnx.State, stats: nnx.State, images: jax.Array, at: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        model = merge(trained.graphdef, params, stats)
-        _, h, w, _ = images.shape
-        *_, backbone = model.backbone(model.normalization(images).astype(model.dtype), False, None)
-        fused = model.context(backbone, False)
-        logits = model.classifier(fused).astype(jnp.float32)
+    def compute(network: Segmenter, image: jax.Array, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h, w, _ = image.shape
+        images = image[None]
+        *_, backbone = network.backbone(
+            network.normalization(images).astype(network.dtype), False, None
+        )
+        fused = network.context(backbone, False)
+        logits = network.classifier(fused).astype(jnp.float32)
         maps = jnp.stack([cosine(features[0], at) for features in (backbone, fused)])
-        prediction = upsample(logits, model.stride, (h, w)).argmax(-1)
+        prediction = upsample(logits, network.stride, (h, w)).argmax(-1)
         return maps, prediction[0].astype(jnp.uint8)
 
-    stride = trained.model.stride
+    stride = loaded.model.network.stride
 
     def similarities(
         image: np.ndarray, query_points: Sequence[Pixel]
     ) -> tuple[np.ndarray, np.ndarray]:
         at = nearest_positions(np.asarray(query_points), stride, image.shape[:2])
-        maps, prediction = compute(trained.params, trained.stats, image[None], at)
-        return np.asarray(maps), np.asarray(prediction)
+        return loaded.model.run(compute, image, at)
 
     return similarities
 
@@ -199,14 +195,14 @@ def compare(
     """
     rows: list[Row] = []
     pages: dict[tuple[str, Pixel], list[list[Cell | None]]] = {}
-    for run, trained in runs.load_each(selected, checkpoint):
-        similarities, stride = make_similarities(trained), trained.model.stride
+    for run, loaded in runs.load_each(selected, checkpoint):
+        similarities, stride = make_similarities(loaded), loaded.model.network.stride
         for each in images:
             maps, prediction = similarities(each.image, each.queries)
-            painted = pictures.colorize(prediction, trained.dataset)
+            painted = pictures.colorize(prediction, loaded.dataset)
             for i, query in enumerate(each.queries):
-                found = _measure_query(run.title, trained, each, query, maps[:, i], groups)
-                page = pages.setdefault((each.name, query), _first_row(trained, each, query))
+                found = _measure_query(run.title, loaded, each, query, maps[:, i], groups)
+                page = pages.setdefault((each.name, query), _first_row(loaded, each, query))
                 cells = [
                     _cell(row, each, query, similarity, stride)
                     for row, similarity in zip(found, maps[:, i])
@@ -222,14 +218,14 @@ def compare(
 
 def _measure_query(
     title: str,
-    trained: Trained,
+    loaded: LoadedRun,
     image: QueryImage,
     query: Pixel,
     maps: np.ndarray,
     groups: Sequence[ConfusableGroup],
 ) -> list[Row]:
     """Returns a row for each kind of features."""
-    label, at = queries.coarse_label(image.label, query, trained.model.stride)
+    label, at = queries.coarse_label(image.label, query, loaded.model.network.stride)
     own = image.label[query]
     members = [m for group in groups if own in group.members for m in group.members]
     y, x = query
@@ -239,7 +235,7 @@ def _measure_query(
             image.name,
             y,
             x,
-            trained.dataset.classes[own],
+            loaded.dataset.classes[own],
             features,
             *measure(similarity, label, at, members),
         )
@@ -247,9 +243,9 @@ def _measure_query(
     ]
 
 
-def _first_row(trained: Trained, image: QueryImage, query: Pixel) -> list[list[Cell | None]]:
-    title = f'{image.name}: {trained.dataset.classes[image.label[query]]}'
-    truth = pictures.colorize(image.label, trained.dataset)
+def _first_row(loaded: LoadedRun, image: QueryImage, query: Pixel) -> list[list[Cell | None]]:
+    title = f'{image.name}: {loaded.dataset.classes[image.label[query]]}'
+    truth = pictures.colorize(image.label, loaded.dataset)
     return [
         [Cell(title, image.image, marker=query), Cell('ground truth', truth, marker=query), None]
     ]

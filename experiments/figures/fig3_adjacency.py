@@ -131,8 +131,8 @@ def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Graph]:
         InputError: a model without heads.
     """
     found: list[Graph] = []
-    for run, trained in runs.load_each(runs.select(workdirs), checkpoint):
-        context = trained.model.context
+    for run, loaded in runs.load_each(runs.select(workdirs), checkpoint):
+        context = loaded.model.network.context
         if not isinstance(context, GGCF):
             raise InputError(f'{run.workdir}: {run.model} has no heads')
         for graph, params in zip(context.heads, context.graph_params):

@@ -22,7 +22,8 @@ import jax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.common import cli, pictures, runs, tables, trained
+from experiments.common import cli, pictures, runs, tables
+from experiments.common.runs import LoadedRun
 from experiments.common.tables import spread
 from ggcf_jax import data
 from ggcf_jax.attention.graphs import Graph
@@ -78,12 +79,12 @@ def rules(
 
 
 def measure(
-    model: trained.Trained, split: str, percents: Sequence[int], priority: Priority
+    loaded: LoadedRun, split: str, percents: Sequence[int], priority: Priority
 ) -> Iterator[tuple[int, float]]:
     """Evaluates a model on all images of a split at several drop rates.
 
     Args:
-        model: trained model.
+        loaded: trained model and its data set.
         split: split to evaluate.
         percents: drop rates in percent.
         priority: contexts to keep.
@@ -94,17 +95,17 @@ def measure(
     Raises:
         InputError: a model without heads.
     """
-    if not model.model.heads:
+    model, heads = loaded.model, loaded.model.network.heads
+    if not heads:
         raise InputError(f'{model.workdir}: this model has no heads to prune')
-    heads = model.model.heads
     mesh = mesh_lib.make_mesh()
-    batches = data.evaluation_batches(model.config, model.dataset, split)
+    batches = data.evaluation_batches(model.config, loaded.dataset, split)
     params, stats = jax.device_put((model.params, model.stats), mesh_lib.replicated(mesh))
     with jax.set_mesh(mesh), Progress(model.step) as progress:
         for percent in percents:
             plan = inference.Plan(average='logits', pruning=rules(heads, percent, priority))
             evaluate = evaluator.Evaluator(
-                evaluator.make_eval_step(model.graphdef, model.dataset.num_classes, mesh, plan),
+                evaluator.make_eval_step(model.graphdef, loaded.dataset.num_classes, mesh, plan),
                 batches,
                 mesh,
                 loader=data.loader_options(model.config.data),
@@ -201,14 +202,22 @@ def main(options: argparse.Namespace) -> None:
         for workdir in runs.find_workdirs(pathlib.Path(folder))
     ]
     for name, workdir in found:
-        model = trained.load(workdir, 'latest')
-        model.dataset.check_labeled(options.split, 'evaluated')
+        loaded = runs.load(workdir, 'latest')
+        loaded.dataset.check_labeled(options.split, 'evaluated')
         for priority in PRIORITIES:
-            done = _done(points, model, options.split, priority)
+            done = _done(points, loaded, options.split, priority)
             missing = [percent for percent in sorted(options.percents) if percent not in done]
-            for percent, miou in measure(model, options.split, missing, priority):
+            for percent, miou in measure(loaded, options.split, missing, priority):
                 points.append(
-                    Point(name, str(workdir), model.step, options.split, priority, percent, miou)
+                    Point(
+                        name,
+                        str(workdir),
+                        loaded.model.step,
+                        options.split,
+                        priority,
+                        percent,
+                        miou,
+                    )
                 )
                 tables.write_csv(path, points)
                 print(f'{name}, {workdir}: {priority}, {percent} %: mIoU {miou:.4f}', flush=True)
@@ -218,10 +227,10 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _done(
-    points: Sequence[Point], model: trained.Trained, split: str, priority: Priority
+    points: Sequence[Point], loaded: LoadedRun, split: str, priority: Priority
 ) -> Collection[int]:
     """Returns the drop rates in percent at which a checkpoint has been evaluated."""
-    evaluated = (str(model.workdir), model.step, split)
+    evaluated = (str(loaded.model.workdir), loaded.model.step, split)
     return {
         point.percent
         for point in points

@@ -25,15 +25,13 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Bool, Float, Int64, UInt8
 
 from experiments.common import cache, cli, confusable, pictures, runs, tables
 from experiments.common.confusable import ConfusableGroup
 from experiments.common.pictures import Cell
-from experiments.common.runs import SelectedRun
+from experiments.common.runs import LoadedRun, SelectedRun
 from experiments.common.tables import slug
-from experiments.common.trained import Trained
 from ggcf_jax import data
 from ggcf_jax.data import pipeline
 from ggcf_jax.data.records.codec import IGNORE
@@ -42,8 +40,8 @@ from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Sample
-from ggcf_jax.models import merge
 from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.segmenter import Segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +104,12 @@ def columns(selected: Sequence[SelectedRun], pruning: str) -> list[Column]:
 
 
 def predict_batches(
-    trained: Trained, plan: inference.Plan, batches: pipeline.EvaluationBatches
+    loaded: LoadedRun, plan: inference.Plan, batches: pipeline.EvaluationBatches
 ) -> Iterator[tuple[pipeline.Batch, UInt8[np.ndarray, 'b h w']]]:
     """Predicts batches of images.
 
     Args:
-        trained: model that predicts.
+        loaded: model that predicts, with its data set.
         plan: how images go through the model.
         batches: batches of a split of its data set.
 
@@ -119,22 +117,20 @@ def predict_batches(
         A batch, and the predicted train ids.
     """
 
-    @jax.jit
-    def predict(params: nnx.State, stats: nnx.State, images: jax.Array) -> jax.Array:
-        scores = inference.scores(merge(trained.graphdef, params, stats), images, plan)
-        return scores.argmax(-1).astype(jnp.uint8)
+    def predict(network: Segmenter, images: jax.Array) -> jax.Array:
+        return inference.scores(network, images, plan).argmax(-1).astype(jnp.uint8)
 
-    for batch in batches.load(loader=data.loader_options(trained.config.data)):
-        yield batch, np.asarray(predict(trained.params, trained.stats, batch['image']))
+    for batch in batches.load(loader=data.loader_options(loaded.model.config.data)):
+        yield batch, loaded.model.run(predict, batch['image'])
 
 
 def count(
-    trained: Trained, plan: inference.Plan, split: str, groups: Sequence[ConfusableGroup]
+    loaded: LoadedRun, plan: inference.Plan, split: str, groups: Sequence[ConfusableGroup]
 ) -> dict[str, np.ndarray]:
     """Counts confused pixels in every image of a split.
 
     Args:
-        trained: model that predicts.
+        loaded: model that predicts, with its data set.
         plan: how images go through the model.
         split: split of its data set.
         groups: confusable classes.
@@ -143,14 +139,14 @@ def count(
         'counts': int64 [images, groups, 3], the last axis as `confusable.pixel_counts`;
         'labelled': int64 [images], labelled pixels.
     """
-    classes, total = trained.dataset.num_classes, len(trained.dataset.source(split))
+    classes, total = loaded.dataset.num_classes, len(loaded.dataset.source(split))
     confusion = jax.jit(
         lambda labels, guesses: metrics.confusion_matrices(labels, guesses, classes, IGNORE)
     )
     counts, labelled = np.zeros((total, len(groups), 3), np.int64), np.zeros(total, np.int64)
-    batches = data.evaluation_batches(trained.config, trained.dataset, split)
-    with Progress(trained.step) as progress, progress.evaluating(total, split) as advance:
-        for batch, predictions in predict_batches(trained, plan, batches):
+    batches = data.evaluation_batches(loaded.model.config, loaded.dataset, split)
+    with Progress(loaded.model.step) as progress, progress.evaluating(total, split) as advance:
+        for batch, predictions in predict_batches(loaded, plan, batches):
             real = batch['index'] >= 0
             places = batch['index'][real]
             matrices = np.asarray(confusion(batch['label'], predictions))[real].astype(np.int64)
@@ -182,40 +178,40 @@ def count_all(
         The counts, and the labelled pixels of each image.
     """
     found = []
-    for column, trained in _load_columns(wanted, checkpoint):
+    for column, loaded in _load_columns(wanted, checkpoint):
         key = {
             'workdir': str(column.run.workdir.resolve()),
-            'step': trained.step,
+            'step': loaded.model.step,
             'split': split,
             'plan': str(column.plan),
             'families': [group.name for group in groups],
         }
 
-        def compute(column: Column = column, trained: Trained = trained) -> dict[str, np.ndarray]:
+        def compute(column: Column = column, loaded: LoadedRun = loaded) -> dict[str, np.ndarray]:
             print(f'{column.title}:', flush=True)
-            return count(trained, column.plan, split, groups)
+            return count(loaded, column.plan, split, groups)
 
         path = folder / f'{slug(column.title)}.npz'
         found.append(cache.load_or_compute(path, key, compute))
     return np.stack([each['counts'] for each in found]), found[0]['labelled']
 
 
-def _load_columns(wanted: Sequence[Column], checkpoint: str) -> Iterator[tuple[Column, Trained]]:
+def _load_columns(wanted: Sequence[Column], checkpoint: str) -> Iterator[tuple[Column, LoadedRun]]:
     """Yields each column with its model; columns of one run share it."""
     selected = list(dict.fromkeys(column.run for column in wanted))
-    for run, trained in runs.load_each(selected, checkpoint):
+    for run, loaded in runs.load_each(selected, checkpoint):
         for column in wanted:
             if column.run == run:
-                yield column, trained
+                yield column, loaded
 
 
 def samples(
-    trained: Trained, plan: inference.Plan, split: str, images: Sequence[int]
+    loaded: LoadedRun, plan: inference.Plan, split: str, images: Sequence[int]
 ) -> dict[int, Sample]:
     """Predicts some images, in the same batches as `count` does.
 
     Args:
-        trained: model that predicts.
+        loaded: model that predicts, with its data set.
         plan: how images go through the model.
         split: split of its data set.
         images: numbers of the images in the split.
@@ -223,16 +219,16 @@ def samples(
     Returns:
         Number of the image -> its pictures.
     """
-    every = data.evaluation_batches(trained.config, trained.dataset, split)
+    every = data.evaluation_batches(loaded.model.config, loaded.dataset, split)
     needed = np.flatnonzero(np.isin(every.indices, images).any(1))
     batches = every.select(needed)
     found = {}
-    for batch, predictions in predict_batches(trained, plan, batches):
+    for batch, predictions in predict_batches(loaded, plan, batches):
         for row, index in enumerate(batch['index'].tolist()):
             if index in images:
                 shown = tuple(slice(length) for length in batch['size'][row])
                 found[index] = Sample(
-                    name=trained.dataset.source(split)[index]['name'],
+                    name=loaded.dataset.source(split)[index]['name'],
                     image=batch['image'][row][shown].copy(),
                     label=batch['label'][row][shown].copy(),
                     prediction=predictions[row][shown].copy(),
@@ -358,8 +354,8 @@ def main(options: argparse.Namespace) -> None:
     }
     shown = [number for numbers in images.values() for number in numbers]
     found = [
-        samples(trained, column.plan, options.split, shown)
-        for column, trained in _load_columns(wanted if shown else (), options.checkpoint)
+        samples(loaded, column.plan, options.split, shown)
+        for column, loaded in _load_columns(wanted if shown else (), options.checkpoint)
     ]
     for name, numbers in images.items():
         if numbers:

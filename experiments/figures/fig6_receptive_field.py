@@ -30,9 +30,8 @@ import numpy as np
 from experiments.common import cache, cli, confusable, pictures, queries, runs, tables
 from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel, QueryImage
-from experiments.common.runs import SelectedRun
+from experiments.common.runs import LoadedRun, SelectedRun
 from experiments.common.tables import slug, spread
-from experiments.common.trained import Trained
 from experiments.figures import receptive_fields
 from experiments.figures.receptive_fields import Sliding
 from ggcf_jax.errors import InputError
@@ -96,15 +95,15 @@ def compare(selected: Sequence[SelectedRun], checkpoint: str, comparison: Compar
     """
     rows: list[Row] = []
     pages: dict[tuple[str, Pixel], list[list[Cell]]] = {}
-    for run, trained in runs.load_each(selected, checkpoint):
+    for run, loaded in runs.load_each(selected, checkpoint):
         functions = {
-            'occlusion': receptive_fields.make_occlusion(trained, comparison.sliding),
-            'gradient': receptive_fields.make_gradient(trained),
+            'occlusion': receptive_fields.make_occlusion(loaded.model, comparison.sliding),
+            'gradient': receptive_fields.make_gradient(loaded.model),
         }
         for each in comparison.images:
-            maps = _maps(run, trained, each, functions, comparison)
+            maps = _maps(run, loaded, each, functions, comparison)
             for i, (y, x) in enumerate(each.queries):
-                label = trained.dataset.classes[each.label[y, x]]
+                label = loaded.dataset.classes[each.label[y, x]]
                 line = []
                 for form in FORMS:
                     field = maps[form][i]
@@ -112,7 +111,7 @@ def compare(selected: Sequence[SelectedRun], checkpoint: str, comparison: Compar
                     row = Row(run.model, run.title, each.name, y, x, label, form, *extent)
                     line.append(_cell(row, each, field))
                     rows.append(row)
-                first = _first_row(trained, each, (y, x))
+                first = _first_row(loaded, each, (y, x))
                 pages.setdefault((each.name, (y, x)), first).append(line)
     for (name, (y, x)), page in pages.items():
         path = comparison.out / f'receptive_field_{name.replace("/", "_")}_{y}_{x}.png'
@@ -123,7 +122,7 @@ def compare(selected: Sequence[SelectedRun], checkpoint: str, comparison: Compar
 
 def _maps(
     run: SelectedRun,
-    trained: Trained,
+    loaded: LoadedRun,
     image: QueryImage,
     functions: Mapping[str, receptive_fields.Occlusion | receptive_fields.Gradient],
     comparison: Comparison,
@@ -132,7 +131,7 @@ def _maps(
     sliding = comparison.sliding
     key = {
         'workdir': str(run.workdir.resolve()),
-        'step': trained.step,
+        'step': loaded.model.step,
         'split': comparison.split,
         'image': image.name,
         'queries': image.queries,
@@ -156,14 +155,15 @@ def _maps(
             for changes in found['occlusion'].T
         ],
         'gradient': [
-            receptive_fields.cell_means(power, trained.model.stride) for power in found['gradient']
+            receptive_fields.cell_means(power, loaded.model.network.stride)
+            for power in found['gradient']
         ],
     }
 
 
-def _first_row(trained: Trained, image: QueryImage, query: Pixel) -> list[list[Cell]]:
-    title = f'{image.name}: {trained.dataset.classes[image.label[query]]}'
-    truth = pictures.colorize(image.label, trained.dataset)
+def _first_row(loaded: LoadedRun, image: QueryImage, query: Pixel) -> list[list[Cell]]:
+    title = f'{image.name}: {loaded.dataset.classes[image.label[query]]}'
+    truth = pictures.colorize(image.label, loaded.dataset)
     return [[Cell(title, image.image, marker=query), Cell('ground truth', truth, marker=query)]]
 
 

@@ -7,15 +7,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from experiments.common.queries import Pixel
-from experiments.common.trained import Trained
 from ggcf_jax.evaluation.inference import window_starts
-from ggcf_jax.models import merge
 from ggcf_jax.models.layers.resize import nearest_positions
+from ggcf_jax.models.segmenter import Segmenter
+from ggcf_jax.workdir.model import TrainedModel
 
 # Images [b, h, w, 3] -> logits [b, rows, columns, classes], and anything else.
 Model = Callable[[jax.Array], tuple[jax.Array, object]]
@@ -71,11 +70,11 @@ Occlusion = Callable[
 ]
 
 
-def make_occlusion(trained: Trained, sliding: Sliding) -> Occlusion:
+def make_occlusion(model: TrainedModel, sliding: Sliding) -> Occlusion:
     """Builds the occlusion test of a model.
 
     Args:
-        trained: model to test.
+        model: model to test.
         sliding: how the window moves.
 
     Returns:
@@ -83,27 +82,23 @@ def make_occlusion(trained: Trained, sliding: Sliding) -> Occlusion:
         each place of the window in the order of `Sliding.corners`.
     """
 
-    @jax.jit
     def responses(
-        params: nnx.State, stats: nnx.State, image: jax.Array, corners: jax.Array, at: jax.Array
+        network: Segmenter, image: jax.Array, corners: jax.Array, at: jax.Array
     ) -> jax.Array:
-        model = merge(trained.graphdef, params, stats)
-        return occluded_responses(model, image, corners, at, sliding.window)
+        return occluded_responses(network, image, corners, at, sliding.window)
 
     def occlusion(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
-        at = nearest_positions(np.asarray(queries), trained.model.stride, image.shape[:2])
+        at = nearest_positions(np.asarray(queries), model.network.stride, image.shape[:2])
         corners = sliding.corners((image.shape[0], image.shape[1]))
         outside = np.array(image.shape[:2], np.int32)
         n = min(sliding.batch, len(corners))
         # The untouched image goes through the same program: equal inputs give equal outputs.
-        untouched = np.asarray(
-            responses(trained.params, trained.stats, image, np.tile(outside, (n, 1)), at)
-        )[0]
+        untouched = model.run(responses, image, np.tile(outside, (n, 1)), at)[0]
         changes = []
         for start in range(0, len(corners), n):
             chunk = corners[start : start + n]
             filled = np.concatenate([chunk, np.tile(outside, (n - len(chunk), 1))])
-            found = np.asarray(responses(trained.params, trained.stats, image, filled, at))
+            found = model.run(responses, image, filled, at)
             changes.append(np.linalg.norm(found - untouched, axis=-1)[: len(chunk)])
         return np.concatenate(changes)
 
@@ -163,20 +158,15 @@ Gradient = Callable[
 ]
 
 
-def make_gradient(trained: Trained) -> Gradient:
+def make_gradient(model: TrainedModel) -> Gradient:
     """Builds the function (image, query points) -> `gradient_power` of each query point."""
 
-    @jax.jit
-    def power(
-        params: nnx.State, stats: nnx.State, image: jax.Array, position: jax.Array
-    ) -> jax.Array:
-        return gradient_power(merge(trained.graphdef, params, stats), image, position)
+    def power(network: Segmenter, image: jax.Array, position: jax.Array) -> jax.Array:
+        return gradient_power(network, image, position)
 
     def gradient(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
-        at = nearest_positions(np.asarray(queries), trained.model.stride, image.shape[:2])
-        return np.stack(
-            [np.asarray(power(trained.params, trained.stats, image, each)) for each in at]
-        )
+        at = nearest_positions(np.asarray(queries), model.network.stride, image.shape[:2])
+        return np.stack([model.run(power, image, each) for each in at])
 
     return gradient
 

@@ -22,20 +22,19 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Float32, Int, UInt8
 
 from experiments.common import cache, cli, confusable, pictures, runs, tables
 from experiments.common.confusable import ConfusableGroup
-from experiments.common.runs import SelectedRun
+from experiments.common.runs import LoadedRun, SelectedRun
 from experiments.common.tables import slug, spread
-from experiments.common.trained import Trained
 from ggcf_jax import attention, data
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
-from ggcf_jax.models import merge
+from ggcf_jax.models.segmenter import Segmenter
+from ggcf_jax.workdir.model import TrainedModel
 
 CATEGORIES = ('same', 'family', 'other', 'unlabelled')
 _AT_ONCE = 32  # queries whose attention is on the device at a time
@@ -101,23 +100,21 @@ Masses = Callable[
 ]
 
 
-def make_masses(trained: Trained) -> Masses:
+def make_masses(model: TrainedModel) -> Masses:
     """Builds the function (image, label, queries) -> (attention, chance) of a model.
 
     The label has the train id, or ignore, at each position. Both results are float32
     [queries, heads, classes + 1], sums over the positions of each class and, last, over those
     without a label: of the attention, and of the number of neighbours.
     """
-    classes = trained.dataset.num_classes
+    classes = len(model.classes)
 
-    @jax.jit
     def compute(
-        params: nnx.State, stats: nnx.State, images: jax.Array, label: jax.Array, at: jax.Array
+        network: Segmenter, image: jax.Array, label: jax.Array, at: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        model = merge(trained.graphdef, params, stats)
-        weights = model.attention(images, at)[0]  # [queries, heads, rows, columns]
+        weights = network.attention(image[None], at)[0]  # [queries, heads, rows, columns]
         h, w = label.shape
-        masks = [attention.neighbor_mask(graph, at, h, w) for graph in model.heads]
+        masks = [attention.neighbor_mask(graph, at, h, w) for graph in network.heads]
         member = jax.nn.one_hot(jnp.minimum(label, classes), classes + 1)  # ignore is the last
         chance = jnp.stack(masks, axis=1).astype(jnp.float32)
 
@@ -134,9 +131,9 @@ def make_masses(trained: Trained) -> Masses:
             chunk = queries[start : start + _AT_ONCE]
             # Padded with the first query, so that all chunks run the same program.
             padded = np.concatenate([chunk, np.repeat(chunk[:1], _AT_ONCE - len(chunk), 0)])
-            both = compute(trained.params, trained.stats, image[None], label, padded)
-            of_attention.append(np.asarray(both[0])[: len(chunk)])
-            of_chance.append(np.asarray(both[1])[: len(chunk)])
+            weights, chance = model.run(compute, image, label, padded)
+            of_attention.append(weights[: len(chunk)])
+            of_chance.append(chance[: len(chunk)])
         return np.concatenate(of_attention), np.concatenate(of_chance)
 
     return masses
@@ -166,7 +163,7 @@ def shares_by_category(
 
 
 def sum_shares(
-    trained: Trained,
+    loaded: LoadedRun,
     split: str,
     groups: Sequence[ConfusableGroup],
     *,
@@ -176,7 +173,7 @@ def sum_shares(
     """Sums the shares of attention over the queries of the first images of a split.
 
     Args:
-        trained: model with heads.
+        loaded: model with heads, with its data set.
         split: split of its data set.
         groups: confusable classes.
         most_queries: maximum number of queries of each class and image.
@@ -186,23 +183,26 @@ def sum_shares(
         'attention' and 'chance': float64 [groups, classes, heads, 4], by class of the query;
         'count': int64 [groups, classes], the number of queries.
     """
-    dataset, stride = trained.dataset, trained.model.stride
+    dataset, stride = loaded.dataset, loaded.model.network.stride
     shape = (len(groups), dataset.num_classes)
-    heads = len(trained.model.heads)
+    heads = len(loaded.model.network.heads)
     sums = {name: np.zeros((*shape, heads, len(CATEGORIES))) for name in ('attention', 'chance')}
     sums['count'] = np.zeros(shape, np.int64)
-    masses = make_masses(trained)
+    masses = make_masses(loaded.model)
     every = pipeline.evaluation_batches(
         dataset,
         split,
-        multiple=trained.config.eval.size_multiple,
-        max_sizes=trained.config.eval.max_sizes,
+        multiple=loaded.model.config.eval.size_multiple,
+        max_sizes=loaded.model.config.eval.max_sizes,
         batch_size=1,
     )
     wanted = np.flatnonzero(every.indices[:, 0] < images)
     selected = every.select(wanted)
-    loader = data.loader_options(trained.config.data)
-    with Progress(trained.step) as progress, progress.evaluating(len(selected), split) as advance:
+    loader = data.loader_options(loaded.model.config.data)
+    with (
+        Progress(loaded.model.step) as progress,
+        progress.evaluating(len(selected), split) as advance,
+    ):
         for batch in selected.load(loader=loader):
             label = batch['label'][0][::stride, ::stride]
             for g, group in enumerate(groups):
@@ -312,24 +312,24 @@ def main(options: argparse.Namespace) -> None:
     dataset.source(options.split)
     dataset.check_labeled(options.split, 'inspected')
     rows: list[Row] = []
-    for run, trained in runs.load_each(selected, options.checkpoint):
-        heads = trained.model.heads
+    for run, loaded in runs.load_each(selected, options.checkpoint):
+        heads = loaded.model.network.heads
         if not heads:
             print(f'{run.title} has no heads and is left out')
             continue
         key = {
             'workdir': str(run.workdir.resolve()),
-            'step': trained.step,
+            'step': loaded.model.step,
             'split': options.split,
             'families': [group.name for group in groups],
             'queries': options.queries,
             'images': options.images,
         }
 
-        def compute(run: SelectedRun = run, trained: Trained = trained) -> dict[str, np.ndarray]:
+        def compute(run: SelectedRun = run, loaded: LoadedRun = loaded) -> dict[str, np.ndarray]:
             print(f'{run.title}:', flush=True)
             return sum_shares(
-                trained,
+                loaded,
                 options.split,
                 groups,
                 most_queries=options.queries,

@@ -149,7 +149,7 @@ def main(options: argparse.Namespace) -> int:
     """Lists or finishes the runs of a sweep, or writes their table; returns the exit code."""
     if options.jobs < 1 or options.seeds < 1:
         raise InputError('--jobs and --seeds must be at least 1')
-    todo = sweep_runs.runs(options.config, options.out, options.seeds, options.overrides)
+    todo = sweep_runs.runs(options.config, options.out, options.seeds, options.config_overrides)
     todo = _select_rows(todo, options.row)
     if options.action == 'table':
         table1.write(todo, options.out)

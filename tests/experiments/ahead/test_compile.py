@@ -9,7 +9,16 @@ import os
 import jax
 import pytest
 
-from experiments.ahead import accelerators, collectives, cost, memory, program_table, programs
+from experiments.ahead import (
+    accelerators,
+    collectives,
+    compile,
+    cost,
+    memory,
+    program_table,
+    programs,
+)
+from experiments.common import cli
 from ggcf_jax.errors import InputError
 from tests.helpers import ROOT, load_config
 
@@ -141,6 +150,24 @@ def test_training_step_on_more_devices_has_more_flops(monkeypatch):
         counts[target, remat] = programs.lower(tiny_config(), case, 11)[1]
     assert counts['h100x8', 'block'] == 8 * counts['h100', 'block']
     assert counts['h100', 'none'] < counts['h100', 'block'] < 1.4 * counts['h100', 'none']
+
+
+def test_a_program_in_the_table_is_not_compiled_again(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(accelerators, 'compiler', lambda target: 'c 2')
+    arguments = ['--config=configs/cityscapes.py:r50', '--config.train.remat=block']
+    options = cli.parse(compile.make_parser(), [*arguments, '--targets=h100x8', '--batches=1, 2'])
+    loaded = cli.load_config(str(ROOT / 'configs' / 'cityscapes.py:r50'), options.config_overrides)
+    found = compile.cases(options, loaded)
+    assert found == [programs.Case('h100x8', 'train', 769, 769, n, 'block') for n in (1, 2)]
+    path = tmp_path / 'memory.csv'
+    row = {
+        'config': loaded.path, 'overrides': 'train.remat=block', **vars(found[1]),
+        'jax': jax.__version__, 'compiler': 'c 2', 'collectives': 'all-gather 1 19270016',
+    }  # fmt: skip
+    program_table.append(path, row)
+    gathers = compile.run(found[1], loaded, 19, compile.Output(path, None))
+    assert gathers == ['h100x8 train 769 769 2 block: all-gather 1 19270016']
+    assert f'already in {path}' in capsys.readouterr().out
 
 
 def test_rows_and_tables(tmp_path):

@@ -3,6 +3,9 @@
 import pytest
 
 from experiments.ahead import accelerators, scaling
+from experiments.common import cli
+from ggcf_jax.errors import InputError
+from tests.helpers import ROOT
 
 GB = 10**9
 CHIP = scaling.Chip(
@@ -49,6 +52,19 @@ def test_table(monkeypatch):
         '| four | 2 | 18.6 GiB, does not fit | 10 - 16 | 100, 191 | 4.0 | 71% - 80% | 400 - 571 '
         '| 12 - 17 |'
     ]
+
+
+def test_command_line_selects_the_programs_of_a_configuration(tmp_path, capsys):
+    def run(*arguments):
+        options = cli.parse(scaling.make_parser(), [str(ROOT / 'docs' / 'memory.csv'), *arguments])
+        scaling.main(options)
+        return capsys.readouterr().out
+
+    default = run()
+    assert '| 8 x H100 | 1 |' in default and '| v5e-256 |' in default
+    assert default == run('--config=configs/cityscapes.py:r101', '--remat=inplace_abn')
+    with pytest.raises(InputError, match='no training step of that configuration'):
+        run('--overrides=train.remat=none')
 
 
 def test_clock_of_the_tpu_agrees_with_its_peak():

@@ -31,8 +31,8 @@ def test_overrides_are_parsed_as_on_the_command_line_of_main(monkeypatch, capsys
     options = cli.parse(
         parser, [path, '--config.train.remat=none', '--config.data.crop_size=24,32']
     )
-    assert options.overrides == ['train.remat=none', 'data.crop_size=24,32']
-    loaded = cli.load_config(options.config, options.overrides)
+    assert options.config_overrides == ['train.remat=none', 'data.crop_size=24,32']
+    loaded = cli.load_config(options.config, options.config_overrides)
     assert loaded.path == 'configs/cityscapes.py:r50'
     assert loaded.overrides == {'train.remat': 'none', 'data.crop_size': (24, 32)}
     assert loaded.config.data.crop_size == (24, 32)

@@ -34,9 +34,9 @@ def test_a_folder_is_the_seeds_of_a_model(workdirs):
 
 def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
     selected = runs.select([str(workdirs / 'none'), str(workdirs / 'full')])
-    loaded = [trained for _, trained in runs.load_each(selected, 'latest')]
+    loaded = [loaded for _, loaded in runs.load_each(selected, 'latest')]
     assert loaded[0].dataset is loaded[1].dataset
-    assert [len(trained.model.heads) for trained in loaded] == [0, 1]
+    assert [len(loaded.model.network.heads) for loaded in loaded] == [0, 1]
 
 
 def test_bad_choices(workdirs, tmp_path):

@@ -48,14 +48,14 @@ def test_numbers_against_a_loop(rng):
 
 
 def test_features_and_prediction_are_the_models(workdirs):
-    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
-    found = queries.load_example(trained.dataset, 'validation', '0')
+    ((_, loaded),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
+    found = queries.load_example(loaded.dataset, 'validation', '0')
     image = found['image'][:, :50]
-    maps, prediction = fig1_similarity.make_similarities(trained)(image, [(9, 17), (30, 40)])
+    maps, prediction = fig1_similarity.make_similarities(loaded)(image, [(9, 17), (30, 40)])
 
     @jax.jit
     def twin(images):
-        model = trained.model
+        model = loaded.model.network
         *_, backbone = model.backbone(model.normalization(images), False, None)
         scores = inference.scores(model, images, inference.SINGLE)
         return backbone, model.context(backbone, False), scores[0].argmax(-1)

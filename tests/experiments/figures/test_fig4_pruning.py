@@ -3,7 +3,7 @@ import argparse
 import cv2
 import pytest
 
-from experiments.common import tables, trained
+from experiments.common import runs, tables
 from experiments.figures import fig4_pruning
 from experiments.figures.fig4_pruning import Point
 from ggcf_jax.attention import graphs
@@ -66,8 +66,8 @@ def test_a_folder_without_runs_is_named(tmp_path):
         fig4_pruning.main(_options(tmp_path / 'out', tmp_path, [0]))
 
 
-def test_trained_takes_a_checkpoint_as_the_run_left_it(tiny_run):
+def test_a_checkpoint_is_taken_as_the_run_left_it(tiny_run):
     _, workdir, _ = tiny_run
-    model = trained.load(workdir, 'latest')
-    assert model.step == 12
-    assert model.model.num_classes == model.dataset.num_classes == 11
+    loaded = runs.load(workdir, 'latest')
+    assert loaded.model.step == 12
+    assert loaded.model.network.num_classes == loaded.dataset.num_classes == 11

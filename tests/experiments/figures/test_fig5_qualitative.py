@@ -30,13 +30,13 @@ def _options(workdirs, out, names=('none', 'grid/seed_0'), **more):
 
 
 def test_counts_are_those_of_the_predictions(workdirs):
-    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
-    groups = confusable.groups_of('camvid', trained.dataset.classes, _FAMILIES)
-    found = fig5_qualitative.count(trained, inference.SINGLE, 'train', groups)
-    shown = fig5_qualitative.samples(trained, inference.SINGLE, 'train', [1, 4])
+    ((_, loaded),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
+    groups = confusable.groups_of('camvid', loaded.dataset.classes, _FAMILIES)
+    found = fig5_qualitative.count(loaded, inference.SINGLE, 'train', groups)
+    shown = fig5_qualitative.samples(loaded, inference.SINGLE, 'train', [1, 4])
     assert set(shown) == {1, 4}
     for index, sample in shown.items():
-        example = trained.dataset.decode(trained.dataset.source('train')[index])
+        example = loaded.dataset.decode(loaded.dataset.source('train')[index])
         assert sample.name == example['name']
         np.testing.assert_array_equal(sample.image, example['image'])
         np.testing.assert_array_equal(sample.label, example['label'])
@@ -71,10 +71,11 @@ def test_confused_pixels_are_of_one_group():
     ]
 
 
-def _random_predictions(trained, plan, batches):
+def _random_predictions(loaded, plan, batches):
     """In place of `predict_batches`: the same pixels however often they are asked for."""
     for batch in batches.load():
-        rng = np.random.default_rng([len(trained.model.heads), *map(abs, batch['index'].tolist())])
+        heads = len(loaded.model.network.heads)
+        rng = np.random.default_rng([heads, *map(abs, batch['index'].tolist())])
         yield batch, rng.integers(0, 11, batch['label'].shape, dtype=np.uint8)
 
 

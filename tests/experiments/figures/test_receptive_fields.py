@@ -15,16 +15,16 @@ _FIELD = 7 + 2 * 2 + 2 * 4 * 2 + 2 * 4 + 2 * 8 + 2 * 2 * 8 * 2 + 2 * 4 * 8 * 2 +
 @pytest.fixture(scope='module')
 def models(workdirs):
     selected = runs.select([str(workdirs / name) for name in ('none', 'full')])
-    return {run.model: trained for run, trained in runs.load_each(selected, 'latest')}
+    return {run.model: loaded.model for run, loaded in runs.load_each(selected, 'latest')}
 
 
 def test_occlusion_against_a_loop(models, rng):
-    trained = models['FULL']
+    model = models['FULL']
     image = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
     sliding = receptive_fields.Sliding(window=16, step=12, batch=4)
     queries = [(0, 0), (21, 40)]
-    found = receptive_fields.make_occlusion(trained, sliding)(image, queries)
-    respond = jax.jit(lambda images: trained.model(images)[0])
+    found = receptive_fields.make_occlusion(model, sliding)(image, queries)
+    respond = jax.jit(lambda images: model.network(images)[0])
     mean = np.round(image.astype(np.float32).mean((0, 1))).astype(np.uint8)
     untouched = np.asarray(respond(image[None]))[0]
     expected = []
@@ -49,8 +49,8 @@ def test_fields_of_a_known_size(models, rng):
     starts = sliding.corners((8, 400))[:, 1]
     seen = (starts + 7 >= 200 - reach) & (starts <= 200 + reach)
     changes = {
-        name: receptive_fields.make_occlusion(trained, sliding)(image, [query])[:, 0]
-        for name, trained in models.items()
+        name: receptive_fields.make_occlusion(model, sliding)(image, [query])[:, 0]
+        for name, model in models.items()
     }
     np.testing.assert_array_equal(changes['Baseline'][~seen], 0)
     assert (changes['Baseline'][np.abs(starts - 200) < 0.6 * reach] > 0).all()

@@ -32,15 +32,15 @@ def test_queries_are_of_their_classes_and_no_more_than_wanted(rng):
 
 
 def test_masses_are_those_of_the_models_attention(workdirs, rng):
-    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'grid' / 'seed_0')]), 'latest')
+    ((_, loaded),) = runs.load_each(runs.select([str(workdirs / 'grid' / 'seed_0')]), 'latest')
     image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
     label = rng.integers(0, 11, (5, 7)).astype(np.uint8)
     label[2] = IGNORE
     queries = np.array([(0, 0), (2, 3), (4, 6)])
-    found, chance = attention_mass.make_masses(trained)(image, label, queries)
-    weights = np.asarray(jax.jit(trained.model.attention)(image[None], queries))[0]
+    found, chance = attention_mass.make_masses(loaded.model)(image, label, queries)
+    weights = np.asarray(jax.jit(loaded.model.network.attention)(image[None], queries))[0]
     for m, (y, x) in enumerate(queries):
-        for k, graph in enumerate(trained.model.heads):
+        for k, graph in enumerate(loaded.model.network.heads):
             seen = np.asarray(graph.adjacency(5, 7))[y * 7 + x].reshape(5, 7)
             for place, c in enumerate((*range(11), IGNORE)):
                 mass = weights[m, k][label == c].sum()
@@ -49,10 +49,10 @@ def test_masses_are_those_of_the_models_attention(workdirs, rng):
 
 
 def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
-    ((_, trained),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
-    dataset = trained.dataset
+    ((_, loaded),) = runs.load_each(runs.select([str(workdirs / 'full')]), 'latest')
+    dataset = loaded.dataset
     groups = confusable.groups_of('camvid', dataset.classes, ['building,pavement'])
-    found = attention_mass.sum_shares(trained, 'train', groups, most_queries=100, images=5)
+    found = attention_mass.sum_shares(loaded, 'train', groups, most_queries=100, images=5)
     count, chance = np.zeros(11, int), np.zeros((11, 4))
     for i in range(5):
         label = dataset.decode(dataset.source('train')[i])['label'][::8, ::8]
@@ -68,10 +68,10 @@ def test_sums_are_of_all_queries_and_full_graphs_see_every_class(workdirs):
     np.testing.assert_allclose(found['attention'][0, :, 0].sum(-1), count, atol=1e-6)
 
 
-def _random_masses(trained):
+def _random_masses(model):
     def masses(image, label, queries):
         rng = np.random.default_rng(len(queries))
-        return tuple(rng.random((2, len(queries), len(trained.model.heads), 12)))
+        return tuple(rng.random((2, len(queries), len(model.network.heads), 12)))
 
     return masses
 
