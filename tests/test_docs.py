@@ -15,6 +15,7 @@ import pytest
 from tests.helpers import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+SLOW = ('tutorial.md',)  # trains a network
 _BLOCK = re.compile(r'(.*)\n+```python(.*)\n((?:.*\n)*?)```', re.M)
 _LINK = re.compile(r'\]\(([^)#\s]+)(?:#[^)\s]*)?\)')
 
@@ -54,7 +55,14 @@ def reader(tmp_path, monkeypatch, request, rng):
     return prepare
 
 
-@pytest.mark.parametrize('page', [p for p in PAGES if _blocks(p)], ids=_name)
+@pytest.mark.parametrize(
+    'page',
+    [
+        pytest.param(page, marks=[pytest.mark.slow] if page.name in SLOW else [], id=_name(page))
+        for page in PAGES
+        if _blocks(page)
+    ],
+)
 def test_snippets_run(page, reader):
     blocks = _blocks(page)
     reader(''.join(code for *_, code in blocks))
@@ -74,3 +82,9 @@ def test_links_lead_to_files(page):
     for link in _LINK.findall(page.read_text()):
         if not link.startswith(('http:', 'https:', 'mailto:')):
             assert (page.parent / link).exists(), link
+
+
+def test_index_has_every_page():
+    index = ROOT / 'docs' / 'README.md'
+    links = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text())}
+    assert {page for page in PAGES if page.parent == index.parent} - {index} <= links
