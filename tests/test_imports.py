@@ -34,7 +34,7 @@ RULES = {
     'models.layers': 'errors registry attention',
     'models.backbones': 'errors registry attention models.layers',
     'models.contexts': 'errors registry attention models.layers',
-    'models.segmenter': 'errors registry attention models.layers',
+    'models.segmenter': 'errors registry attention models.layers models.backbones models.contexts',
     'models.pretrained': 'errors registry models.layers models.backbones',
     'models': (
         'errors registry attention models.layers models.backbones models.contexts models.segmenter'

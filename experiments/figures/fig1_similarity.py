@@ -100,9 +100,9 @@ def make_similarities(loaded: LoadedRun) -> Similarities:
         h, w, _ = image.shape
         images = image[None]
         *_, backbone = network.backbone(
-            network.normalization(images).astype(network.dtype), False, None
+            network.normalization(images).astype(network.dtype), train=False, key=None
         )
-        fused = network.context(backbone, False)
+        fused = network.context(backbone, train=False)
         logits = network.classifier(fused).astype(jnp.float32)
         maps = jnp.stack([cosine(features[0], at) for features in (backbone, fused)])
         prediction = upsample(logits, network.stride, (h, w)).argmax(-1)

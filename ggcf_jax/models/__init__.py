@@ -71,8 +71,9 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
 
 def split(model: Segmenter) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Splits a network into (graphdef, parameters, batch statistics); `merge` is the inverse."""
-    graphdef, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graphdef, nnx.as_pure(params), nnx.as_pure(stats)
+    graphdef, *state = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, stats = (nnx.as_pure(tree) for tree in state)
+    return graphdef, params, stats
 
 
 def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmenter:

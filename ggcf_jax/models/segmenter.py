@@ -1,12 +1,16 @@
 """The whole network: backbone -> context module -> class logits, with an auxiliary head."""
 
 import dataclasses
-from typing import Literal
+import functools
+from typing import Literal, cast, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray, UInt8
 
+from ggcf_jax.models.backbones import Backbone
+from ggcf_jax.models.contexts import AttentionContext, Context
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.norm import Activation, Norm
 
@@ -16,15 +20,17 @@ class Normalization:
     """How an 8-bit RGB image becomes the input of the backbone: (channels - mean) / std.
 
     Attributes:
-        channels: order that the backbone sees. mean, std: in that order.
+        channels: order of the channels that the backbone expects.
+        mean: value subtracted from each channel, in that order.
+        std: divisor of each channel, in that order.
     """
 
     channels: Literal['rgb', 'bgr']
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """uint8 [b, h, w, 3] -> float32 [b, h, w, 3]."""
+    def __call__(self, images: UInt8[Array, 'b h w 3']) -> Float32[Array, 'b h w 3']:
+        """Normalises RGB images."""
         x = images.astype(jnp.float32)
         if self.channels == 'bgr':
             x = x[..., ::-1]
@@ -40,15 +46,22 @@ INPUTS = {
 
 
 class Segmenter(nnx.Module):
-    """Fig. 2: the context module's concat(y, x) goes through a last 1x1 convolution.
+    """Fig. 2: a 1x1 convolution classifies the output of the context module, concat(y, x).
 
     During training an auxiliary head (3x3 convolution, norm, 1x1 convolution) reads stage 3.
+
+    Attributes:
+        backbone: images -> features of four stages.
+        context: features of the last stage -> features that are classified.
+        num_classes: number of classes.
+        normalization: how images are normalised.
+        dtype: dtype of the computation.
     """
 
     def __init__(
         self,
-        backbone: nnx.Module,
-        context: nnx.Module,
+        backbone: Backbone,
+        context: Context,
         num_classes: int,
         *,
         aux_channels: int,
@@ -56,33 +69,41 @@ class Segmenter(nnx.Module):
         normalization: Normalization,
         activation: Activation,
         norm: Norm = 'batch_norm',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        backbone: images [b, h, w, 3] -> features of four stages; has `features` and `stride`.
-        context: features [b, h, w, c] -> [b, h, w, context.features].
-        aux_channels: channels inside the auxiliary head.
-        dropout: rate before both classifiers.
-        normalization: of the images.
+        """Initialises the heads.
+
+        Args:
+            backbone: network that fulfils `backbones.Backbone`.
+            context: module that fulfils `contexts.Context`.
+            num_classes: number of classes.
+            aux_channels: number of channels inside the auxiliary head.
+            dropout: dropout rate before both classifiers.
+            normalization: how images are normalised.
+            activation: activation of the auxiliary head.
+            norm: norm of the auxiliary head.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        shared = dict(dtype=dtype, rngs=rngs)
+        classifier = functools.partial(
+            conv, kernel=1, use_bias=True, kernel_init=TORCH_UNIFORM, dtype=dtype, rngs=rngs
+        )
         self.backbone = backbone
         self.context = context
         self.num_classes = num_classes
         self.dropout = nnx.Dropout(dropout)
-        classify = dict(use_bias=True, kernel_init=TORCH_UNIFORM, **shared)
-        self.classifier = conv(context.features, num_classes, 1, **classify)
+        self.classifier = classifier(context.features, num_classes)
         self.aux_reduce = ConvNorm(
-            backbone.features[2], aux_channels, 3, activation, norm=norm, **shared
+            backbone.features[2], aux_channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs
         )
-        self.aux_classifier = conv(aux_channels, num_classes, 1, **classify)
+        self.aux_classifier = classifier(aux_channels, num_classes)
         self.normalization = normalization
         self.dtype = dtype
 
     @property
     def stride(self) -> int:
-        """Pixels per position of the logits."""
+        """Number of pixels per position of the logits, down and across."""
         return self.backbone.stride
 
     @property
@@ -90,19 +111,33 @@ class Segmenter(nnx.Module):
         """The graphs of the context module's heads; () where it has none."""
         return getattr(self.context, 'heads', ())
 
+    @overload
     def __call__(
-        self, images: jax.Array, train: bool = False, key: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
+        self, images: Array, *, train: Literal[False] = ..., key: PRNGKeyArray | None = ...
+    ) -> tuple[Array, None]: ...
+
+    @overload
+    def __call__(
+        self, images: Array, *, train: Literal[True], key: PRNGKeyArray | None
+    ) -> tuple[Array, Array]: ...
+
+    def __call__(
+        self,
+        images: UInt8[Array, 'b h w 3'],
+        *,
+        train: bool = False,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float32[Array, 'b _ _ classes'], Float32[Array, 'b _ _ classes'] | None]:
         """Computes class logits.
 
         Args:
-            images: uint8 [b, h, w, 3] RGB; normalised here, on the device.
+            images: RGB images; normalised here, on the device.
             train: whether batch statistics are used and updated and dropout is active.
-            key: for dropout, needed when training.
+            key: random key for dropout, needed when training.
 
         Returns:
-            (logits, auxiliary logits or None unless training), float32
-            [b, ceil(h / stride), ceil(w / stride), num_classes].
+            (logits, auxiliary logits when training or else None) on maps of
+            ceil(h / stride) x ceil(w / stride) positions.
         """
         main_key, aux_key, trunk_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.normalization(images).astype(self.dtype)
@@ -111,19 +146,23 @@ class Segmenter(nnx.Module):
         if not train:
             return self.classifier(features).astype(jnp.float32), None
         logits = self.classifier(self.dropout(features, rngs=main_key))
-        aux = self.aux_reduce(stage3, train)
+        aux = self.aux_reduce(stage3, train=train)
         aux_logits = self.aux_classifier(self.dropout(aux, rngs=aux_key))
         return logits.astype(jnp.float32), aux_logits.astype(jnp.float32)
 
-    def attention(self, images: jax.Array, positions: jax.Array) -> jax.Array:
-        """Where the heads of the context module look from chosen positions; needs `heads`.
+    def attention(
+        self, images: UInt8[Array, 'b h w 3'], positions: Int[Array, 'm 2']
+    ) -> Float[Array, 'b m heads _ _']:
+        """Computes where the heads attend to from chosen positions; needs an `AttentionContext`.
 
         Args:
-            images: uint8 [b, h, w, 3] RGB.
-            positions: integers [m, 2], row and column in the map of logits (pixel / stride).
+            images: RGB images.
+            positions: row and column of each query in the map of logits (pixel / stride).
 
         Returns:
-            float32 [b, m, heads, ceil(h / stride), ceil(w / stride)], one in sum over the map.
+            float32 attention weights over the map of ceil(h / stride) x ceil(w / stride)
+            positions; those of a query and head sum to one.
         """
         x = self.normalization(images).astype(self.dtype)
-        return self.context.attention(self.backbone(x, train=False, key=None)[-1], positions)
+        context = cast(AttentionContext, self.context)
+        return context.attention(self.backbone(x, train=False, key=None)[-1], positions)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from ml_collections import ConfigDict
+
 from ggcf_jax.errors import InputError
 
 STRIDES = (8, 16, 32)
@@ -16,9 +18,9 @@ class Stage:
     """Stride and dilations of the 3x3 convolutions of one stage.
 
     Attributes:
-        stride: of its first block.
+        stride: stride of the first block.
         first: dilation of the convolution that has, or would have had, that stride.
-        dilations: of the other convolutions, one number a block.
+        dilations: dilation of the other convolutions of each block.
     """
 
     stride: int
@@ -37,24 +39,28 @@ def plan(
     """Plans the stages of a network whose stages 2 to 4 halve the resolution, stage 1 is at 1/4.
 
     Args:
-        depths: number of blocks of the four stages.
+        depths: number of blocks of each of the four stages.
         stride: output stride, 8, 16 or 32. A stage past it keeps the resolution and doubles the
             dilation instead.
-        first_dilation: of the convolution that lost its stride: the stage's ('full': OCNet, CCNet,
-            torchvision's bottleneck is 'half') or that of the stage before ('half': openseg, DANet,
-            mmseg's `contract_dilation`).
-        multi_grid: of the blocks of the last stage, one number each; () for none.
-        multi_grid_kind: whether these are multiplied with the stage's dilation (OCNet, openseg) or
-            are the dilations themselves, of the first convolution too (mmseg).
+        first_dilation: dilation of the convolution that lost its stride: 'full' for the stage's
+            (OCNet, CCNet), 'half' for that of the stage before (openseg, DANet, mmseg's
+            `contract_dilation`, torchvision's bottleneck).
+        multi_grid: one number for each block of the last stage; () for none.
+        multi_grid_kind: 'multiplier' if these multiply the stage's dilation (OCNet, openseg),
+            'absolute' if they are the dilations themselves, of the first convolution too (mmseg).
+
+    Returns:
+        Plan of each stage.
 
     Raises:
         ValueError: a stride or a name that does not exist, or another number of multi-grid values.
     """
-    for name, value, choices in (
+    checks: tuple[tuple[str, object, tuple], ...] = (
         ('stride', stride, STRIDES),
         ('first_dilation', first_dilation, FIRST_DILATIONS),
         ('multi_grid_kind', multi_grid_kind, MULTI_GRID_KINDS),
-    ):
+    )
+    for name, value, choices in checks:
         if value not in choices:
             raise ValueError(f'{name}={value!r} is not one of {", ".join(map(str, choices))}')
     if len(multi_grid) not in (0, depths[-1]) or any(number < 1 for number in multi_grid):
@@ -84,8 +90,12 @@ def plan(
     return tuple(stages)
 
 
-def from_config(backbone, depths: Sequence[int]) -> tuple[Stage, ...]:
-    """The plan of `config.model.backbone` (reads `stride`, `first_dilation` and `multi_grid*`).
+def from_config(backbone: ConfigDict, depths: Sequence[int]) -> tuple[Stage, ...]:
+    """Plans the stages of `config.model.backbone`.
+
+    Args:
+        backbone: `config.model.backbone`; `stride`, `first_dilation` and `multi_grid*` are read.
+        depths: number of blocks of each of the four stages.
 
     Raises:
         InputError: as `plan`.

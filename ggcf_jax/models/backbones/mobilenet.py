@@ -5,9 +5,13 @@ mmseg's segmentation networks. `width` is the number of channels of the first co
 published network of width multiplier 1.0.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
@@ -16,8 +20,8 @@ from ggcf_jax.models.layers.norm import ActivatedNorm, Norm
 from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
 from ggcf_jax.models.layers.repeat import Repeated
 
-# Groups of equal blocks: (expansion, output channels at width 32, blocks). One row a stage, at 1/4,
-# 1/8, 1/16 and 1/32 of the image before dilation; the first block of a row has its stride.
+# Groups of equal blocks: (expansion, output channels at width 32, blocks). One row per stage, at
+# 1/4, 1/8, 1/16 and 1/32 of the image before dilation; the first block of a row has its stride.
 STAGES = (
     ((1, 16, 1), (6, 24, 2)),
     ((6, 32, 3),),
@@ -34,14 +38,27 @@ class Depthwise(nnx.Module):
     of 96 x 96, took 18.2 s on a busy two-core machine, and 1.4 s in this form.
     """
 
-    def __init__(self, features: int, *, stride: int, dilation: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, features: int, *, stride: int, dilation: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        """Initialises the kernel.
+
+        Args:
+            features: number of channels.
+            stride: distance between the centres of neighbouring outputs.
+            dilation: distance between neighbouring taps of the kernel.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
         self.kernel = nnx.Param(HE_FAN_OUT(rngs.params(), (3, 3, 1, features), jnp.float32))
         self.stride = stride
         self.dilation = dilation
         self.dtype = dtype
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [b, h, w, features] -> [b, ceil(h / stride), ceil(w / stride), features]."""
+    def __call__(
+        self, x: Float[Array, 'b h w features']
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) features']:
+        """Convolves each channel."""
         b, h, w, features = x.shape
         step, reach = self.stride, self.dilation
         rows, columns = -(-h // step), -(-w // step)
@@ -60,13 +77,39 @@ class Depthwise(nnx.Module):
 class DepthwiseNorm(nnx.Module):
     """Depthwise convolution -> batch norm -> ReLU6."""
 
-    def __init__(self, features: int, *, stride, dilation, norm: Norm, dtype, rngs: nnx.Rngs):
-        shared = dict(dtype=dtype, rngs=rngs)
-        self.conv = Depthwise(features, stride=stride, dilation=dilation, **shared)
-        self.norm = ActivatedNorm(features, 'relu6', norm=norm, **shared)
+    def __init__(
+        self,
+        features: int,
+        *,
+        stride: int,
+        dilation: int,
+        norm: Norm,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Initialises the layers.
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return self.norm(mark_convolution(self.conv(x)), train)
+        Args:
+            features: number of channels.
+            stride: stride of the convolution.
+            dilation: dilation of the convolution.
+            norm: form of the norm's scale, see `ActivatedNorm`.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
+        self.conv = Depthwise(features, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs)
+        self.norm = ActivatedNorm(features, 'relu6', norm=norm, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b h w features'], *, train: bool
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) features']:
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
+        return self.norm(mark_convolution(self.conv(x)), train=train)
 
 
 class InvertedResidual(nnx.Module):
@@ -81,23 +124,47 @@ class InvertedResidual(nnx.Module):
         stride: int,
         dilation: int,
         norm: Norm,
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        """Initialises the block.
+
+        Args:
+            in_features: number of channels of the input.
+            out_features: number of channels of the output.
+            expansion: factor of channels inside the block; with 1 there is no expansion.
+            stride: stride of the depthwise convolution.
+            dilation: dilation of the depthwise convolution.
+            norm: norm behind every convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
+        pointwise = functools.partial(ConvNorm, kernel=1, norm=norm, dtype=dtype, rngs=rngs)
         hidden = in_features * expansion
-        layers = []
+        layers: list[ConvNorm | DepthwiseNorm] = []
         if expansion != 1:
-            layers.append(ConvNorm(in_features, hidden, 1, 'relu6', **shared))
-        layers.append(DepthwiseNorm(hidden, stride=stride, dilation=dilation, **shared))
-        layers.append(ConvNorm(hidden, out_features, 1, 'identity', **shared))
+            layers.append(pointwise(in_features, hidden, activation='relu6'))
+        layers.append(
+            DepthwiseNorm(
+                hidden, stride=stride, dilation=dilation, norm=norm, dtype=dtype, rngs=rngs
+            )
+        )
+        layers.append(pointwise(hidden, out_features, activation='identity'))
         self.layers = nnx.List(layers)
         self.skip = stride == 1 and in_features == out_features
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) out_features']:
+        """Applies the layers, and adds x where the shape stays.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
         y = x
         for layer in self.layers:
-            y = layer(y, train)
+            y = layer(y, train=train)
         return x + y if self.skip else y
 
 
@@ -105,8 +172,8 @@ class MobileNetV2(nnx.Module):
     """MobileNetV2 up to its last inverted residual; the activation is always ReLU6.
 
     Attributes:
-        features: channels of the four stages, at width 32 (24, 32, 96, 320).
-        stride: output stride.
+        features: number of channels of each of the four stages, at width 32 (24, 32, 96, 320).
+        stride: output stride in pixels.
     """
 
     def __init__(
@@ -116,90 +183,72 @@ class MobileNetV2(nnx.Module):
         width: int,
         norm: Norm = 'batch_norm',
         remat: Remat = 'none',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        stages: strides and dilations for `DEPTHS`, see `dilation.plan`.
-        width: channels of the first convolution, rounded to a multiple of 8.
-        remat: see `remat.run`.
+        """Initialises the network.
+
+        Args:
+            stages: strides and dilations for `DEPTHS`, see `dilation.plan`.
+            width: number of channels of the first convolution, rounded to a multiple of 8.
+            norm: norm behind every convolution.
+            remat: what the backward pass keeps in memory, see `remat.run`.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        self.remat = remat
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        self.remat: Remat = remat
         features = _divisible(width)
-        self.stem = ConvNorm(3, features, 3, 'relu6', stride=2, **shared)
+        self.stem = ConvNorm(3, features, 3, 'relu6', stride=2, norm=norm, dtype=dtype, rngs=rngs)
         self.stride = 4
         self.features = tuple(_divisible(width * row[-1][1] / 32) for row in STAGES)
         rows = []
         for i, (row, stage) in enumerate(zip(STAGES, stages)):
-            blocks = []
+            blocks: list[nnx.Module] = []
             for j, (expansion, number, count) in enumerate(row):
                 # Stage 1 has its stride in its second group, the others in their first.
                 stride, first = (2, 1) if (i, j) == (0, 1) else (1, stage.dilations[0])
                 if j == 0 and i > 0:
                     stride, first = stage.stride, stage.first
                 channels = _divisible(width * number / 32)
-                blocks += _group(
-                    features,
-                    channels,
-                    expansion,
-                    count,
-                    stride,
-                    first,
-                    stage.dilations[0],
-                    remat,
-                    shared,
+                make = functools.partial(
+                    InvertedResidual,
+                    out_features=channels,
+                    expansion=expansion,
+                    norm=norm,
+                    dtype=dtype,
                 )
+                blocks.append(make(features, stride=stride, dilation=first, rngs=rngs))
+                if count > 1:
+                    equal = functools.partial(make, channels, stride=1, dilation=stage.dilations[0])
+                    repeated = lambda rngs, equal=equal: equal(rngs=rngs)  # noqa: E731
+                    blocks.append(Repeated(repeated, count - 1, remat=remat, rngs=rngs))
                 features = channels
             rows.append(nnx.List(blocks))
             self.stride *= stage.stride
         self.stages = nnx.List(rows)
 
     def __call__(
-        self, x: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Features of the four stages of x [b, h, w, 3].
+        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, 'b _ _ _'], ...]:
+        """Computes the features of the four stages.
 
         Args:
             x: normalised images.
             train: whether batch statistics are used and updated.
-            key: not needed, this network has no dropout.
+            key: not used, this network has no dropout.
 
         Returns:
-            [b, h / 4, w / 4, features[0]], then one a stage at 1/8, 1/16 and 1/32 or, past the
-            output stride, at the output stride; sizes rounded up.
+            Features at 1/4, 1/8, 1/16 and 1/32 of the image or, past the output stride, at the
+            output stride; heights and widths are rounded up.
         """
         del key
-        x = self.stem(x, train)
+        x = self.stem(x, train=train)
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = run(self.remat, block, x, train)
+                x = run(block, x, remat=self.remat, train=train)
             outputs.append(x)
         return tuple(outputs)
-
-
-def _group(in_features, channels, expansion, count, stride, first, dilation, remat, shared) -> list:
-    """The block that may change the shape and, if there are more, the others as one."""
-    norm, dtype = shared['norm'], shared['dtype']
-
-    def make(in_features, stride, dilation, rngs):
-        return InvertedResidual(
-            in_features,
-            channels,
-            expansion=expansion,
-            stride=stride,
-            dilation=dilation,
-            norm=norm,
-            dtype=dtype,
-            rngs=rngs,
-        )
-
-    blocks = [make(in_features, stride, first, shared['rngs'])]
-    if count > 1:
-        equal = lambda rngs: make(channels, 1, dilation, rngs)  # noqa: E731
-        blocks.append(Repeated(equal, count - 1, remat=remat, rngs=shared['rngs']))
-    return blocks
 
 
 def _divisible(channels: float) -> int:
@@ -208,7 +257,7 @@ def _divisible(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> MobileNetV2:
+def build(model: ConfigDict, *, remat: Remat, dtype: DTypeLike, rngs: nnx.Rngs) -> MobileNetV2:
     """Builds the network from `config.model` (reads `backbone` and `norm`).
 
     Of `backbone` there is no `stem` and no multi-grid.

@@ -5,9 +5,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.models.backbones import dilation as dilation_lib
@@ -21,31 +24,62 @@ from ggcf_jax.models.layers.repeat import Repeated
 STEMS = {'7x7': (64,), '64-64-128': (64, 64, 128), '32-32-64': (32, 32, 64)}
 
 
+# Residual branches start at zero, so that a network from scratch starts as a shallow one
+# (Goyal et al., 2017); imported weights overwrite it.
+_ZEROS = nnx.initializers.zeros_init()
+
+
 class BasicBlock(nnx.Module):
     """Two 3x3 convolutions around a skip connection."""
 
     expansion = 1
 
     def __init__(
-        self, in_features, width, activation, *, stride, first, dilation, norm, dtype, rngs
+        self,
+        in_features: int,
+        width: int,
+        activation: Activation,
+        *,
+        stride: int,
+        first: int,
+        dilation: int,
+        norm: Norm,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        """Args: first: dilation of the convolution with the stride. dilation: of the other."""
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        """Initialises the block.
+
+        Args:
+            in_features: number of channels of the input.
+            width: number of channels of both convolutions.
+            activation: activation behind the first convolution and behind the sum.
+            stride: stride of the first convolution.
+            first: dilation of the first convolution.
+            dilation: dilation of the second convolution.
+            norm: norm behind every convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
+        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         self.layers = nnx.List(
             [
-                ConvNorm(
-                    in_features, width, 3, activation, stride=stride, dilation=first, **shared
-                ),
-                ConvNorm(
-                    width, width, 3, 'identity', dilation=dilation, scale_init=_ZEROS, **shared
-                ),
+                layer(in_features, width, 3, activation, stride=stride, dilation=first),
+                layer(width, width, 3, 'identity', dilation=dilation, scale_init=_ZEROS),
             ]
         )
-        self.skip = _skip(in_features, width, stride, **shared)
+        self.skip = _skip(layer, in_features, width, stride)
         self.activation = activation
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return _residual(self, x, train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) width*expansion']:
+        """Adds the residual branch to the skip connection.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
+        return _residual(self, x, train=train)
 
 
 class Bottleneck(nnx.Module):
@@ -54,49 +88,81 @@ class Bottleneck(nnx.Module):
     expansion = 4
 
     def __init__(
-        self, in_features, width, activation, *, stride, first, dilation, norm, dtype, rngs
+        self,
+        in_features: int,
+        width: int,
+        activation: Activation,
+        *,
+        stride: int,
+        first: int,
+        dilation: int,
+        norm: Norm,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
     ):
-        """Args: first: dilation of the 3x3, which has the stride. dilation: of no convolution."""
+        """Initialises the block.
+
+        Args:
+            in_features: number of channels of the input.
+            width: number of channels of the 3x3 convolution; the output has four times as many.
+            activation: activation behind the first two convolutions and behind the sum.
+            stride: stride of the 3x3 convolution.
+            first: dilation of the 3x3 convolution.
+            dilation: not used: no other convolution is larger than 1x1.
+            norm: norm behind every convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
         del dilation
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        layer = functools.partial(ConvNorm, norm=norm, dtype=dtype, rngs=rngs)
         out_features = width * self.expansion
         self.layers = nnx.List(
             [
-                ConvNorm(in_features, width, 1, activation, **shared),
-                ConvNorm(width, width, 3, activation, stride=stride, dilation=first, **shared),
-                ConvNorm(width, out_features, 1, 'identity', scale_init=_ZEROS, **shared),
+                layer(in_features, width, 1, activation),
+                layer(width, width, 3, activation, stride=stride, dilation=first),
+                layer(width, out_features, 1, 'identity', scale_init=_ZEROS),
             ]
         )
-        self.skip = _skip(in_features, out_features, stride, **shared)
+        self.skip = _skip(layer, in_features, out_features, stride)
         self.activation = activation
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return _residual(self, x, train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) width*expansion']:
+        """Adds the residual branch to the skip connection.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
+        return _residual(self, x, train=train)
 
 
-# Residual branches start at zero, so that a network from scratch starts as a shallow one
-# (Goyal et al., 2017); imported weights overwrite it.
-_ZEROS = nnx.initializers.zeros_init()
-
-
-def _skip(in_features, out_features, stride, *, norm, dtype, rngs) -> ConvNorm | None:
+def _skip(
+    layer: Callable[..., ConvNorm], in_features: int, out_features: int, stride: int
+) -> ConvNorm | None:
+    """The convolution on the skip connection; None where the shape stays."""
     if stride == 1 and in_features == out_features:
         return None
-    shared = dict(norm=norm, dtype=dtype, rngs=rngs)
-    return ConvNorm(in_features, out_features, 1, 'identity', stride=stride, **shared)
+    return layer(in_features, out_features, 1, 'identity', stride=stride)
 
 
-def _residual(block: BasicBlock | Bottleneck, x: jax.Array, train: bool) -> jax.Array:
+def _residual(block: BasicBlock | Bottleneck, x: jax.Array, *, train: bool) -> jax.Array:
     y = x
     for layer in block.layers:
-        y = layer(y, train)
-    skip = x if block.skip is None else block.skip(x, train)
+        y = layer(y, train=train)
+    skip = x if block.skip is None else block.skip(x, train=train)
     return ACTIVATIONS[block.activation](y + skip)
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Block class and number of blocks in each of the four stages."""
+    """One of the published networks.
+
+    Attributes:
+        block: class of the residual blocks.
+        depths: number of blocks of each of the four stages.
+    """
 
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, int, int, int]
@@ -113,31 +179,35 @@ ARCHITECTURES = {
 
 
 def _stage(
-    block, in_features, width, activation, plan: dilation_lib.Stage, *, norm, remat, dtype, rngs
-):
-    """A list of the block that changes shape and the others: as one where they are equal."""
+    make: Callable[..., nnx.Module],
+    in_features: int,
+    features: int,
+    plan: dilation_lib.Stage,
+    *,
+    remat: Remat,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """The block that changes the shape and the others, which are one `Repeated` where equal.
 
-    def make(in_features, stride, first, dilation, rngs):
-        return block(
-            in_features,
-            width,
-            activation,
-            stride=stride,
-            first=first,
-            dilation=dilation,
-            norm=norm,
-            dtype=dtype,
-            rngs=rngs,
-        )
-
+    Args:
+        make: builds a block from (in_features, *, stride, first, dilation, rngs).
+        in_features: number of channels of the input.
+        features: number of channels of the output.
+        plan: stride and dilations.
+        remat: see `remat.run`.
+        rngs: source of the initial parameters.
+    """
     head, *others = plan.dilations
-    blocks = [make(in_features, plan.stride, plan.first, head, rngs)]
-    features = width * block.expansion
+    blocks = [make(in_features, stride=plan.stride, first=plan.first, dilation=head, rngs=rngs)]
+
+    def equal(number: int, rngs: nnx.Rngs) -> nnx.Module:
+        return make(features, stride=1, first=number, dilation=number, rngs=rngs)
+
     if len(set(others)) == 1:
-        equal = functools.partial(make, features, 1, others[0], others[0])
-        blocks.append(Repeated(equal, len(others), remat=remat, rngs=rngs))
+        same = functools.partial(equal, others[0])
+        blocks.append(Repeated(same, len(others), remat=remat, rngs=rngs))
     else:
-        blocks += [make(features, 1, number, number, rngs) for number in others]
+        blocks += [equal(number, rngs) for number in others]
     return nnx.List(blocks)
 
 
@@ -145,8 +215,8 @@ class ResNet(nnx.Module):
     """Residual network without classifier.
 
     Attributes:
-        features: channels of the four stages.
-        stride: output stride.
+        features: number of channels of each of the four stages.
+        stride: output stride in pixels.
     """
 
     def __init__(
@@ -159,60 +229,82 @@ class ResNet(nnx.Module):
         activation: Activation,
         norm: Norm = 'batch_norm',
         remat: Remat = 'none',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        stages: strides and dilations, see `dilation.plan`.
-        width: channels of the first stage's 3x3 convolutions.
-        stem: '7x7', or the channels of three 3x3 convolutions at width 64.
-        remat: see `remat.run`.
+        """Initialises the network.
+
+        Args:
+            architecture: class and number of the blocks.
+            stages: strides and dilations, see `dilation.plan`.
+            width: number of channels of the first stage's 3x3 convolutions.
+            stem: '7x7', or the numbers of channels of three 3x3 convolutions at width 64.
+            activation: activation of all layers.
+            norm: norm behind every convolution.
+            remat: what the backward pass keeps in memory, see `remat.run`.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+
+        Raises:
+            ValueError: no such stem.
         """
-        self.remat = remat
+        self.remat: Remat = remat
         if stem not in STEMS:
             raise ValueError(f'stem {stem!r} is not one of {", ".join(STEMS)}')
         block = architecture.block
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        layer = functools.partial(
+            ConvNorm, activation=activation, norm=norm, dtype=dtype, rngs=rngs
+        )
         channels = [max(1, width * number // 64) for number in STEMS[stem]]
         kernel = 7 if len(channels) == 1 else 3
-        layers = [ConvNorm(3, channels[0], kernel, activation, stride=2, **shared)]
-        layers += [ConvNorm(n, m, 3, activation, **shared) for n, m in zip(channels, channels[1:])]
+        layers = [layer(3, channels[0], kernel, stride=2)]
+        layers += [layer(n, m, 3) for n, m in zip(channels, channels[1:])]
         self.stem = nnx.List(layers)
         self.features = tuple(width * 2**i * block.expansion for i in range(4))
         self.stride = 4
         blocks = []
         for i, (n, stage) in enumerate(zip((channels[-1], *self.features), stages)):
-            blocks.append(_stage(block, n, width * 2**i, activation, stage, remat=remat, **shared))
+            make = functools.partial(
+                block, width=width * 2**i, activation=activation, norm=norm, dtype=dtype
+            )
+            blocks.append(_stage(make, n, self.features[i], stage, remat=remat, rngs=rngs))
             self.stride *= stage.stride
         self.stages = nnx.List(blocks)
 
     def __call__(
-        self, x: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Features of the four stages of x [b, h, w, 3].
+        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, 'b _ _ _'], ...]:
+        """Computes the features of the four stages.
 
         Args:
             x: normalised images.
             train: whether batch statistics are used and updated.
-            key: not needed, this network has no dropout.
+            key: not used, this network has no dropout.
 
         Returns:
-            [b, h / 4, w / 4, features[0]], then one a stage at 1/8, 1/16 and 1/32 or, past the
-            output stride, at the output stride; sizes rounded up.
+            Features at 1/4, 1/8, 1/16 and 1/32 of the image or, past the output stride, at the
+            output stride; heights and widths are rounded up.
         """
         del key
         for layer in self.stem:
-            x = layer(x, train)
+            x = layer(x, train=train)
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = run(self.remat, block, x, train)
+                x = run(block, x, remat=self.remat, train=train)
             outputs.append(x)
         return tuple(outputs)
 
 
-def build(architecture: Architecture, model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> ResNet:
+def build(
+    architecture: Architecture,
+    model: ConfigDict,
+    *,
+    remat: Remat,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> ResNet:
     """Builds a network from `config.model` (reads `backbone`, `activation` and `norm`)."""
     registry.check(model.backbone.stem, STEMS, 'config.model.backbone.stem')
     return ResNet(

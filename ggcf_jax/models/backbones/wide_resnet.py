@@ -10,6 +10,8 @@ import functools
 
 import jax
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from ml_collections import ConfigDict
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
@@ -43,33 +45,52 @@ class PreActivationBlock(nnx.Module):
         dilation: int = 1,
         dropout: float = 0.0,
         norm: Norm,
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        channels: of the two or three convolutions; the first has the stride.
-        dropout: rate of whole channels before the last convolution.
+        """Initialises the block.
+
+        Args:
+            in_features: number of channels of the input.
+            channels: number of channels of each of the two or three convolutions.
+            activation: activation behind every norm.
+            stride: stride of the first convolution.
+            dilation: dilation of all convolutions.
+            dropout: rate at which whole channels are dropped before the last convolution.
+            norm: form of the norms' scales, see `ActivatedNorm`.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        shared = dict(dtype=dtype, rngs=rngs)
+        layer = functools.partial(conv, dtype=dtype, rngs=rngs)
         kernels = (3, 3) if len(channels) == 2 else (1, 3, 1)
         inputs = (in_features, *channels[:-1])
-        self.norms = nnx.List([ActivatedNorm(n, activation, norm=norm, **shared) for n in inputs])
+        self.norms = nnx.List(
+            [ActivatedNorm(n, activation, norm=norm, dtype=dtype, rngs=rngs) for n in inputs]
+        )
         self.convs = nnx.List(
             [
-                conv(n, m, kernel, stride=stride if i == 0 else 1, dilation=dilation, **shared)
+                layer(n, m, kernel, stride=stride if i == 0 else 1, dilation=dilation)
                 for i, (n, m, kernel) in enumerate(zip(inputs, channels, kernels))
             ]
         )
         changes = stride != 1 or in_features != channels[-1]
-        self.skip = conv(in_features, channels[-1], 1, stride=stride, **shared) if changes else None
+        self.skip = layer(in_features, channels[-1], 1, stride=stride) if changes else None
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
-    def __call__(self, x: jax.Array, train: bool, key: jax.Array | None = None) -> jax.Array:
-        """x [b, h, w, in_features] -> [b, ceil(h / stride), ceil(w / stride), channels[-1]]."""
-        y = self.norms[0](x, train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, key: PRNGKeyArray | None = None
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) channels[-1]']:
+        """Adds the residual branch to the skip connection.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated, and dropout is active.
+            key: random key for dropout, needed when training with a dropout rate above 0.
+        """
+        y = self.norms[0](x, train=train)
         skip = x if self.skip is None else self.skip(y)
         for layer, norm in zip(self.convs, self.norms[1:]):
-            y = norm(mark_convolution(layer(y)), train)
+            y = norm(mark_convolution(layer(y)), train=train)
         if self.dropout.rate:
             y = self.dropout(y, deterministic=not train, rngs=key)
         return skip + self.convs[-1](y)
@@ -79,8 +100,8 @@ class WideResNet(nnx.Module):
     """WideResNet-38 (A2) without classifier.
 
     Attributes:
-        features: channels of the four stages, at width 64 (256, 512, 2048, 4096).
-        stride: output stride.
+        features: number of channels of each of the four stages, at width 64 (256, 512, 2048, 4096).
+        stride: output stride in pixels.
     """
 
     def __init__(
@@ -91,16 +112,21 @@ class WideResNet(nnx.Module):
         activation: Activation,
         norm: Norm = 'batch_norm',
         remat: Remat = 'none',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        stages: strides and dilations for `PLANNED`, see `dilation.plan`.
-        width: channels of the first convolution.
-        remat: see `remat.run`.
+        """Initialises the network.
+
+        Args:
+            stages: strides and dilations for `PLANNED`, see `dilation.plan`.
+            width: number of channels of the first convolution.
+            activation: activation behind every norm.
+            norm: form of the norms' scales, see `ActivatedNorm`.
+            remat: what the backward pass keeps in memory, see `remat.run`.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        self.remat = remat
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
+        self.remat: Remat = remat
         self.stem = conv(3, width, 3, dtype=dtype, rngs=rngs)
         strides = (1, 1, *(stage.stride for stage in stages[1:]), 1)
         *others, (mod6, mod7) = (stage.dilations for stage in stages)
@@ -110,64 +136,62 @@ class WideResNet(nnx.Module):
         modules = []
         for i, depth in enumerate(DEPTHS):
             channels = tuple(width * number for number in CHANNELS[i])
-            options = dict(dilation=dilations[i], dropout=DROPOUT[i])
-            make = functools.partial(_block, channels, activation, norm, dtype, **options)
-            blocks = [make(features, strides[i], rngs)]
+            make = functools.partial(
+                PreActivationBlock,
+                channels=channels,
+                activation=activation,
+                dilation=dilations[i],
+                dropout=DROPOUT[i],
+                norm=norm,
+                dtype=dtype,
+            )
+            blocks: list[nnx.Module] = [make(features, stride=strides[i], rngs=rngs)]
             features = channels[-1]
             if depth > 1:
-                equal = functools.partial(make, features, 1)
-                blocks.append(Repeated(equal, depth - 1, remat=remat, rngs=rngs))
+                equal = functools.partial(make, features)
+                repeated = lambda rngs, equal=equal: equal(rngs=rngs)  # noqa: E731
+                blocks.append(Repeated(repeated, depth - 1, remat=remat, rngs=rngs))
             modules.append(nnx.List(blocks))
             self.stride *= strides[i]
         self.mods = nnx.List(modules)
-        self.norm = ActivatedNorm(features, activation, **shared)
+        self.norm = ActivatedNorm(features, activation, norm=norm, dtype=dtype, rngs=rngs)
         self.features = tuple(width * CHANNELS[i][-1] for i in (1, 2, 4, 5))
 
     def __call__(
-        self, x: jax.Array, train: bool, key: jax.Array | None = None
-    ) -> tuple[jax.Array, ...]:
-        """Features of x [b, h, w, 3], before the norm but for the last.
+        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, 'b _ _ _'], ...]:
+        """Computes the features of four stages, of which only the last one is normalised.
 
         Args:
             x: normalised images.
             train: whether batch statistics are used and updated, and dropout is active.
-            key: for dropout, needed when training.
+            key: random key for dropout, needed when training.
 
         Returns:
-            Outputs of mod3 [b, h / 4, w / 4, features[0]], mod4 (1/8), mod6 and, normalised, mod7
-            (at the output stride); sizes rounded up.
+            Outputs of mod3 (at 1/4 of the image), mod4 (1/8), mod6 and mod7 (at the output stride);
+            heights and widths are rounded up.
+
+        Raises:
+            ValueError: training without a key.
         """
+        if train and key is None:
+            raise ValueError('wide_resnet38 has dropout: training needs a key')
         x = self.stem(x)
         outputs = []
         for i, blocks in enumerate(self.mods):
             if i < 2:
                 x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
             for block in blocks:
-                if DROPOUT[i] and train:
+                own = None
+                if DROPOUT[i] and train and key is not None:
                     key, own = jax.random.split(key)
-                    x = run(self.remat, block, x, train, own)
-                else:
-                    x = run(self.remat, block, x, train)
+                x = run(block, x, remat=self.remat, train=train, key=own)
             outputs.append(x)
         _, mod3, mod4, _, mod6, mod7 = outputs
-        return mod3, mod4, mod6, self.norm(mod7, train)
+        return mod3, mod4, mod6, self.norm(mod7, train=train)
 
 
-def _block(channels, activation, norm, dtype, in_features, stride, rngs, *, dilation, dropout):
-    return PreActivationBlock(
-        in_features,
-        channels,
-        activation,
-        stride=stride,
-        dilation=dilation,
-        dropout=dropout,
-        norm=norm,
-        dtype=dtype,
-        rngs=rngs,
-    )
-
-
-def build(model, *, remat: Remat, dtype, rngs: nnx.Rngs) -> WideResNet:
+def build(model: ConfigDict, *, remat: Remat, dtype: DTypeLike, rngs: nnx.Rngs) -> WideResNet:
     """Builds the network from `config.model` (reads `backbone`, `activation` and `norm`).
 
     Of `backbone` there is no `stem`, and `first_dilation` is that of the published network.

@@ -1,18 +1,21 @@
 """Atrous Spatial Pyramid Pooling of DeepLab v3 (Chen et al., 2017), a baseline of Table 1."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+from ml_collections import ConfigDict
 
 from ggcf_jax.models.layers.conv import ConvNorm
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
 class ASPP(nnx.Module):
-    """A 1x1, one dilated 3x3 a rate and image pooling, concatenated and projected.
+    """A 1x1, one dilated 3x3 per rate and image pooling, concatenated and projected.
 
     Attributes:
-        features: channels of the output.
+        features: number of channels of the output.
     """
 
     def __init__(
@@ -23,31 +26,48 @@ class ASPP(nnx.Module):
         rates: tuple[int, ...],
         activation: Activation,
         norm: Norm = 'batch_norm',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        channels: of each branch and of the output.
-        rates: dilations; DeepLab v3 takes (12, 24, 36) at output stride 8.
+        """Initialises the branches.
+
+        Args:
+            in_features: number of channels of the backbone's features.
+            channels: number of channels of each branch and of the output.
+            rates: dilation of each 3x3 branch; DeepLab v3 has (12, 24, 36) at output stride 8.
+            activation: activation behind every convolution.
+            norm: norm behind every convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
         """
-        shared = dict(norm=norm, dtype=dtype, rngs=rngs)
-        self.features = channels
-        self.point = ConvNorm(in_features, channels, 1, activation, **shared)
-        self.atrous = nnx.List(
-            [ConvNorm(in_features, channels, 3, activation, dilation=r, **shared) for r in rates]
+        layer = functools.partial(
+            ConvNorm, activation=activation, norm=norm, dtype=dtype, rngs=rngs
         )
-        self.pool = ConvNorm(in_features, channels, 1, activation, **shared)
-        self.project = ConvNorm((2 + len(rates)) * channels, channels, 1, activation, **shared)
+        self.features = channels
+        self.point = layer(in_features, channels, 1)
+        self.atrous = nnx.List([layer(in_features, channels, 3, dilation=rate) for rate in rates])
+        self.pool = layer(in_features, channels, 1)
+        self.project = layer((2 + len(rates)) * channels, channels, 1)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x [b, h, w, in_features] -> [b, h, w, features]."""
-        branches = [self.point(x, train), *(branch(x, train) for branch in self.atrous)]
-        pooled = self.pool(x.mean((1, 2), keepdims=True), train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b h w features']:
+        """Applies the branches and projects them.
+
+        Args:
+            x: features of the backbone.
+            train: whether batch statistics are used and updated.
+        """
+        branches = [
+            self.point(x, train=train),
+            *(branch(x, train=train) for branch in self.atrous),
+        ]
+        pooled = self.pool(x.mean((1, 2), keepdims=True), train=train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
-        return self.project(jnp.concatenate(branches, axis=-1), train)
+        return self.project(jnp.concatenate(branches, axis=-1), train=train)
 
 
-def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> ASPP:
+def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> ASPP:
     """Builds the module from `config.model` (reads `activation`, `norm` and `aspp`)."""
     return ASPP(
         in_features,

@@ -97,7 +97,7 @@ class GGCF(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
     ) -> Float[Array, 'b h w features']:
         """Computes concat(y, x).
 
@@ -105,7 +105,7 @@ class GGCF(nnx.Module):
             x: features of the backbone.
             train: whether batch statistics are used and updated.
         """
-        x = self.reduce(x, train)
+        x = self.reduce(x, train=train)
         b, h, w, _ = x.shape
         v = self.g(x)[:, :, :, None]
         contexts = [
@@ -128,7 +128,7 @@ class GGCF(nnx.Module):
         """
         rows = [
             attention_weights(head.q, head.k, head.graph, positions, **head.options)
-            for head in self._heads(self.reduce(x, False))
+            for head in self._heads(self.reduce(x, train=False))
         ]
         return jnp.concatenate(rows, axis=2)
 

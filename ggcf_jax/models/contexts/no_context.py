@@ -1,7 +1,8 @@
 """No context module: the row "Baseline" of the paper's tables."""
 
-import jax
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
+from ml_collections import ConfigDict
 
 from ggcf_jax.models.layers.conv import ConvNorm
 from ggcf_jax.models.layers.norm import Activation, Norm
@@ -11,7 +12,7 @@ class NoContext(nnx.Module):
     """Only the 3x3 reduction that stands before GGCF, so that the two differ by the context.
 
     Attributes:
-        features: channels of the output.
+        features: number of channels of the output.
     """
 
     def __init__(
@@ -21,20 +22,37 @@ class NoContext(nnx.Module):
         channels: int,
         activation: Activation,
         norm: Norm = 'batch_norm',
-        dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        """Initialises the convolution.
+
+        Args:
+            in_features: number of channels of the backbone's features.
+            channels: number of channels of the output.
+            activation: activation behind the convolution.
+            norm: norm behind the convolution.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
         self.features = channels
         self.reduce = ConvNorm(
             in_features, channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x [b, h, w, in_features] -> [b, h, w, features]."""
-        return self.reduce(x, train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b h w features']:
+        """Reduces the features.
+
+        Args:
+            x: features of the backbone.
+            train: whether batch statistics are used and updated.
+        """
+        return self.reduce(x, train=train)
 
 
-def build(model, in_features: int, *, dtype, rngs: nnx.Rngs) -> NoContext:
+def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NoContext:
     """Builds the module from `config.model` (reads `activation`, `norm` and `ggcf.channels`)."""
     return NoContext(
         in_features,

@@ -1,7 +1,7 @@
 """Convolutions with PyTorch's symmetric padding, alone and with an activated norm."""
 
-import jax
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
 from ggcf_jax.models.layers.remat import mark_convolution
@@ -19,14 +19,25 @@ def conv(
     stride: int = 1,
     dilation: int = 1,
     use_bias: bool = False,
-    kernel_init=HE_FAN_OUT,
-    dtype,
+    kernel_init: nnx.Initializer = HE_FAN_OUT,
+    dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution whose output i is centred on input `stride * i`.
+    """Builds a square convolution whose output i is centred on input `stride * i`.
 
     'SAME' padding would shift the grid by a pixel at even sizes; symmetric padding keeps features
     on multiples of the output stride, where published weights and our upsampling expect them.
+
+    Args:
+        in_features: number of channels of the input.
+        out_features: number of channels of the output.
+        kernel: side of the kernel, an odd number.
+        stride: distance between the centres of neighbouring outputs.
+        dilation: distance between neighbouring taps of the kernel.
+        use_bias: whether a bias is added.
+        kernel_init: initializer of the kernel.
+        dtype: dtype of the computation; parameters are float32.
+        rngs: source of the initial parameters.
     """
     padding = dilation * (kernel // 2)
     return nnx.Conv(
@@ -56,10 +67,24 @@ class ConvNorm(nnx.Module):
         stride: int = 1,
         dilation: int = 1,
         norm: Norm = 'batch_norm',
-        scale_init=nnx.initializers.ones_init(),
-        dtype,
+        scale_init: nnx.Initializer = nnx.initializers.ones_init(),
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
+        """Initialises the layers.
+
+        Args:
+            in_features: number of channels of the input.
+            out_features: number of channels of the output.
+            kernel: side of the kernel, an odd number.
+            activation: activation behind the norm.
+            stride: stride of the convolution.
+            dilation: dilation of the convolution.
+            norm: form of the norm's scale, see `ActivatedNorm`.
+            scale_init: initializer of the norm's scale.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
         self.conv = conv(
             in_features,
             out_features,
@@ -73,6 +98,13 @@ class ConvNorm(nnx.Module):
             out_features, activation, norm=norm, scale_init=scale_init, dtype=dtype, rngs=rngs
         )
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """x [b, h, w, in_features] -> [b, ceil(h / stride), ceil(w / stride), out_features]."""
-        return self.norm(mark_convolution(self.conv(x)), train)
+    def __call__(
+        self, x: Float[Array, 'b h w in_features'], *, train: bool
+    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) out_features']:
+        """Applies convolution, norm and activation.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
+        return self.norm(mark_convolution(self.conv(x)), train=train)

@@ -1,10 +1,11 @@
 """Batch normalisation followed by its activation (activated batch norm)."""
 
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, DTypeLike, Float
 
 Activation = Literal['relu', 'leaky_relu', 'relu6', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
@@ -19,17 +20,19 @@ NORMS = ('batch_norm', 'abs_gamma')
 STATISTICS = ('batch', 'running')
 EPSILON = 1e-5
 
+_Arrays = TypeVar('_Arrays', bound=tuple[Any, ...])
+
 
 class ActivatedNorm(nnx.Module):
     """Batch norm over batch, rows and columns, then an activation.
 
     Inside `jax.jit` over a batch-sharded array the statistics are those of the global batch, so
     the norm is synchronised over all devices by construction. Statistics, scale and bias are
-    float32 whatever the dtype of x; the running statistics decay by 0.9 (momentum 0.1 in PyTorch's
-    words), epsilon is 1e-5.
+    float32 whatever the dtype of x; the running statistics decay by 0.9 (PyTorch's momentum 0.1),
+    epsilon is 1e-5.
 
     Attributes:
-        statistics: that training normalises with: 'batch', or 'running' ones, see `freeze`.
+        statistics: statistics that training normalises with: 'batch', or 'running' after `freeze`.
     """
 
     def __init__(
@@ -38,57 +41,75 @@ class ActivatedNorm(nnx.Module):
         activation: Activation,
         *,
         norm: Norm = 'batch_norm',
-        scale_init=nnx.initializers.ones_init(),
-        dtype,
+        scale_init: nnx.Initializer = nnx.initializers.ones_init(),
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        """Args:
-        norm: 'batch_norm' scales by gamma; 'abs_gamma' by |gamma| + 1e-5, so that the norm can be
-            inverted (InPlace-ABN, Rota Bulo et al., 2018, and its published weights).
+        """Initialises scale, bias and statistics.
+
+        Args:
+            features: number of channels.
+            activation: activation behind the norm.
+            norm: 'batch_norm' scales by gamma; 'abs_gamma' by |gamma| + 1e-5, so that the norm can
+                be inverted (InPlace-ABN, Rota Bulo et al., 2018, and its published weights).
+            scale_init: initializer of gamma.
+            dtype: dtype of the output.
+            rngs: source of the initial parameters.
         """
-        promote = {'batch_norm': _promote, 'abs_gamma': _promote_abs_gamma}[norm]
         self.norm = nnx.BatchNorm(
             features,
             momentum=0.9,
             epsilon=EPSILON,
             scale_init=scale_init,
             dtype=dtype,
-            promote_dtype=promote,
+            promote_dtype=_promote if norm == 'batch_norm' else _promote_abs_gamma,
             rngs=rngs,
         )
         self.activation = activation
         self.statistics = 'batch'
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises x [b, h, w, features]; `train` uses and updates the batch statistics."""
+    def __call__(
+        self, x: Float[Array, 'b h w features'], *, train: bool
+    ) -> Float[Array, 'b h w features']:
+        """Applies norm and activation.
+
+        Args:
+            x: features.
+            train: whether batch statistics are used and updated.
+        """
         running = not train or self.statistics == 'running'
         return ACTIVATIONS[self.activation](self.norm(x, use_running_average=running))
 
 
-def freeze(module: nnx.Module) -> None:
-    """Lets every norm in a module keep its running statistics and use them in training, too.
+def freeze(module: object) -> None:
+    """Freezes the running statistics of every norm in a module; training uses them, too.
 
     For fine-tuning published weights with batches too small for statistics of their own. Scales and
-    biases go on learning.
+    biases are still trained.
+
+    Args:
+        module: network or part of one; its `ActivatedNorm`s are changed in place.
     """
     for _, node in nnx.iter_graph(module):
         if isinstance(node, ActivatedNorm):
             node.statistics = 'running'
 
 
-def _promote(arrays: tuple, *, dtype) -> tuple:
+def _promote(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> _Arrays:
     """nnx.BatchNorm's hook for casting its (x, mean, var, scale, bias): only x.
 
     The default would round the running statistics to bfloat16 when evaluating.
     """
+    del inexact
     x, *others = arrays
-    return (x.astype(dtype), *others)
+    return cast(_Arrays, (x.astype(dtype), *others))
 
 
-def _promote_abs_gamma(arrays: tuple, *, dtype) -> tuple:
+def _promote_abs_gamma(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> _Arrays:
     """As `_promote`, with |gamma| + epsilon for gamma.
 
     Unlike |gamma| its derivative at 0 is 1: a residual branch that starts there must learn.
     """
-    x, mean, var, scale, bias = _promote(arrays, dtype=dtype)
-    return x, mean, var, jnp.where(scale < 0, -scale, scale) + EPSILON, bias
+    x, mean, var, scale, bias = _promote(arrays, dtype=dtype, inexact=inexact)
+    scale = jnp.where(scale < 0, -scale, scale) + EPSILON
+    return cast(_Arrays, (x, mean, var, scale, bias))

@@ -1,11 +1,13 @@
 """Trading memory of the backward pass for computation, one residual block at a time."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, PRNGKeyArray
 
 Remat = Literal['none', 'inplace_abn', 'block']
 
@@ -13,37 +15,48 @@ REMATS = ('none', 'inplace_abn', 'block')
 _CONVOLUTION = 'convolution'
 
 
-def mark_convolution(x: jax.Array) -> jax.Array:
-    """Marks the output of a convolution as what 'inplace_abn' keeps."""
+def mark_convolution(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    """Marks the output of a convolution as one that 'inplace_abn' keeps; returns it unchanged."""
     return checkpoint_name(x, _CONVOLUTION)
 
 
 def run(
-    remat: Remat, block: nnx.Module, x: jax.Array, train: bool, key: jax.Array | None = None
-) -> jax.Array:
-    """Calls block(x, train[, key]); its batch statistics are updated as without rematerialisation.
+    block: Callable[..., jax.Array],
+    x: Float[Array, 'b h w c'],
+    *,
+    remat: Remat,
+    train: bool,
+    key: PRNGKeyArray | None = None,
+) -> Float[Array, 'b _ _ _']:
+    """Calls a block; its batch statistics are updated as without rematerialisation.
 
     Args:
+        block: module that is called with (x, train=train), and with key=key if there is a key.
+        x: features that the block is applied to.
         remat: what the backward pass finds in memory. 'none': everything it needs. 'inplace_abn':
-            of each convolution its output, and norms and activations are computed again from it,
-            which is what synchronised InPlace-ABN (Rota Bulo et al., 2018) saves, without inverting
-            them. 'block': the block's input only, and the whole block is computed again.
-        block: called with (x, train), or (x, train, key) if there is a key.
+            the output of each convolution, from which norms and activations are computed again;
+            synchronised InPlace-ABN (Rota Bulo et al., 2018) saves as much by inverting them.
+            'block': the block's input only, from which the whole block is computed again.
+        train: whether batch statistics are used and updated.
+        key: random key for dropout.
     """
     inputs = (x,) if key is None else (x, key)
 
-    def call(block: nnx.Module, x: jax.Array, *key: jax.Array) -> jax.Array:
-        return block(x, train, *key)
+    def call(block: Callable[..., jax.Array], x: jax.Array, *keys: jax.Array) -> jax.Array:
+        return block(x, train=train, key=keys[0]) if keys else block(x, train=train)
 
     if remat == 'none' or not train or hasattr(block, 'remat'):  # Repeated does it by itself
         return call(block, *inputs)
-    graphdef, params, stats = nnx.split(block, nnx.Param, nnx.BatchStat)
+    graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
+    params, stats = state
     policy = None
     if remat == 'inplace_abn':
         policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
 
     @functools.partial(jax.checkpoint, policy=policy)
-    def apply(params, stats, *inputs):
+    def apply(
+        params: nnx.State, stats: nnx.State, *inputs: jax.Array
+    ) -> tuple[jax.Array, nnx.State]:
         own = nnx.merge(graphdef, params, stats, copy=True)
         y = call(own, *inputs)
         return y, nnx.state(own, nnx.BatchStat)

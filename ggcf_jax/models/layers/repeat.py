@@ -51,7 +51,7 @@ class Repeated(nnx.Module):
         """Draws the parameters of all blocks.
 
         Args:
-            make: builds one block; a block is called with (x, train) and returns the shape of x.
+            make: builds one block, which is called with (x, train=train) and keeps the shape of x.
             count: number of blocks, at least 1.
             remat: what the backward pass of each block keeps in memory, see `remat.run`.
             rngs: random streams; the blocks' parameters are drawn with one key of `params`.
@@ -62,7 +62,7 @@ class Repeated(nnx.Module):
         stacked = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys)
         self.blocks = nnx.merge(graphdef, stacked)
 
-    def __call__(self, x: Float[Array, 'b h w c'], train: bool) -> Float[Array, 'b h w c']:
+    def __call__(self, x: Float[Array, 'b h w c'], *, train: bool) -> Float[Array, 'b h w c']:
         """Applies the blocks in order.
 
         Args:
@@ -72,14 +72,14 @@ class Repeated(nnx.Module):
         Returns:
             Features of the last block.
         """
-        graphdef, params, stats = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
+        graphdef, *state = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
-        def apply(x: jax.Array, arrays: tuple[nnx.State, nnx.State]) -> tuple[jax.Array, nnx.State]:
+        def apply(x: jax.Array, arrays: tuple[nnx.State, ...]) -> tuple[jax.Array, nnx.State]:
             block = nnx.merge(graphdef, *arrays, copy=True)
-            x = run(self.remat, block, x, train)
+            x = run(block, x, remat=self.remat, train=train)
             return x, nnx.state(block, nnx.BatchStat)
 
-        x, stats = scan(apply, x, (params, stats))
+        x, stats = scan(apply, x, tuple(state))
         if train:
             nnx.update(self.blocks, stats)
         return x

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32
 
 
-def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
-    """Upsamples features that lie on multiples of `stride` to every pixel.
+def upsample(
+    x: Float[Array, 'b h w c'], stride: int, size: tuple[int, int]
+) -> Float[Array, 'b {size[0]} {size[1]} c']:
+    """Upsamples features that are centred on multiples of `stride` to every pixel.
 
     Feature i belongs to pixel `stride * i` (see `conv`), so pixel p reads position p / stride;
     past the last feature the last one is repeated. For sizes of the form stride * n + 1, such as
@@ -14,11 +17,15 @@ def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
     mixed, by slices, which partitions over devices without gathering the map.
 
     Args:
-        x: [b, ceil(size[0] / stride), ceil(size[1] / stride), c].
-        size: (height, width) of the output.
+        x: features, h = ceil(size[0] / stride) and w = ceil(size[1] / stride).
+        stride: pixels per position of the features.
+        size: (height, width) of the output in pixels.
 
     Returns:
-        [b, *size, c] in the dtype of x.
+        Interpolated features in the dtype of x.
+
+    Raises:
+        ValueError: features of another height or width.
     """
     expected = tuple(-(-length // stride) for length in size)
     if x.shape[1:3] != expected:
@@ -30,15 +37,18 @@ def upsample(x: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
     return _upsample_axis(x, 2, stride)[:, :, : size[1]]
 
 
-def nearest_positions(pixels: np.ndarray, stride: int, size: tuple[int, int]) -> np.ndarray:
-    """The features that lie nearest to pixels of an image, feature i being at `stride * i`.
+def nearest_positions(
+    pixels: Int[np.ndarray, '*n 2'], stride: int, size: tuple[int, int]
+) -> Int32[np.ndarray, '*n 2']:
+    """Finds the features nearest to pixels of an image, feature i being at `stride * i`.
 
     Args:
-        pixels: integers [..., 2], row and column.
-        size: (height, width) of the image.
+        pixels: row and column of each pixel.
+        stride: pixels per position of the features.
+        size: (height, width) of the image in pixels.
 
     Returns:
-        int32 [..., 2], row and column in the map of features.
+        Row and column in the map of features.
     """
     last = [-(-length // stride) - 1 for length in size]
     return np.minimum((np.asarray(pixels) + stride // 2) // stride, last).astype(np.int32)
@@ -46,7 +56,7 @@ def nearest_positions(pixels: np.ndarray, stride: int, size: tuple[int, int]) ->
 
 def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     length = x.shape[axis]
-    # Padded, not concatenated with the last one: concatenation deals the map over devices anew.
+    # Padded, not concatenated with the last one: concatenation would reshard the map.
     padding = [(0, int(i == axis)) for i in range(x.ndim)]
     following = jnp.pad(jax.lax.slice_in_dim(x, 1, length, axis=axis), padding)
     last = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == length - 1
@@ -58,17 +68,19 @@ def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
     return y.reshape((*y.shape[:axis], length * stride, *y.shape[axis + 2 :]))
 
 
-def resize(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def resize(
+    x: Float[Array, 'b h w c'], size: tuple[int, int]
+) -> Float[Array, 'b {size[0]} {size[1]} c']:
     """Resizes maps to any size as OpenCV's INTER_LINEAR does, without smoothing.
 
     Pixel centres lie at p + 1/2; past the outermost centres the outermost value is repeated.
 
     Args:
-        x: floating point [b, h, w, c].
+        x: maps, such as class scores.
         size: (height, width) of the output.
 
     Returns:
-        [b, *size, c] in the dtype of x; x itself where it has that size.
+        Resized maps in the dtype of x; x itself where it has that size.
     """
     for axis, length in enumerate(size, start=1):
         if x.shape[axis] != length:

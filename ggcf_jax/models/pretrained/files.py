@@ -2,8 +2,10 @@
 
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from ggcf_jax.errors import InputError
 
@@ -11,15 +13,15 @@ from ggcf_jax.errors import InputError
 _WRAPPERS = ('state_dict', 'model')
 
 
-def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+def read(path: str | pathlib.Path) -> dict[str, Float32[np.ndarray, '...']]:
     """Reads all tensors of a file.
 
     Args:
-        path: `.safetensors`, or `.pth`, `.pt`, `.pth.tar` (needs torch; nothing but tensors and
-            plain containers is unpickled).
+        path: `.safetensors`, or `.pth`, `.pt`, `.pth.tar` or `.bin` (needs torch; nothing but
+            tensors and plain containers is unpickled).
 
     Returns:
-        Name -> float32 array; convolution kernels are turned from PyTorch's [out, in, h, w] into
+        Name -> array; convolution kernels are transposed from PyTorch's [out, in, h, w] to
         [h, w, in, out]. Names of nested dictionaries are joined by dots.
 
     Raises:
@@ -83,8 +85,8 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _flatten(tree: Mapping, prefix: str = '') -> dict:
-    flat = {}
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             flat |= _flatten(value, f'{prefix}{name}.')

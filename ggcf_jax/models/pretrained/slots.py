@@ -1,21 +1,21 @@
-"""The arrays of a backbone, one by one, whether its blocks are stored apart or stacked."""
+"""The arrays of a backbone, one by one, whether its blocks are stored singly or stacked."""
 
 import dataclasses
 import re
 from collections.abc import Mapping
 
-# A block in a stage, or blocks of equal shape stacked on a leading axis (`models.repeat`).
+# A block in a stage, or blocks of equal shape stacked on a leading axis (`layers.repeat`).
 _BLOCK = re.compile(r'(?P<stage>\w+\.\d+)\.(?P<item>\d+)\.(?P<stacked>blocks\.)?(?P<rest>.+)')
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """Where one array of a layer lies.
+    """Where one array of a layer is stored.
 
     Attributes:
-        path: of the array that holds it.
-        index: of the block in a stacked array; () where it is the whole array.
-        shape: of the one array.
+        path: path of the stored array that contains it.
+        index: index of the block in a stacked array; () where it is the whole stored array.
+        shape: shape of the one array.
     """
 
     path: str
@@ -27,7 +27,7 @@ def expand(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """Lists the arrays of a backbone under names that do not depend on the stacking.
 
     Args:
-        shapes: path -> shape, e.g. `stages.2.1.blocks.layers.0.conv.kernel`.
+        shapes: path of a stored array, e.g. `stages.2.1.blocks.layers.0.conv.kernel`, -> shape.
 
     Returns:
         Name -> slot; blocks are counted through the stage: `stages.2.5.layers.0.conv.kernel`.

@@ -56,9 +56,9 @@ def test_features_and_prediction_are_the_models(workdirs):
     @jax.jit
     def twin(images):
         model = loaded.model.network
-        *_, backbone = model.backbone(model.normalization(images), False, None)
+        *_, backbone = model.backbone(model.normalization(images), train=False, key=None)
         scores = inference.scores(model, images, inference.SINGLE)
-        return backbone, model.context(backbone, False), scores[0].argmax(-1)
+        return backbone, model.context(backbone, train=False), scores[0].argmax(-1)
 
     backbone, fused, expected = twin(image[None])
     np.testing.assert_array_equal(prediction, expected)

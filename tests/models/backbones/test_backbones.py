@@ -40,7 +40,7 @@ def test_features_of_four_stages(build, stride, strides):
     model = nnx.eval_shape(lambda: build(stride))
     assert model.stride == stride
     x = jax.ShapeDtypeStruct((2, 33, 50, 3), jnp.float32)
-    outputs = nnx.eval_shape(lambda model, x: model(x, False), model, x)
+    outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, x)
     if build is _wide:  # its third stage ends where the fourth begins
         strides = (4, 8, stride, stride)
     for y, s, features in zip(outputs, strides, model.features):
@@ -62,7 +62,7 @@ def test_dropout_of_the_wide_network_drops_channels(rng):
 
     @jax.jit
     def run(state, key):
-        return nnx.merge(graphdef, state, copy=True)(x, True, key)
+        return nnx.merge(graphdef, state, copy=True)(x, train=True, key=key)
 
     one, again, other = (run(state, jax.random.key(i)) for i in (0, 0, 1))
     for i, (a, b, c) in enumerate(zip(one, again, other)):
@@ -79,12 +79,12 @@ def test_abs_gamma_ignores_the_sign_and_learns_from_zero():
     plain = ActivatedNorm(3, 'identity', dtype=jnp.float32, rngs=nnx.Rngs(0))
     norm.norm.scale[...] = jnp.array([-0.5, 0.0, 2.0])
     plain.norm.scale[...] = jnp.array([0.5, 0.0, 2.0]) + 1e-5
-    np.testing.assert_array_equal(norm(x, False), plain(x, False))
+    np.testing.assert_array_equal(norm(x, train=False), plain(x, train=False))
 
     graphdef, params, stats = nnx.split(norm, nnx.Param, nnx.BatchStat)
 
     def total(params):
-        return (nnx.merge(graphdef, params, stats, copy=True)(x, False) * x).sum()
+        return (nnx.merge(graphdef, params, stats, copy=True)(x, train=False) * x).sum()
 
     gradient = nnx.as_pure(jax.grad(total)(params))['norm']['scale']
     expected = (x * x).sum((0, 1, 2)) / np.sqrt(1 + 1e-5) * jnp.array([-1.0, 1.0, 1.0])
@@ -93,7 +93,7 @@ def test_abs_gamma_ignores_the_sign_and_learns_from_zero():
 
 def test_leaky_relu_has_the_slope_of_inplace_abn():
     norm = ActivatedNorm(1, 'leaky_relu', dtype=jnp.float32, rngs=nnx.Rngs(0))
-    y = norm(jnp.full((1, 1, 1, 1), -1.0), False)
+    y = norm(jnp.full((1, 1, 1, 1), -1.0), train=False)
     np.testing.assert_allclose(y, -0.01, rtol=1e-4)
 
 

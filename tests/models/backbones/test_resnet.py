@@ -21,7 +21,7 @@ def _build(name, width=4, stem='7x7', seed=0, **dilations):
 def _apply(model, x, train=False):
     """The model's outputs, compiled: op by op a network takes long to run."""
     graphdef, state = nnx.split(model)
-    return jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, train))(state, x)
+    return jax.jit(lambda state, x: nnx.merge(graphdef, state, copy=True)(x, train=train))(state, x)
 
 
 def _count(model):
@@ -41,7 +41,7 @@ def _count(model):
 def test_shapes(name, stride, strides, size):
     model = _build(name, stride=stride)
     assert model.stride == stride
-    outputs = jax.eval_shape(lambda x: model(x, False), jnp.zeros((2, *size, 3)))
+    outputs = jax.eval_shape(lambda x: model(x, train=False), jnp.zeros((2, *size, 3)))
     for x, s, features in zip(outputs, strides, model.features):
         assert x.shape == (2, *(-(-length // s) for length in size), features)
 
@@ -71,12 +71,12 @@ def test_repeated_blocks_equal_their_sequence(rng):
     @jax.jit
     def one_block(state, x):
         block = nnx.merge(graphdef, state, copy=True)
-        return block(x, True), nnx.as_pure(nnx.state(block, nnx.BatchStat))
+        return block(x, train=True), nnx.as_pure(nnx.state(block, nnx.BatchStat))
 
     @jax.jit
     def scanned(x):
         repeated = copy.deepcopy(stage[1])
-        return repeated(x, True), nnx.as_pure(nnx.state(repeated.blocks, nnx.BatchStat))
+        return repeated(x, train=True), nnx.as_pure(nnx.state(repeated.blocks, nnx.BatchStat))
 
     expected, stats = x, []
     for i in range(5):
@@ -118,7 +118,7 @@ def test_unknown_stem():
 def test_stem_channels_are_those_of_width_64(stem, channels):
     model = _build('resnet18', width=4, stem=stem)
     assert [layer.conv.kernel.shape[-1] for layer in model.stem] == channels
-    output = jax.eval_shape(lambda x: model(x, False), jnp.zeros((1, 16, 16, 3)))[-1]
+    output = jax.eval_shape(lambda x: model(x, train=False), jnp.zeros((1, 16, 16, 3)))[-1]
     assert output.shape == (1, 2, 2, 32)
 
 

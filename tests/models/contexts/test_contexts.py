@@ -66,7 +66,9 @@ def _equation_3(module, x, scale):
 def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     module = _ggcf(heads, scale=scale)
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
-    reduced, output = _run(module, lambda module, x: (module.reduce(x, False), module(x, False)), x)
+    reduced, output = _run(
+        module, lambda module, x: (module.reduce(x, train=False), module(x, train=False)), x
+    )
     assert output.shape == (2, 5, 4, module.features)
     np.testing.assert_allclose(
         output[..., :5], _equation_3(module, reduced, scale), rtol=1e-4, atol=1e-5
@@ -84,7 +86,11 @@ def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
     at = np.stack(np.divmod(np.arange(20), 4), axis=1)
 
     def everything(module, x, at):
-        return module.attention(x, at), module.g(module.reduce(x, False)), module(x, False)
+        return (
+            module.attention(x, at),
+            module.g(module.reduce(x, train=False)),
+            module(x, train=False),
+        )
 
     rows, values, output = map(np.asarray, _run(module, everything, x, jnp.asarray(at)))
     rows = rows.reshape(2, 20, -1, 20)
@@ -99,7 +105,7 @@ def test_every_parameter_of_ggcf_gets_a_gradient(rng):
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
 
     def loss(params):
-        return (nnx.merge(graphdef, params, rest, copy=True)(x, True) ** 3).sum()
+        return (nnx.merge(graphdef, params, rest, copy=True)(x, train=True) ** 3).sum()
 
     gradients = jax.jit(jax.grad(loss))(params)
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
@@ -115,8 +121,8 @@ def test_aspp_shapes_and_image_pooling(rng):
         6, channels=4, rates=(2, 3), activation='relu', dtype=jnp.float32, rngs=nnx.Rngs(0)
     )
     x = jnp.float32(rng.normal(size=(2, 9, 7, 6)))
-    output = module(x, False)
+    output = module(x, train=False)
     assert output.shape == (2, 9, 7, 4) and module.features == 4
     # The dilated branches reach 3 positions; only image pooling carries a change further.
-    moved = module(x.at[:, 0, 0].add(10.0), False)
+    moved = module(x.at[:, 0, 0].add(10.0), train=False)
     assert (np.abs(moved - output)[:, 8, 6] > 1e-6).any()

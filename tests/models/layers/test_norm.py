@@ -37,7 +37,7 @@ def test_equals_definition_with_float32_statistics(rng, norm, train, dtype):
     mean, var = exact.mean((0, 1, 2)), exact.var((0, 1, 2))
     running = np.array([100.3, -7.7, 0.01]), np.array([2.2, 0.03, 9.9])
     used = (mean, var) if train else running
-    y = made(x, train)
+    y = made(x, train=train)
     assert y.dtype == dtype
     expected = _definition(exact, *used, scale, np.array([0.1, -0.2, 3.3]))
     # The batch variance is computed as E x^2 - (E x)^2 in float32.
@@ -52,7 +52,7 @@ def test_scale_at_zero_learns():
     def first(scale):
         made = _norm('abs_gamma', jnp.float32)
         made.norm.scale[...] = scale
-        return made(jnp.ones((1, 2, 2, 3)), False)[..., 1].sum()
+        return made(jnp.ones((1, 2, 2, 3)), train=False)[..., 1].sum()
 
     assert float(jnp.abs(jax.grad(first)(jnp.zeros(3))[1])) > 1
 
@@ -63,11 +63,11 @@ def test_frozen_statistics_are_used_in_training_and_stay(rng):
 
     module = Repeated(make, 2, rngs=nnx.Rngs(0))
     x = jnp.asarray(rng.normal(size=(2, 4, 5, 3)), jnp.float32)
-    module(x, True)  # gives the norms statistics of their own
-    evaluated, before = module(x, False), nnx.as_pure(nnx.state(module, nnx.BatchStat))
-    assert float(jnp.abs(module(x, True) - evaluated).max()) > 0.1
+    module(x, train=True)  # gives the norms statistics of their own
+    evaluated, before = module(x, train=False), nnx.as_pure(nnx.state(module, nnx.BatchStat))
+    assert float(jnp.abs(module(x, train=True) - evaluated).max()) > 0.1
     nnx.update(module, before)
     freeze(module)
-    np.testing.assert_array_equal(module(x, True), evaluated)
+    np.testing.assert_array_equal(module(x, train=True), evaluated)
     after = nnx.as_pure(nnx.state(module, nnx.BatchStat))
     jax.tree.map(np.testing.assert_array_equal, after, before)

@@ -27,7 +27,7 @@ BLOCKS = {
 def _loss(graphdef, remat, params, stats, x, key):
     """A scalar of a block's output, and the block's statistics."""
     block = nnx.merge(graphdef, params, stats, copy=True)
-    y = run(remat, block, x, True, key)
+    y = run(block, x, remat=remat, train=True, key=key)
     return (y**2).mean(), nnx.state(block, nnx.BatchStat)
 
 
@@ -72,7 +72,7 @@ def test_every_backbone_keeps_less(tiny_config, backbone):
         def residuals(params, stats, x, graphdef=graphdef):
             def loss(params, x):
                 trunk = nnx.merge(graphdef, params, stats, copy=True).backbone
-                return sum((f**2).mean() for f in trunk(x, True, jax.random.key(0)))
+                return sum((f**2).mean() for f in trunk(x, train=True, key=jax.random.key(0)))
 
             return jax.vjp(loss, params, x)[1]
 

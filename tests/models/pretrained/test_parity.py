@@ -58,7 +58,7 @@ def _import(make, path, norm):
 
 
 def _features(graphdef, arrays, x):
-    return jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x, False))(arrays, x)
+    return jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x, train=False))(arrays, x)
 
 
 def _assert_equal_features(ours, network, x):
