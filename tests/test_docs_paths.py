@@ -28,7 +28,7 @@ each_page = pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_
 
 
 def _text(page: pathlib.Path) -> str:
-    """A page without what is no longer true on purpose: released versions, names before ->."""
+    """A page; of the changelog only what is true today, without old versions and old names."""
     text = page.read_text()
     if page.name == 'CHANGELOG.md':
         text = re.sub(r'\n## (?!\[?Unreleased)[^\n]*.*', '', text, flags=re.S)
