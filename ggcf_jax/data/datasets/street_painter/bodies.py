@@ -3,11 +3,12 @@
 import numpy as np
 
 from ggcf_jax.data.datasets.street_painter.boxes import CIRCLE, GLASS, RUBBER, Drawing
+from ggcf_jax.data.datasets.street_painter.camera import Point
 from ggcf_jax.data.datasets.street_painter.canvas import Canvas
 from ggcf_jax.data.datasets.street_painter.vehicles import Vehicle
 
 
-def _rect(a0, a1, b0, b1):
+def _rect(a0: float, a1: float, b0: float, b1: float) -> tuple[Point, ...]:
     return ((a0, b0), (a1, b0), (a1, b1), (a0, b1))
 
 
@@ -135,7 +136,7 @@ def _truck(draw: Drawing) -> None:
     cab_paint = v.paint if v.look % 2 else v.stripe
     chassis = (54.0, 54.0, 56.0)
 
-    def cargo():
+    def cargo() -> None:
         draw.flank(_rect(0, box, 0.95, v.height), v.paint, True)
         _bands(draw, 0.0, box, 1.0)
         end = box if draw.end > 0 else 0.0
@@ -147,7 +148,7 @@ def _truck(draw: Drawing) -> None:
         elif v.band:
             draw.face(end, _rect(-0.9, 0.9, *v.band), GLASS)
 
-    def driver():
+    def driver() -> None:
         draw.flank(_rect(box + gap, v.length, 0.5, cab_top), cab_paint, True)
         window = (
             (box + gap + 0.7, 1.5),
@@ -207,7 +208,12 @@ _PAINTERS = {'car': _car, 'van': _car, 'bus': _bus, 'truck': _truck, 'train': _t
 
 
 def paint_vehicle(canvas: Canvas, vehicle: Vehicle) -> None:
-    """Paints a vehicle's visible end and side."""
+    """Paints the visible end and side of a vehicle.
+
+    Args:
+        canvas: canvas to paint on.
+        vehicle: vehicle to paint.
+    """
     corners = vehicle.footprint()
     if max(z for _, z in corners) < 2.0:
         return

@@ -4,6 +4,10 @@ import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Float32
+
+Point = tuple[float, float]
+Point3 = tuple[float, float, float]
 
 NEAR = 1.0  # metres; nothing nearer is drawn
 FAR = 110.0  # metres; where the street ends in the backdrop
@@ -33,8 +37,14 @@ class Camera:
     height: float
     bend: float
 
-    def project(self, x: float, y: float, z: float) -> tuple[float, float]:
-        """Pixel (u, v) of a point, drawn at the near plane where it lies in front of it."""
+    def project(self, x: float, y: float, z: float) -> Point:
+        """Returns the pixel (u, v) of a point; points nearer than `NEAR` are moved there.
+
+        Args:
+            x: position to the right, in metres.
+            y: height, in metres.
+            z: distance along the road, in metres.
+        """
         z = max(z, NEAR)
         scale = self.focal / z
         u = self.center[0] + scale * (x - self.x) + self.focal * self.bend * z
@@ -42,18 +52,22 @@ class Camera:
         return min(max(u, -_LIMIT), _LIMIT), min(max(v, -_LIMIT), _LIMIT)
 
     def scale(self, z: float) -> float:
-        """Pixels per metre at distance z."""
-        return self.focal / max(z, NEAR)
-
-    def column_depth(self, x: float, u: np.ndarray) -> np.ndarray:
-        """Distance at which each column's ray meets the vertical surface along the road at x.
+        """Returns the number of pixels per metre.
 
         Args:
-            x: lateral position of the surface, other than the camera's.
-            u: [n] float32 pixel columns on the surface's side of the vanishing point.
+            z: distance in metres.
+        """
+        return self.focal / max(z, NEAR)
+
+    def column_depth(self, x: float, u: Float32[np.ndarray, ' n']) -> Float32[np.ndarray, ' n']:
+        """Returns the distance at which the ray of each column meets a surface along the road.
+
+        Args:
+            x: lateral position of the surface in metres, other than that of the camera.
+            u: pixel columns on the surface's side of the vanishing point.
 
         Returns:
-            [n] float32 distances; the near root of bend z^2 - r z + (x - camera x) = 0.
+            Distances in metres: the near root of bend z^2 - r z + (x - camera x) = 0.
         """
         offset = x - self.x
         ray = (u - self.center[0]) / self.focal
@@ -61,15 +75,22 @@ class Camera:
         return 2 * offset / (ray + math.copysign(1.0, offset) * root)
 
     def last_visible(self, x: float) -> float:
-        """Distance beyond which the surface along the road at x hides behind its near part."""
+        """Returns the distance beyond which a surface along the road hides behind its near part.
+
+        Args:
+            x: lateral position of the surface in metres.
+        """
         offset = x - self.x
         return math.sqrt(offset / self.bend) if offset * self.bend > 0 else math.inf
 
-    def ground(self) -> tuple[int, np.ndarray, np.ndarray]:
-        """First row below the horizon, and for it and each row under it the road's position.
+    def ground(
+        self,
+    ) -> tuple[int, Float32[np.ndarray, ' rows'], Float32[np.ndarray, 'rows width']]:
+        """Returns where on the road each pixel below the horizon lies.
 
         Returns:
-            row, z [rows] and x [rows, width]: float32, metres, limited to FAR in distance.
+            First row whose distance is at most `FAR`; distance z of this row and of each row
+            below it, in metres; lateral position x of each of their pixels, in metres.
         """
         height, width = self.size
         first = max(0, math.ceil(self.center[1] + self.focal * self.height / FAR - 0.5))

@@ -6,7 +6,7 @@ _EVALUATED = sorted(
     (label for label in _labels if 0 <= label.trainId < 255), key=lambda label: label.trainId
 )
 CLASSES = tuple(label.name for label in _EVALUATED)
-COLORS = tuple(tuple(label.color) for label in _EVALUATED)
+COLORS: tuple[tuple[int, int, int], ...] = tuple(tuple(label.color) for label in _EVALUATED)
 CATEGORIES = tuple(label.category for label in _EVALUATED)
 IGNORE = 255
 

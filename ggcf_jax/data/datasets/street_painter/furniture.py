@@ -1,4 +1,4 @@
-"""Poles, traffic lights and signs, trees, and the odd things that no class is for."""
+"""Poles, traffic lights and signs, trees, and things that belong to no class."""
 
 import dataclasses
 
@@ -14,15 +14,16 @@ _LAMPS = ((226, 52, 40), (242, 178, 44), (58, 206, 112))
 
 @dataclasses.dataclass(frozen=True)
 class Pole:
-    """A pole at (x, z) with what it carries.
+    """A pole and what it carries.
 
     Attributes:
-        kind: 'lamp' | 'light' | 'sign' | 'mast' | 'bollard'.
-        x, z: place in metres.
-        height: metres.
-        arm: reach over the road in metres, signed.
-        color: RGB.
-        look: a number that decides the signs and the lamp that is lit.
+        kind: 'lamp', 'light', 'sign', 'mast' or 'bollard'.
+        x: lateral position in metres.
+        z: distance in metres.
+        height: height in metres.
+        arm: reach of the arm over the road in metres, negative to the left; 0 = no arm.
+        color: RGB of the pole.
+        look: number that decides the signs and the lamp that is lit.
     """
 
     kind: str
@@ -36,7 +37,15 @@ class Pole:
 
 @dataclasses.dataclass(frozen=True)
 class Clutter:
-    """A bin, box or heap of no class: [x - width / 2, x + width / 2] wide, at distance z."""
+    """A bin, box or heap of no class.
+
+    Attributes:
+        x: lateral position of its middle in metres.
+        z: distance in metres.
+        width: width in metres.
+        height: height in metres.
+        color: RGB.
+    """
 
     x: float
     z: float
@@ -46,7 +55,7 @@ class Clutter:
 
 
 def _traffic_light(canvas: Canvas, x: float, y: float, z: float, lit: int) -> None:
-    """A housing of three lamps whose lower edge is at height y."""
+    """Paints a housing of three lamps whose lower edge is at height y."""
     u, v = canvas.camera.project(x, y, z)
     unit = canvas.camera.scale(z)
     half, height = 0.2 * unit, 1.05 * unit
@@ -61,13 +70,13 @@ def _traffic_light(canvas: Canvas, x: float, y: float, z: float, lit: int) -> No
 
 
 def _sign(canvas: Canvas, x: float, y: float, z: float, look: int) -> float:
-    """A sign centred at height y; returns its half height in metres."""
+    """Paints a sign centred at height y; returns half its height in metres."""
     u, v = canvas.camera.project(x, y, z)
     r = 0.42 * canvas.camera.scale(z)
     shade = canvas.light.shade(0, 0.2, -0.9) + 0.08
     label = classes.TRAFFIC_SIGN
 
-    def tone(*color):
+    def tone(*color: float) -> tuple[int, int, int]:
         return canvas.light.tone(color, z, shade)
 
     shape = look % 6
@@ -135,7 +144,12 @@ def _sign(canvas: Canvas, x: float, y: float, z: float, look: int) -> float:
 
 
 def paint_pole(canvas: Canvas, pole: Pole) -> None:
-    """Paints a pole and the lamp, lights or signs on it."""
+    """Paints a pole and the lamp, lights or signs on it.
+
+    Args:
+        canvas: canvas to paint on.
+        pole: pole to paint.
+    """
     if not canvas.visible(pole.x, pole.z, abs(pole.arm) + 2.5):
         return
     x, z, height, arm = pole.x, pole.z, pole.height, pole.arm
@@ -196,7 +210,12 @@ def paint_pole(canvas: Canvas, pole: Pole) -> None:
 
 
 def paint_clutter(canvas: Canvas, thing: Clutter) -> None:
-    """Paints a box that carries the ignore label."""
+    """Paints a box that has the ignore label.
+
+    Args:
+        canvas: canvas to paint on.
+        thing: box to paint.
+    """
     if not canvas.visible(thing.x, thing.z, thing.width):
         return
     half, z, y = thing.width / 2, thing.z, thing.height
@@ -216,7 +235,12 @@ def paint_clutter(canvas: Canvas, thing: Clutter) -> None:
 
 
 def paint_tree(canvas: Canvas, tree: Tree) -> None:
-    """Paints a tree or bush; as in Cityscapes the trunk is vegetation too."""
+    """Paints a tree or bush; as in Cityscapes, the trunk is vegetation too.
+
+    Args:
+        canvas: canvas to paint on.
+        tree: tree to paint.
+    """
     width, height = tree.crown
     if not canvas.visible(tree.x, tree.z, width):
         return

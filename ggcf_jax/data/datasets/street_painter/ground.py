@@ -1,25 +1,44 @@
-"""Sky, backdrop and ground: everything that lies behind or under the things of the street."""
+"""Sky, backdrop and ground: what lies behind and under the things of the street."""
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from ggcf_jax.data.datasets.street_painter import classes, textures
-from ggcf_jax.data.datasets.street_painter.camera import FAR
+from ggcf_jax.data.datasets.street_painter.camera import FAR, Point
 from ggcf_jax.data.datasets.street_painter.canvas import Canvas
+from ggcf_jax.data.datasets.street_painter.light import Light
 from ggcf_jax.data.datasets.street_painter.street import PARKING, TRACK, Street
+from ggcf_jax.data.datasets.street_painter.textures import Color
 
-_REACH = 26.0  # metres covered by the plan to the left and right of x = 0
-_ACROSS, _ALONG = 14, 4  # pixels of the plan per metre
-_MIPMAP = (4, 8)  # reduction of the plan, across and along, for the distance
-_MIPMAP_FROM = 22.0
+_REACH = 26.0  # metres that the ground plan covers to the left and right of x = 0
+_ACROSS, _ALONG = 14, 4  # pixels of the ground plan per metre, across and along the road
+_MIPMAP = (4, 8)  # factors that the plan is reduced by for distant ground, across and along
+_MIPMAP_FROM = 22.0  # metres; ground from here on is distant
 _SHADOW = 4  # pixels of the shadow plan per metre
 
 
+class _Rectangle(NamedTuple):
+    """Part of the ground, in metres."""
+
+    x0: float
+    x1: float
+    z0: float
+    z1: float
+
+
 def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Gradient and clouds down to the horizon; the ground is painted over what lies below."""
+    """Paints a gradient and clouds, down to below the horizon, where the ground will cover them.
+
+    Args:
+        canvas: canvas to paint on.
+        rng: source of randomness.
+    """
     light, (height, width) = canvas.light, canvas.camera.size
     rows = min(height, math.ceil(canvas.camera.center[1]) + 8)
     t = np.linspace(0, 1, rows, dtype=np.float32)[:, None] ** 0.8
@@ -43,7 +62,12 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def paint_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Houses and woods where the street ends, half lost in the haze."""
+    """Paints houses and woods where the street ends, half hidden by the haze.
+
+    Args:
+        canvas: canvas to paint on.
+        rng: source of randomness.
+    """
     camera, width = canvas.camera, canvas.camera.size[1]
     unit = camera.scale(FAR)
     base = camera.center[1] + unit * camera.height + 1
@@ -62,42 +86,42 @@ def paint_backdrop(canvas: Canvas, rng: np.random.Generator) -> None:
         u += span * 0.9
 
 
-def _stripes(street: Street) -> list[tuple[float, float, float, float, str]]:
-    """Ground from the outside in as (x0, x1, z0, z1, what)."""
+def _stripes(street: Street) -> list[tuple[_Rectangle, str]]:
+    """The ground and its kinds, from the outside in; later parts cover earlier ones."""
     left, right = street.road
-    stripes = []
+    stripes: list[tuple[_Rectangle, str]] = []
+
+    def add(x0: float, x1: float, z0: float, z1: float, kind: str) -> None:
+        stripes.append((_Rectangle(x0, x1, z0, z1), kind))
+
     for segment in street.segments:
         far = segment.side * _REACH
-        # Just behind what stands there, or a thread of the yard would show in front of it.
+        # Slightly behind what stands there, or a line of the yard would show in front of it.
         wall = segment.boundary + 0.15 * segment.side
-        stripes += [
-            (far, wall, segment.z0, segment.z1, segment.yard),
-            (wall, segment.edge, segment.z0, segment.z1, segment.verge),
-        ]
-    stripes += [
-        (left - street.pavement[0], left, 0, FAR, 'sidewalk'),
-        (right, right + street.pavement[1], 0, FAR, 'sidewalk'),
-        (left - 0.22, left, 0, FAR, 'kerb'),
-        (right, right + 0.22, 0, FAR, 'kerb'),
-        (left, right, 0, FAR, 'road'),
-    ]
+        add(far, wall, segment.z0, segment.z1, segment.yard)
+        add(wall, segment.edge, segment.z0, segment.z1, segment.verge)
+    add(left - street.pavement[0], left, 0, FAR, 'sidewalk')
+    add(right, right + street.pavement[1], 0, FAR, 'sidewalk')
+    add(left - 0.22, left, 0, FAR, 'kerb')
+    add(right, right + 0.22, 0, FAR, 'kerb')
+    add(left, right, 0, FAR, 'road')
     for side, z0, z1 in street.openings:
         start = left if side < 0 else right
-        stripes.append((side * _REACH, start, z0 - 2.5, z1 + 2.5, 'sidewalk'))
-        stripes.append((side * _REACH, start - side * 0.1, z0, z1, 'road'))
+        add(side * _REACH, start, z0 - 2.5, z1 + 2.5, 'sidewalk')
+        add(side * _REACH, start - side * 0.1, z0, z1, 'road')
     if street.track is not None:
         half = TRACK / 2
         if street.bed != 'road':
-            stripes.append((street.track - half, street.track + half, 0, FAR, street.bed))
+            add(street.track - half, street.track + half, 0, FAR, street.bed)
         for rail in (-0.72, 0.72):
-            stripes.append((street.track + rail - 0.05, street.track + rail + 0.05, 0, FAR, 'rail'))
+            add(street.track + rail - 0.05, street.track + rail + 0.05, 0, FAR, 'rail')
     return stripes
 
 
-def _markings(street: Street, rng) -> list[tuple[float, float, float, float]]:
-    """Painted lines as (x0, x1, z0, z1)."""
+def _markings(street: Street, rng: np.random.Generator) -> list[_Rectangle]:
+    """Lines that are painted on the road."""
     left, right = street.road
-    lines = []
+    lines: list[_Rectangle] = []
     centers = sorted(x for x, _ in street.lanes)
     directions = dict(street.lanes)
     for a, b in itertools.pairwise(centers):
@@ -105,24 +129,28 @@ def _markings(street: Street, rng) -> list[tuple[float, float, float, float]]:
         if b - a > 3.5:
             continue  # a tramway lies between
         if directions[a] != directions[b] and rng.random() < 0.35:
-            lines.append((middle - 0.08, middle + 0.08, 0, FAR))
+            lines.append(_Rectangle(middle - 0.08, middle + 0.08, 0, FAR))
             continue
         start = rng.uniform(-6, 0)
-        lines += [(middle - 0.08, middle + 0.08, z, z + 3) for z in np.arange(start, FAR, 6.5)]
+        for z in np.arange(start, FAR, 6.5).tolist():
+            lines.append(_Rectangle(middle - 0.08, middle + 0.08, z, z + 3))
     for x, edge in ((street.parking[0], left), (street.parking[1], right)):
         if x is not None and abs(abs(x - edge) - PARKING / 2) < 0.1:
             inner = x + (PARKING / 2 if x < 0 else -PARKING / 2)
-            lines.append((inner - 0.06, inner + 0.06, 0, FAR))
+            lines.append(_Rectangle(inner - 0.06, inner + 0.06, 0, FAR))
     if street.crossing is not None:
         z = street.crossing
-        lines += [(x, x + 0.5, z, z + 3) for x in np.arange(left + 0.4, right - 0.6, 1.0)]
-        inner = [x for x, direction in street.lanes if direction > 0]
-        lines.append((min(inner) - 1.5, max(inner) + 1.5, z - 1.6, z - 1.2))
+        for start in np.arange(left + 0.4, right - 0.6, 1.0).tolist():
+            lines.append(_Rectangle(start, start + 0.5, z, z + 3))
+        own = [center for center, direction in street.lanes if direction > 0]
+        lines.append(_Rectangle(min(own) - 1.5, max(own) + 1.5, z - 1.6, z - 1.2))
     return lines
 
 
-def _plan(street: Street, canvas: Canvas, rng) -> tuple[np.ndarray, np.ndarray]:
-    """The street seen from above: colours [z, x, 3] uint8 and train ids [z, x] uint8."""
+def _plan(
+    street: Street, canvas: Canvas, rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, 'z x 3'], UInt8[np.ndarray, 'z x']]:
+    """Colours and train ids of the street, seen from above."""
     asphalt = textures.vary(rng, (92, 92, 96), 0.16)
     if canvas.light.wet:
         asphalt = tuple(c * 0.72 for c in asphalt)
@@ -141,37 +169,38 @@ def _plan(street: Street, canvas: Canvas, rng) -> tuple[np.ndarray, np.ndarray]:
     shape = (int(FAR * _ALONG), int(2 * _REACH * _ACROSS))
     colors, ids = np.empty((*shape, 3), np.uint8), np.empty(shape, np.uint8)
 
-    def fill(x0, x1, z0, z1, color, label):
-        x0, x1 = sorted((x0, x1))
-        first = (round((x0 + _REACH) * _ACROSS), round(z0 * _ALONG))
-        last = (round((x1 + _REACH) * _ACROSS) - 1, round(z1 * _ALONG) - 1)  # OpenCV includes it
+    def fill(part: _Rectangle, color: Color, label: int | None) -> None:
+        x0, x1 = sorted((part.x0, part.x1))
+        first = (round((x0 + _REACH) * _ACROSS), round(part.z0 * _ALONG))
+        # OpenCV fills the last pixel, too.
+        last = (round((x1 + _REACH) * _ACROSS) - 1, round(part.z1 * _ALONG) - 1)
         if first[0] > last[0] or first[1] > last[1]:
             return
         cv2.rectangle(colors, first, last, color, -1)
         if label is not None:
             cv2.rectangle(ids, first, last, label, -1)
 
-    fill(-_REACH, _REACH, 0, FAR, *looks['sidewalk'])
-    for x0, x1, z0, z1, what in _stripes(street):
-        if what == 'rail':
-            fill(x0, x1, z0, z1, (168, 166, 164), None)
+    fill(_Rectangle(-_REACH, _REACH, 0, FAR), *looks['sidewalk'])
+    for part, kind in _stripes(street):
+        if kind == 'rail':
+            fill(part, (168, 166, 164), None)
         else:
-            fill(x0, x1, z0, z1, *looks[what])
-    for x0, x1, z0, z1 in _markings(street, rng):
-        fill(x0, x1, z0, z1, (214, 214, 208), None)
+            fill(part, *looks[kind])
+    for part in _markings(street, rng):
+        fill(part, (214, 214, 208), None)
     return colors, ids
 
 
 def paint_ground(
-    canvas: Canvas, street: Street, shadows: np.ndarray, rng: np.random.Generator
+    canvas: Canvas, street: Street, shadows: UInt8[np.ndarray, 'z x'], rng: np.random.Generator
 ) -> None:
-    """Paints the ground from its plan.
+    """Paints the ground, projected from a plan of it.
 
     Args:
-        canvas: where to paint.
-        street: the cross-section.
-        shadows: plan of the shadows from `shadow_plan` and the shapes drawn into it.
-        rng: draws colours.
+        canvas: canvas to paint on.
+        street: cross-section of the street.
+        shadows: shadow plan, see `shadow_plan`, with all shadows.
+        rng: source of randomness.
     """
     camera, light = canvas.camera, canvas.light
     colors, ids = _plan(street, canvas, rng)
@@ -208,7 +237,7 @@ def paint_ground(
         cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT,
     )
-    # Grass has the leaves' strong contrast, stone and asphalt a weak one.
+    # Grass has the strong contrast of leaves, stone and asphalt a weak one.
     contrast = np.full(256, 0.22, np.float32)
     contrast[[classes.TERRAIN, classes.IGNORE]] = 0.62
     fade = (14 / (z + 10)).clip(0.25, 1).astype(np.float32)
@@ -224,30 +253,37 @@ def paint_ground(
     canvas.label[: first + 1][canvas.label[: first + 1] == classes.IGNORE] = classes.SKY
 
 
-def shadow_plan() -> np.ndarray:
-    """An unshaded plan, [z, x] uint8, 255 = full light."""
+def shadow_plan() -> UInt8[np.ndarray, 'z x']:
+    """Returns a plan of the light on the ground, without shadows yet; 255 = full light."""
     return np.full((int(FAR * _SHADOW), int(2 * _REACH * _SHADOW)), 255, np.uint8)
 
 
-def cast(plan: np.ndarray, light, footprint, height: float) -> None:
-    """Darkens the plan under a thing and where the sun throws its shadow.
+def cast(
+    plan: UInt8[np.ndarray, 'z x'], light: Light, footprint: Sequence[Point], height: float
+) -> None:
+    """Darkens the plan under a thing and where the sun casts its shadow.
 
     Args:
-        plan: the shadow plan, changed in place.
-        light: the scene's light.
-        footprint: convex outline on the ground as (x, z) in metres.
-        height: of the thing in metres.
+        plan: shadow plan, changed in place.
+        light: illumination of the scene.
+        footprint: convex outline (x, z) of the thing on the ground, in metres.
+        height: height of the thing in metres.
     """
     base = np.array([((x + _REACH) * _SHADOW, z * _SHADOW) for x, z in footprint], np.float32)
     base = base.clip(-4000, 4000)
     if light.strength > 0.2:
         away = -height / max(light.sun[1], 0.2) * _SHADOW
-        thrown = base + np.float32([light.sun[0] * away, light.sun[2] * away])
+        thrown = base + np.array([light.sun[0] * away, light.sun[2] * away], np.float32)
         hull = cv2.convexHull(np.concatenate([base, thrown]))
         cv2.fillConvexPoly(plan, hull.astype(np.int32), int(255 * (1 - 0.85 * light.strength)))
 
 
-def contact(plan: np.ndarray, footprint) -> None:
-    """Darkens the plan right under a thing, whatever the sun."""
+def contact(plan: UInt8[np.ndarray, 'z x'], footprint: Sequence[Point]) -> None:
+    """Darkens the plan right under a thing, wherever the sun is.
+
+    Args:
+        plan: shadow plan, changed in place.
+        footprint: convex outline (x, z) of the thing on the ground, in metres.
+    """
     base = np.array([((x + _REACH) * _SHADOW, z * _SHADOW) for x, z in footprint], np.float32)
     cv2.fillConvexPoly(plan, base.clip(-4000, 4000).round().astype(np.int32), 80)

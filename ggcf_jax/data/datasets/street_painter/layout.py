@@ -27,16 +27,27 @@ _CLUTTER = ((60, 76, 62), (72, 74, 78), (120, 96, 70), (150, 60, 50), (60, 86, 1
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """Everything there is to paint, in metres; nothing depends on the image size but the camera."""
+    """Everything that is painted, in metres; only the camera depends on the image size.
+
+    Attributes:
+        camera: camera that sees the scene.
+        light: illumination.
+        street: road, and what stands along it.
+        things: what stands and moves on the street.
+        bonnet: height and arch of the bonnet of the camera's own car, as shares of the image
+            height; None where it is not seen.
+    """
 
     camera: Camera
     light: Light
     street: Street
     things: tuple[Thing, ...]
-    bonnet: tuple[float, float] | None  # height and peak of our own car's bonnet in image heights
+    bonnet: tuple[float, float] | None
 
 
-def _lane_traffic(rng, x: float, direction: int, start: float, density: float) -> list[Thing]:
+def _lane_traffic(
+    rng: np.random.Generator, x: float, direction: int, start: float, density: float
+) -> list[Thing]:
     things: list[Thing] = []
     heading = 0.0 if direction > 0 else math.pi
     z = start
@@ -49,13 +60,14 @@ def _lane_traffic(rng, x: float, direction: int, start: float, density: float) -
             things.append(sample_two_wheeler(rng, kind, x + shift, z + 1, ridden=True))
             z += 3
         else:
-            things.append(sample_vehicle(rng, kind, x + shift, z, heading))
-            z += things[-1].length
+            vehicle = sample_vehicle(rng, kind, x + shift, z, heading)
+            things.append(vehicle)
+            z += vehicle.length
         z += 2.5 + rng.exponential(density)
     return things
 
 
-def _traffic(rng, street: Street, own: float) -> list[Thing]:
+def _traffic(rng: np.random.Generator, street: Street, own: float) -> list[Thing]:
     things: list[Thing] = []
     density = pick(rng, (7.0, 16.0, 30.0))
     for x, direction in street.lanes:
@@ -67,19 +79,20 @@ def _traffic(rng, street: Street, own: float) -> list[Thing]:
         near = rng.uniform(4, 26)
         heading = math.pi if street.track < own and rng.random() < 0.7 else 0.0
         things.append(sample_vehicle(rng, 'train', street.track, near, heading))
-    for x, side in zip(street.parking, (-1, 1)):
-        if x is None:
+    for row, side in zip(street.parking, (-1, 1)):
+        if row is None:
             continue
         z = rng.uniform(3.5, 9)
         while z < 45:
             draw = rng.random()
             if draw < 0.62:
                 kind = 'van' if draw < 0.1 else 'truck' if draw < 0.15 else 'car'
-                things.append(sample_vehicle(rng, kind, x, z, 0.0 if side > 0 else math.pi))
-                z += things[-1].length + rng.uniform(0.8, 2)
+                vehicle = sample_vehicle(rng, kind, row, z, 0.0 if side > 0 else math.pi)
+                things.append(vehicle)
+                z += vehicle.length + rng.uniform(0.8, 2)
             elif draw < 0.78:
                 kind = 'motorcycle' if draw < 0.72 else 'bicycle'
-                things.append(sample_two_wheeler(rng, kind, x, z, ridden=False))
+                things.append(sample_two_wheeler(rng, kind, row, z, ridden=False))
                 z += 2.4
             else:
                 z += 6
@@ -94,7 +107,7 @@ def _traffic(rng, street: Street, own: float) -> list[Thing]:
     return things
 
 
-def _people(rng, street: Street) -> list[Thing]:
+def _people(rng: np.random.Generator, street: Street) -> list[Thing]:
     things: list[Thing] = []
     for side, kerb, width in zip((-1, 1), street.road, street.pavement):
         for _ in range(rng.poisson(5)):
@@ -121,7 +134,7 @@ def _people(rng, street: Street) -> list[Thing]:
     return things
 
 
-def _pole(rng, kind: str, x: float, z: float, side: int) -> Pole:
+def _pole(rng: np.random.Generator, kind: str, x: float, z: float, side: int) -> Pole:
     low, high = {
         'lamp': (6.0, 9.0),
         'light': (3.3, 3.9),
@@ -138,7 +151,7 @@ def _pole(rng, kind: str, x: float, z: float, side: int) -> Pole:
     return Pole(kind, x, z, height, arm, color, int(rng.integers(1 << 16)))
 
 
-def _furniture(rng, street: Street) -> list[Thing]:
+def _furniture(rng: np.random.Generator, street: Street) -> list[Thing]:
     things: list[Thing] = []
     for side, kerb, width in zip((-1, 1), street.road, street.pavement):
         near = kerb + side * 0.45
@@ -165,9 +178,11 @@ def _furniture(rng, street: Street) -> list[Thing]:
 
 
 def sample_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
-    """Draws a scene for an image of `size` (height, width) pixels.
+    """Draws a scene; every image size shows the same one.
 
-    Every size shows the same scene: the size enters the camera only.
+    Args:
+        rng: source of randomness.
+        size: (height, width) of the image in pixels.
     """
     light = sample_light(rng)
     street = sample_street(rng)

@@ -1,11 +1,12 @@
-"""Times of day and weathers: sun, sky, haze and the camera's response."""
+"""Times of day and weathers: sun, sky, haze and the gain of the camera."""
 
 import dataclasses
 import math
 
 import numpy as np
+from jaxtyping import Float32
 
-from ggcf_jax.data.datasets.street_painter.textures import weighted
+from ggcf_jax.data.datasets.street_painter.textures import Color, weighted
 
 # name: sky top, sky horizon, haze, gain (all RGB), sun strength, sun elevation range (degrees),
 # visibility (metres), cloud cover, sensor noise (grey levels)
@@ -85,13 +86,15 @@ class Light:
     """Illumination of one scene; colours are RGB in 0..255.
 
     Attributes:
-        name: the weather.
-        sky_top, sky_horizon, haze: colours.
-        gain: the camera's gain per channel.
-        sun: unit vector towards the sun (x, y, z).
+        name: name of the weather.
+        sky_top: colour of the sky at the upper edge of the image.
+        sky_horizon: colour of the sky at the horizon.
+        haze: colour that distant things fade into.
+        gain: gain of the camera for each channel.
+        sun: unit vector (x, y, z) towards the sun.
         strength: share of the light that comes from the sun.
-        visibility: distance in metres at which 1 / e of a surface is left.
-        clouds: cover in 0..1.
+        visibility: distance in metres at which 1 / e of a surface's own colour is left.
+        clouds: cloud cover, 0..1.
         noise: standard deviation of the sensor noise in grey levels.
         wet: whether the road is wet.
     """
@@ -109,16 +112,34 @@ class Light:
     wet: bool
 
     def shade(self, x: float, y: float, z: float) -> float:
-        """Brightness of a surface with the unit normal (x, y, z)."""
+        """Returns the brightness of a surface.
+
+        Args:
+            x: component of its unit normal to the right.
+            y: component of its unit normal upwards.
+            z: component of its unit normal along the road.
+        """
         facing = x * self.sun[0] + y * self.sun[1] + z * self.sun[2]
         return 0.92 - 0.62 * self.strength + 0.95 * self.strength * max(0.0, facing)
 
-    def transmission(self, z):
-        """Share of a surface's own colour that reaches the camera from distance z."""
+    def transmission(
+        self, z: Float32[np.ndarray, '...'] | np.float32 | float
+    ) -> Float32[np.ndarray, '...']:
+        """Returns the share of a surface's own colour that reaches the camera.
+
+        Args:
+            z: distance of the surface in metres.
+        """
         return np.exp(np.float32(-1 / self.visibility) * z)
 
-    def tone(self, color, z: float, shade: float = 1.0) -> tuple[int, int, int]:
-        """Colour as drawn: shaded, then faded into the haze of distance z."""
+    def tone(self, color: Color, z: float, shade: float = 1.0) -> tuple[int, int, int]:
+        """Returns a colour as drawn: shaded, then faded into the haze.
+
+        Args:
+            color: RGB of the material.
+            z: distance in metres.
+            shade: brightness, see `shade`.
+        """
         kept = math.exp(-z / self.visibility)
         haze = self.haze
         return (
@@ -129,7 +150,11 @@ class Light:
 
 
 def sample_light(rng: np.random.Generator) -> Light:
-    """Draws a time of day and a weather."""
+    """Draws a time of day and a weather.
+
+    Args:
+        rng: source of randomness.
+    """
     name = weighted(rng, tuple(_WEATHERS), _CHANCES)
     top, horizon, haze, gain, strength, elevations, visibility, clouds, noise = _WEATHERS[name]
     tint = rng.uniform(0.94, 1.06, 3)

@@ -1,9 +1,10 @@
-"""Paints one scene: far to near, then through a lens onto a noisy sensor."""
+"""Paints a scene: far to near, then through a lens onto a noisy sensor."""
 
 import functools
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from ggcf_jax.data.datasets.street_painter import (
     bodies,
@@ -22,15 +23,15 @@ SPLITS = ('train', 'validation', 'test')
 
 
 def _far_to_near(scene: Scene) -> list[Thing]:
-    """The things in the order to paint them.
+    """The things in the order that they are painted in.
 
-    A ray from the camera leaves its own lane once and crosses the bands along the road one after
-    another, so whatever stands in an outer band is behind all of the inner ones, however long
-    the vehicles are; within a band the distance decides.
+    A ray from the camera leaves its own lane once and then crosses one band along the road after
+    another. So things in an outer band are behind all those in inner ones, however long the
+    vehicles are; within a band the distance decides.
     """
     street, camera = scene.street, scene.camera
-    centers = {x for x, _ in street.lanes} | {*street.parking, street.track} - {None}
-    bands = sorted(centers)
+    others = (x for x in (*street.parking, street.track) if x is not None)
+    bands = sorted({x for x, _ in street.lanes} | {*others})
 
     def band(x: float) -> int:
         if not street.road[0] < x < street.road[1]:
@@ -44,7 +45,8 @@ def _far_to_near(scene: Scene) -> list[Thing]:
     return sorted(scene.things, key=depth, reverse=True)
 
 
-def _shadows(scene: Scene) -> np.ndarray:
+def _shadows(scene: Scene) -> UInt8[np.ndarray, 'z x']:
+    """The shadow plan with the shadows of everything in the scene."""
     plan, light = ground.shadow_plan(), scene.light
     for segment in scene.street.segments:
         for house in segment.buildings:
@@ -94,7 +96,8 @@ def _paint_things(canvas: Canvas, things: list[Thing]) -> None:
                 furniture.paint_clutter(canvas, thing)
 
 
-def _paint_bonnet(canvas: Canvas, rise: float, peak: float, rng) -> None:
+def _paint_bonnet(canvas: Canvas, rise: float, peak: float, rng: np.random.Generator) -> None:
+    """Paints the bonnet of the camera's own car, which has the ignore label."""
     height, width = canvas.camera.size
     t = np.linspace(-1, 1, 13)
     top = height * (1 - rise - peak * (1 - t**2))
@@ -117,7 +120,7 @@ def _expose(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Automatic exposure, lens blur, vignette, colour gain, tone curve and sensor noise."""
     light, (height, width) = canvas.light, canvas.camera.size
     image = cv2.GaussianBlur(canvas.image, (3, 3), rng.uniform(0.35, 0.6))
-    # A camera evens out much, not all, of a scene's brightness.
+    # A camera compensates most of a scene's brightness, but not all.
     exposure = (112 / max(20.0, sum(cv2.mean(image)[:3]) / 3)) ** 0.45
     level = np.arange(256, dtype=np.float32)[:, None] / 255 * exposure
     curve = 255 * (level * np.asarray(light.gain, np.float32)) ** rng.uniform(0.92, 1.1)
@@ -131,17 +134,17 @@ def _expose(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
 
 def paint_scene(
     seed: int, split: str, index: int, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Paints one scene, the same for the same arguments.
+) -> tuple[UInt8[np.ndarray, 'h w 3'], UInt8[np.ndarray, 'h w']]:
+    """Paints a scene; equal arguments give equal pixels.
 
     Args:
-        seed: of the whole data set.
-        split: 'train' | 'validation' | 'test'.
-        index: of the scene in its split.
-        size: height and width in pixels.
+        seed: seed of the data set.
+        split: 'train', 'validation' or 'test'.
+        index: index of the scene in its split.
+        size: (height, width) in pixels.
 
     Returns:
-        image [h, w, 3] uint8 RGB; label [h, w] uint8 train ids, 255 = ignore.
+        RGB image, and its train ids with 255 = ignore.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     scene = sample_scene(rng, size)

@@ -1,12 +1,15 @@
-"""Pedestrians, cyclists and motorcyclists, and two-wheelers left at the kerb."""
+"""Pedestrians, cyclists and motorcyclists, and two-wheelers parked at the kerb."""
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
 from ggcf_jax.data.datasets.street_painter import classes, textures
+from ggcf_jax.data.datasets.street_painter.camera import Point
 from ggcf_jax.data.datasets.street_painter.canvas import Canvas
+from ggcf_jax.data.datasets.street_painter.textures import Color
 
 _SKIN = ((224, 178, 150), (198, 146, 114), (146, 98, 72), (92, 62, 48))
 _CLOTHES = (
@@ -25,13 +28,24 @@ _CLOTHES = (
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Somebody on foot at (x, z) on ground `floor` metres above the road."""
+    """Somebody on foot.
+
+    Attributes:
+        x: lateral position in metres.
+        z: distance in metres.
+        floor: height of the ground above the road in metres.
+        height: body height in metres.
+        stride: position of the legs, -1..1.
+        skin: RGB.
+        upper: RGB of the clothes above the hip.
+        lower: RGB of the clothes below the hip.
+    """
 
     x: float
     z: float
     floor: float
     height: float
-    stride: float  # -1..1
+    stride: float
     skin: tuple[float, ...]
     upper: tuple[float, ...]
     lower: tuple[float, ...]
@@ -39,14 +53,16 @@ class Person:
 
 @dataclasses.dataclass(frozen=True)
 class TwoWheeler:
-    """A bicycle or motorcycle at (x, z).
+    """A bicycle or motorcycle.
 
     Attributes:
-        kind: 'bicycle' | 'motorcycle'.
-        x, z, floor: place in metres.
-        turn: -1..1, how much of its length shows: 0 = seen along, +-1 = from the side.
-        paint: RGB.
-        rider: who sits on it, or None.
+        kind: 'bicycle' or 'motorcycle'.
+        x: lateral position in metres.
+        z: distance in metres.
+        floor: height of the ground above the road in metres.
+        turn: share of its length that shows, -1..1: 0 = seen along, +-1 = from the side.
+        paint: RGB of the frame.
+        rider: person who rides it; None if it is parked.
     """
 
     kind: str
@@ -59,7 +75,14 @@ class TwoWheeler:
 
 
 def sample_person(rng: np.random.Generator, x: float, z: float, floor: float = 0.1) -> Person:
-    """Somebody on foot."""
+    """Draws somebody on foot.
+
+    Args:
+        rng: source of randomness.
+        x: lateral position in metres.
+        z: distance in metres.
+        floor: height of the ground above the road in metres.
+    """
     return Person(
         x=x,
         z=z,
@@ -75,7 +98,16 @@ def sample_person(rng: np.random.Generator, x: float, z: float, floor: float = 0
 def sample_two_wheeler(
     rng: np.random.Generator, kind: str, x: float, z: float, *, ridden: bool, floor: float = 0.0
 ) -> TwoWheeler:
-    """A bicycle or motorcycle, ridden along the road or parked across."""
+    """Draws a bicycle or motorcycle, ridden along the road or parked across.
+
+    Args:
+        rng: source of randomness.
+        kind: 'bicycle' or 'motorcycle'.
+        x: lateral position in metres.
+        z: distance in metres.
+        ridden: whether somebody rides it.
+        floor: height of the ground above the road in metres.
+    """
     turn = rng.uniform(0.15, 0.55) if ridden and rng.random() < 0.7 else rng.uniform(0.5, 1.0)
     return TwoWheeler(
         kind=kind,
@@ -89,9 +121,10 @@ def sample_two_wheeler(
 
 
 class _Figure:
-    """Draws in metres around a point on the ground, `stretch` narrowing what lies across."""
+    """Draws shapes given as (right, up) in metres from a point on the ground."""
 
     def __init__(self, canvas: Canvas, x: float, z: float, floor: float, stretch: float = 1.0):
+        """Stands at (x, floor, z); `stretch` is a factor of distances to the right."""
         self.canvas = canvas
         self.u, self.v = canvas.camera.project(x, floor, z)
         self.unit = canvas.camera.scale(z)
@@ -99,26 +132,41 @@ class _Figure:
         self.z = z
         self.shade = canvas.light.shade(0, 0.4, -0.9)
 
-    def at(self, right: float, up: float) -> tuple[float, float]:
+    def at(self, right: float, up: float) -> Point:
         return self.u + right * self.unit * self.stretch, self.v - up * self.unit
 
-    def tone(self, color, dim: float = 1.0):
+    def tone(self, color: Color, dim: float = 1.0) -> tuple[int, int, int]:
         return self.canvas.light.tone(color, self.z, self.shade * dim)
 
-    def limb(self, points, width: float, color, label, dim: float = 1.0) -> None:
+    def limb(
+        self, points: Iterable[Point], width: float, color: Color, label: int, dim: float = 1.0
+    ) -> None:
         pixels = [self.at(*p) for p in points]
         self.canvas.stroke(pixels, width * self.unit, self.tone(color, dim), label)
 
-    def shape(self, points, color, label, dim: float = 1.0) -> None:
+    def shape(self, points: Iterable[Point], color: Color, label: int, dim: float = 1.0) -> None:
         self.canvas.polygon([self.at(*p) for p in points], self.tone(color, dim), label)
 
-    def disc(self, right: float, up: float, radius: float, color, label, squeeze: float = 1.0):
+    def disc(
+        self,
+        right: float,
+        up: float,
+        radius: float,
+        color: Color,
+        label: int | None,
+        squeeze: float = 1.0,
+    ) -> None:
         axes = (radius * squeeze * self.unit, radius * self.unit)
         self.canvas.ellipse(self.at(right, up), axes, self.tone(color), label)
 
 
 def paint_person(canvas: Canvas, person: Person) -> None:
-    """Paints a pedestrian."""
+    """Paints a pedestrian.
+
+    Args:
+        canvas: canvas to paint on.
+        person: pedestrian to paint.
+    """
     if not canvas.visible(person.x, person.z, 1.0):
         return
     figure = _Figure(canvas, person.x, person.z, person.floor)
@@ -152,7 +200,7 @@ def paint_person(canvas: Canvas, person: Person) -> None:
     figure.disc(0, 0.95 * h, 0.062 * h, (52, 42, 36), label, 1.05)
 
 
-def _bicycle(figure: _Figure, paint, across: float) -> None:
+def _bicycle(figure: _Figure, paint: Color, across: float) -> None:
     label, canvas = classes.BICYCLE, figure.canvas
     radius, squeeze = 0.34, max(abs(figure.stretch), 0.14)
     for side in (-0.52, 0.52):
@@ -174,7 +222,7 @@ def _bicycle(figure: _Figure, paint, across: float) -> None:
     )
 
 
-def _motorcycle(figure: _Figure, paint, across: float) -> None:
+def _motorcycle(figure: _Figure, paint: Color, across: float) -> None:
     label = classes.MOTORCYCLE
     squeeze = max(abs(figure.stretch), 0.25)
     for side in (-0.66, 0.66):
@@ -202,7 +250,7 @@ def _motorcycle(figure: _Figure, paint, across: float) -> None:
     figure.canvas.stroke(
         ((u - bar * unit, v), (u + bar * unit, v)), 0.07 * unit, figure.tone((40, 40, 42)), label
     )
-    # What shows of its breadth when seen along.
+    # Its width, which shows when it is seen along.
     wide = 0.2 * across
     body = [
         (u0 * unit + figure.u, figure.v - up * unit)
@@ -214,7 +262,12 @@ def _motorcycle(figure: _Figure, paint, across: float) -> None:
 
 
 def paint_two_wheeler(canvas: Canvas, machine: TwoWheeler) -> None:
-    """Paints a bicycle or motorcycle and over it the one who rides it."""
+    """Paints a bicycle or motorcycle and over it its rider.
+
+    Args:
+        canvas: canvas to paint on.
+        machine: bicycle or motorcycle to paint.
+    """
     if not canvas.visible(machine.x, machine.z, 1.2):
         return
     across = math.sqrt(1 - machine.turn**2)
@@ -232,7 +285,7 @@ def paint_two_wheeler(canvas: Canvas, machine: TwoWheeler) -> None:
     body = _Figure(canvas, machine.x, machine.z, machine.floor)
     turn = machine.turn
 
-    def seen(along: float, up: float, side: float = 0.0) -> tuple[float, float]:
+    def seen(along: float, up: float, side: float = 0.0) -> Point:
         return along * turn + side * across, up
 
     shoulder = (0.06 if machine.kind == 'bicycle' else -0.04, seat[1] + 0.55)

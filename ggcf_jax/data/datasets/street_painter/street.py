@@ -1,21 +1,30 @@
-"""The street itself: cross-section of the road and what lines it on both sides."""
+"""The street: cross-section of the road, and what stands along it on both sides."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from ggcf_jax.data.datasets.street_painter import textures
 from ggcf_jax.data.datasets.street_painter.camera import FAR
-from ggcf_jax.data.datasets.street_painter.textures import pick, vary, weighted
+from ggcf_jax.data.datasets.street_painter.textures import Color, pick, vary, weighted
 
+# Widths in metres of a lane, a tramway and a parking row.
 LANE = 3.3
 TRACK = 3.6
 PARKING = 2.3
 
+Range = tuple[float, float]
+
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """Masonry or wood: an RGB colour and the name of a pattern in `textures.PATTERNS`."""
+    """Masonry or wood.
+
+    Attributes:
+        color: RGB.
+        pattern: one of `textures.PATTERNS`.
+    """
 
     color: tuple[float, ...]
     pattern: str
@@ -23,7 +32,19 @@ class Material:
 
 @dataclasses.dataclass(frozen=True)
 class Building:
-    """A house whose facade stands along the road at x and whose `depth` lies behind it."""
+    """A house whose facade runs along the road.
+
+    Attributes:
+        x: lateral position of the facade in metres.
+        z0: distance where the facade begins, in metres.
+        z1: distance where it ends, in metres.
+        height: height of the walls in metres.
+        depth: extent behind the facade in metres, negative on the left side of the road.
+        material: material of the walls.
+        ground_floor: 'plinth', 'shop', 'windows' or 'blank'.
+        roof: rise of the roof in metres; 0 = flat.
+        roof_color: RGB.
+    """
 
     x: float
     z0: float
@@ -31,14 +52,23 @@ class Building:
     height: float
     depth: float
     material: Material
-    ground_floor: str  # 'plinth' | 'shop' | 'windows' | 'blank'
-    roof: float  # rise in metres, 0 = flat
+    ground_floor: str
+    roof: float
     roof_color: tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """Something low that runs along the road: 'wall', 'fence', 'railing' or 'hedge'."""
+    """Something low that runs along the road.
+
+    Attributes:
+        kind: 'wall', 'fence', 'railing' or 'hedge'.
+        x: lateral position in metres.
+        z0: distance where it begins, in metres.
+        z1: distance where it ends, in metres.
+        height: height in metres.
+        material: material; hedges ignore it.
+    """
 
     kind: str
     x: float
@@ -50,26 +80,49 @@ class Strip:
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
-    """A tree, or a bush where the trunk is 0; sizes in metres."""
+    """A tree or bush.
+
+    Attributes:
+        x: lateral position in metres.
+        z: distance in metres.
+        trunk: height of the trunk in metres; 0 for a bush.
+        crown: (width, height) of the crown in metres.
+        color: RGB of the leaves.
+        shape: index of the crown in `textures.crowns()`.
+    """
 
     x: float
     z: float
     trunk: float
-    crown: tuple[float, float]  # width, height
+    crown: tuple[float, float]
     color: tuple[float, ...]
     shape: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A stretch of one side of the street, its parts listed from the outside to the road."""
+    """A stretch of one side of the street; what stands there is listed far to near.
 
-    side: int  # -1 left, +1 right
+    Attributes:
+        side: -1 = left, +1 = right.
+        z0: distance where it begins, in metres.
+        z1: distance where it ends, in metres.
+        edge: lateral position where the pavement ends, in metres.
+        boundary: lateral position where the verge ends and the yard begins, in metres.
+        verge: ground of the verge: 'terrain' or 'sidewalk'.
+        yard: ground of the yard: 'terrain' or 'sidewalk'.
+        buildings: buildings of the yard.
+        behind: trees between buildings and strips.
+        strips: walls, fences or hedges on the boundary.
+        front: trees on the verge.
+    """
+
+    side: int
     z0: float
     z1: float
-    edge: float  # x where the pavement ends
-    boundary: float  # x where the verge ends and the yard begins
-    verge: str  # ground of the verge: 'terrain' | 'sidewalk'
+    edge: float
+    boundary: float
+    verge: str
     yard: str
     buildings: tuple[Building, ...]
     behind: tuple[Tree, ...]
@@ -82,15 +135,15 @@ class Street:
     """Cross-section in metres; x = 0 divides the two directions of traffic.
 
     Attributes:
-        road: x of the left and right kerb.
-        lanes: centre of each lane and its direction, +1 = away from the camera.
-        parking: centre of the parking row on the left and right, None where there is none.
+        road: lateral position of the left and right kerb.
+        lanes: centre and direction of each lane, +1 = away from the camera.
+        parking: centre of the parking row on the left and right; None where there is none.
         pavement: width of the pavement on the left and right.
-        track: centre of the tramway, or None.
-        bed: what the track lies in, 'road' | 'terrain' | 'ballast'.
-        crossing: distance of a zebra crossing, or None.
-        openings: side streets as (side, z0, z1).
-        segments: what lines the street, far to near on each side.
+        track: centre of the tramway; None where there is none.
+        bed: ground of the tramway: 'road', 'terrain' or 'ballast'.
+        crossing: distance of a zebra crossing; None where there is none.
+        openings: (side, z0, z1) of each side street.
+        segments: what stands along the street, far to near on each side.
     """
 
     road: tuple[float, float]
@@ -104,8 +157,18 @@ class Street:
     segments: tuple[Segment, ...]
 
 
-def sample_tree(rng, x: float, z: float, greens, *, bush: bool = False) -> Tree:
-    """A tree or bush in one of the scene's greens."""
+def sample_tree(
+    rng: np.random.Generator, x: float, z: float, greens: Sequence[Color], *, bush: bool = False
+) -> Tree:
+    """Draws a tree or bush.
+
+    Args:
+        rng: source of randomness.
+        x: lateral position in metres.
+        z: distance in metres.
+        greens: colours to draw from.
+        bush: whether it is a bush.
+    """
     if bush:
         width = rng.uniform(1.2, 3.2)
         crown, trunk = (width, width * rng.uniform(0.5, 0.9)), 0.0
@@ -115,7 +178,15 @@ def sample_tree(rng, x: float, z: float, greens, *, bush: bool = False) -> Tree:
     return Tree(x, z, trunk, crown, vary(rng, pick(rng, greens), 0.14), int(rng.integers(16)))
 
 
-def _building(rng, side, x, z0, z1, height, materials) -> Building:
+def _building(
+    rng: np.random.Generator,
+    side: int,
+    x: float,
+    z0: float,
+    z1: float,
+    height: float,
+    materials: Sequence[Material],
+) -> Building:
     return Building(
         x=x,
         z0=z0,
@@ -129,7 +200,16 @@ def _building(rng, side, x, z0, z1, height, materials) -> Building:
     )
 
 
-def _row(rng, side, x, z0, z1, heights, gap, materials) -> tuple[Building, ...]:
+def _row(
+    rng: np.random.Generator,
+    side: int,
+    x: float,
+    z0: float,
+    z1: float,
+    heights: Range,
+    gap: float,
+    materials: Sequence[Material],
+) -> tuple[Building, ...]:
     """Buildings one after another along the road, far to near."""
     row = []
     z = z0 + rng.uniform(0, gap)
@@ -140,7 +220,17 @@ def _row(rng, side, x, z0, z1, heights, gap, materials) -> tuple[Building, ...]:
     return tuple(reversed(row))
 
 
-def _trees(rng, x0, x1, z0, z1, spacing, greens, bushes) -> tuple[Tree, ...]:
+def _trees(
+    rng: np.random.Generator,
+    x0: float,
+    x1: float,
+    z0: float,
+    z1: float,
+    spacing: float,
+    greens: Sequence[Color],
+    bushes: float,
+) -> tuple[Tree, ...]:
+    """Trees along the road, far to near; `bushes` is the share of bushes."""
     trees = []
     z = z0 + rng.uniform(0, spacing)
     while z < min(z1, 75):
@@ -150,11 +240,22 @@ def _trees(rng, x0, x1, z0, z1, spacing, greens, bushes) -> tuple[Tree, ...]:
     return tuple(reversed(trees))
 
 
-def _segment(rng, side, z0, z1, edge, materials, greens) -> Segment:
+def _segment(
+    rng: np.random.Generator,
+    side: int,
+    z0: float,
+    z1: float,
+    edge: float,
+    materials: Sequence[Material],
+    greens: Sequence[Color],
+) -> Segment:
     kind = weighted(rng, ('facade', 'yard', 'bank', 'park'), (0.24, 0.36, 0.26, 0.14))
     verge = rng.uniform(1.5, 5.0) if kind != 'facade' and rng.random() < 0.6 else 0.3
     boundary = edge + side * verge
-    buildings, behind, strips, front = (), (), (), ()
+    buildings: tuple[Building, ...] = ()
+    behind: tuple[Tree, ...] = ()
+    strips: tuple[Strip, ...] = ()
+    front: tuple[Tree, ...] = ()
     yard = 'terrain'
     if kind == 'facade':
         boundary = edge + side * rng.uniform(0, 0.6)
@@ -200,7 +301,11 @@ def _segment(rng, side, z0, z1, edge, materials, greens) -> Segment:
 
 
 def sample_street(rng: np.random.Generator) -> Street:
-    """Draws a street: lanes, tramway, pavements, side streets and what stands along them."""
+    """Draws a street: lanes, tramway, pavements, side streets and what stands along them.
+
+    Args:
+        rng: source of randomness.
+    """
     materials = tuple(
         Material(vary(rng, pick(rng, textures.MASONRY)), pick(rng, textures.PATTERNS))
         for _ in range(4)
@@ -208,7 +313,7 @@ def sample_street(rng: np.random.Generator) -> Street:
     greens = [textures.GREENS[i] for i in rng.permutation(len(textures.GREENS))[:3]]
     placement = weighted(rng, ('none', 'lane', 'middle', 'side'), (0.48, 0.22, 0.15, 0.15))
     right, left = 0.0, 0.0
-    lanes = []
+    lanes: list[tuple[float, int]] = []
     for _ in range(1 + int(rng.random() < 0.4)):
         lanes.append((right + LANE / 2, 1))
         right += LANE
@@ -240,11 +345,13 @@ def sample_street(rng: np.random.Generator) -> Street:
             left -= TRACK
     pavement = (rng.uniform(1.8, 4.2), rng.uniform(1.8, 4.2))
     crossing = rng.uniform(9, 26) if rng.random() < 0.4 else None
-    openings, segments = [], []
+    openings: list[tuple[int, float, float]] = []
+    segments: list[Segment] = []
     for side in (-1, 1):
         edge = left - pavement[0] if side < 0 else right + pavement[1]
         opening = rng.uniform(14, 60) if rng.random() < 0.5 else FAR
-        z, row = 0.0, []
+        z = 0.0
+        row: list[Segment] = []
         while z < FAR - 3:
             if z < opening <= z + 12:
                 z = opening + rng.uniform(7, 10)

@@ -1,17 +1,20 @@
 """Vertical surfaces along the road: facades with their end walls, walls, fences and hedges."""
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
 from ggcf_jax.data.datasets.street_painter import classes, textures
-from ggcf_jax.data.datasets.street_painter.camera import FAR, NEAR
+from ggcf_jax.data.datasets.street_painter.camera import FAR, NEAR, Point
 from ggcf_jax.data.datasets.street_painter.canvas import Canvas
-from ggcf_jax.data.datasets.street_painter.street import Building, Strip
+from ggcf_jax.data.datasets.street_painter.street import Building, Material, Strip
 from ggcf_jax.data.datasets.street_painter.textures import PIXELS_PER_METRE as PPM
 
 
 def _haze(canvas: Canvas, pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Fades pixels [h, w, 3] uint8 into the haze; kept [w] is the share left of each column."""
+    """Fades pixels [h, w, 3] into the haze; `kept` [w] is the share that is left of each column."""
     weight = np.broadcast_to(kept.astype(np.float32)[None, :], pixels.shape[:2]).copy()
     veil = np.empty_like(pixels)
     veil[:] = canvas.light.haze
@@ -19,18 +22,27 @@ def _haze(canvas: Canvas, pixels: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def paint_along(
-    canvas: Canvas, x: float, z0: float, z1: float, top: float, texture, label: int, mask=None
+    canvas: Canvas,
+    x: float,
+    z0: float,
+    z1: float,
+    top: float,
+    texture: UInt8[np.ndarray, 'h w 3'],
+    label: int,
+    mask: UInt8[np.ndarray, 'h w'] | None = None,
 ) -> None:
-    """Paints a surface that runs along the road at x from distance z0 to z1.
+    """Paints a vertical surface that runs along the road.
 
     Args:
-        canvas: where to paint.
-        x, z0, z1: the surface, metres.
-        top: height of the texture's first row, metres; its last row is the ground.
-        texture: [top * PPM, (z1 - z0) * PPM, 3] uint8 RGB, column 0 at z0.
+        canvas: canvas to paint on.
+        x: lateral position of the surface in metres.
+        z0: distance where it begins, in metres.
+        z1: distance where it ends, in metres.
+        top: height of the texture's first row in metres; its last row is on the ground.
+        texture: RGB, `PIXELS_PER_METRE` in both directions, column 0 at z0.
         label: train id.
-        mask: [h, w] uint8 of the texture's size, 0 where nothing is; the label covers each column
-            below its first set pixel, for what shows through a fence counts as fence.
+        mask: 0 where the texture has holes. The label covers each column below its first set
+            pixel, since what shows through a fence counts as fence.
     """
     camera, light = canvas.camera, canvas.light
     height, width = camera.size
@@ -69,14 +81,22 @@ def paint_along(
     canvas.paste(v0, u0, pixels, covered, label)
 
 
-def _shows(canvas: Canvas, points) -> bool:
+def _shows(canvas: Canvas, points: Iterable[Point]) -> bool:
     """Whether the columns spanned by the points (x, z) touch the image."""
     columns = [canvas.camera.project(x, 0, z)[0] for x, z in points]
     return max(columns) > 0 and min(columns) < canvas.camera.size[1]
 
 
-def _paint_across(canvas: Canvas, x0: float, x1: float, z: float, top: float, texture, label: int):
-    """Paints a wall that faces the camera at distance z, from x0 to x1 < x0 or > x0."""
+def _paint_across(
+    canvas: Canvas,
+    x0: float,
+    x1: float,
+    z: float,
+    top: float,
+    texture: UInt8[np.ndarray, 'h w 3'],
+    label: int,
+) -> None:
+    """Paints a wall that faces the camera at distance z, from x0 to x1 on either side of it."""
     camera = canvas.camera
     height, width = camera.size
     left, right = sorted((camera.project(x0, 0, z)[0], camera.project(x1, 0, z)[0]))
@@ -100,13 +120,18 @@ def _paint_across(canvas: Canvas, x0: float, x1: float, z: float, top: float, te
     canvas.paste(v0, u0, _haze(canvas, pixels, kept), np.ones(shape, np.uint8), label)
 
 
-def _masonry(rng, material, length: float, height: float, shade: float) -> np.ndarray:
+def _masonry(
+    rng: np.random.Generator, material: Material, length: float, height: float, shade: float
+) -> UInt8[np.ndarray, 'h w 3']:
+    """The texture of a wall of the material."""
     rows, columns = max(2, int(height * PPM)), max(2, int(length * PPM))
     grey = textures.crop(rng, textures.pattern(material.pattern), rows, columns)
     return textures.colorize(grey, np.asarray(material.color) * shade)
 
 
-def _windows(rng, canvas: Canvas, wall: np.ndarray, building: Building, shade: float) -> None:
+def _windows(
+    rng: np.random.Generator, canvas: Canvas, wall: np.ndarray, building: Building, shade: float
+) -> None:
     """Draws storeys of windows onto a facade's texture."""
     light = canvas.light
     rows, columns = wall.shape[:2]
@@ -152,7 +177,13 @@ def _windows(rng, canvas: Canvas, wall: np.ndarray, building: Building, shade: f
 
 
 def paint_building(canvas: Canvas, building: Building, rng: np.random.Generator) -> None:
-    """Paints roof, end wall and facade."""
+    """Paints the roof, the end wall and the facade of a building.
+
+    Args:
+        canvas: canvas to paint on.
+        building: building to paint.
+        rng: source of randomness.
+    """
     side = 1 if building.depth > 0 else -1
     light = canvas.light
     x, z0, z1, top = building.x, max(building.z0, NEAR), building.z1, building.height
@@ -179,7 +210,13 @@ def paint_building(canvas: Canvas, building: Building, rng: np.random.Generator)
 
 
 def paint_strip(canvas: Canvas, strip: Strip, rng: np.random.Generator) -> None:
-    """Paints a wall, fence, railing or hedge; walls and fences use the buildings' materials."""
+    """Paints a wall, fence, railing or hedge; walls and fences use the materials of buildings.
+
+    Args:
+        canvas: canvas to paint on.
+        strip: what to paint.
+        rng: source of randomness.
+    """
     side = 1 if strip.x > canvas.camera.x else -1
     shade = canvas.light.shade(-side, 0, 0)
     length = strip.z1 - strip.z0

@@ -1,13 +1,19 @@
-"""Noise, masonry and foliage: the surfaces that the classes of one family share."""
+"""Noise, masonry and foliage: surfaces that similar classes share."""
 
 import functools
+from collections.abc import Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
+from jaxtyping import Float32, UInt8
+
+Color = Sequence[float]  # RGB, 0..255
+T = TypeVar('T')
 
 PIXELS_PER_METRE = 14  # resolution of facade textures
 
-# Walls, fences and buildings all take their colours from this one list.
+# Walls, fences and buildings share these colours.
 MASONRY = (
     (150, 82, 66),
     (168, 104, 82),
@@ -25,7 +31,7 @@ MASONRY = (
 )
 PATTERNS = ('brick', 'blocks', 'boards', 'plaster', 'panels')
 
-# Grass, hedges and crowns all take their colours from this one list.
+# Grass, hedges and tree crowns share these colours.
 GREENS = (
     (78, 102, 48),
     (92, 112, 56),
@@ -35,7 +41,7 @@ GREENS = (
     (86, 96, 44),
 )
 
-# Buses, trucks, trains (and cars) all take their colours from this one list.
+# Buses, trucks, trains and cars share these colours.
 PAINTS = (
     (196, 42, 38),
     (226, 222, 214),
@@ -51,7 +57,10 @@ PAINTS = (
 )
 
 
-def _fractal(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> np.ndarray:
+def _fractal(
+    rng: np.random.Generator, size: int, octaves: tuple[int, ...]
+) -> Float32[np.ndarray, 'size size']:
+    """Sum of noise of so many cells a side, finer ones weaker; mean 0, standard deviation 1."""
     total = np.zeros((size, size), np.float32)
     for cells, weight in zip(octaves, 0.75 ** np.arange(len(octaves))):
         grid = rng.standard_normal((cells, cells)).astype(np.float32)
@@ -61,8 +70,12 @@ def _fractal(rng: np.random.Generator, size: int, octaves: tuple[int, ...]) -> n
 
 
 @functools.cache
-def noise(kind: str) -> np.ndarray:
-    """A [1024, 1024] uint8 noise sheet, mean 128: 'cloud', 'grain', 'leaf' or 'sensor'."""
+def noise(kind: str) -> UInt8[np.ndarray, '1024 1024']:
+    """Returns a sheet of noise with mean 128.
+
+    Args:
+        kind: 'cloud', 'grain', 'leaf' or 'sensor'.
+    """
     rng = np.random.default_rng([7, ('cloud', 'grain', 'leaf', 'sensor').index(kind)])
     if kind == 'sensor':
         sheet = rng.standard_normal((1024, 1024)).astype(np.float32) * 32
@@ -76,8 +89,12 @@ def noise(kind: str) -> np.ndarray:
 
 
 @functools.cache
-def pattern(kind: str) -> np.ndarray:
-    """A [640, 1024] uint8 grey sheet of masonry, 128 = the material's own colour."""
+def pattern(kind: str) -> UInt8[np.ndarray, '640 1024']:
+    """Returns a grey sheet of masonry; 128 is the colour of the material.
+
+    Args:
+        kind: one of `PATTERNS`.
+    """
     rng = np.random.default_rng([11, PATTERNS.index(kind)])
     rows, columns = 640, 1024
     sheet = np.zeros((rows, columns), np.float32)
@@ -100,8 +117,17 @@ def pattern(kind: str) -> np.ndarray:
     return np.clip(sheet + 128, 0, 255).astype(np.uint8)
 
 
-def crop(rng: np.random.Generator, sheet: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A random [height, width] piece of a sheet, repeated where the sheet is too small."""
+def crop(
+    rng: np.random.Generator, sheet: UInt8[np.ndarray, 'h w'], height: int, width: int
+) -> UInt8[np.ndarray, 'height width']:
+    """Cuts a random piece out of a sheet, which is repeated where it is too small.
+
+    Args:
+        rng: source of randomness.
+        sheet: sheet to cut from.
+        height: height of the piece in pixels.
+        width: width of the piece in pixels.
+    """
     if height > sheet.shape[0] or width > sheet.shape[1]:
         times = (-(-height // sheet.shape[0]), -(-width // sheet.shape[1]))
         sheet = np.tile(sheet, times)
@@ -110,27 +136,52 @@ def crop(rng: np.random.Generator, sheet: np.ndarray, height: int, width: int) -
     return sheet[y : y + height, x : x + width]
 
 
-def colorize(grey: np.ndarray, color, contrast: float = 1.0) -> np.ndarray:
-    """Tints a grey sheet: level 128 becomes `color`, [h, w] -> [h, w, 3] uint8."""
+def colorize(
+    grey: UInt8[np.ndarray, 'h w'], color: Color | np.ndarray, contrast: float = 1.0
+) -> UInt8[np.ndarray, 'h w 3']:
+    """Tints a grey sheet.
+
+    Args:
+        grey: grey levels.
+        color: RGB that level 128 becomes.
+        contrast: factor of the differences from level 128.
+    """
     level = 1 + (np.arange(256, dtype=np.float32)[:, None] / 128 - 1) * contrast
     table = np.clip(level * np.asarray(color, np.float32), 0, 255).astype(np.uint8)
     return cv2.applyColorMap(np.ascontiguousarray(grey), table[:, None, :])
 
 
-def vary(rng: np.random.Generator, color, amount: float = 0.12) -> tuple[float, ...]:
-    """The colour, brighter or darker and slightly shifted."""
+def vary(rng: np.random.Generator, color: Color, amount: float = 0.12) -> tuple[float, ...]:
+    """Returns the colour, brighter or darker and slightly shifted.
+
+    Args:
+        rng: source of randomness.
+        color: RGB.
+        amount: largest change of the brightness, as a share of it.
+    """
     draws = rng.random(4).tolist()
     factor = 1 + amount * (2 * draws[3] - 1)
     return tuple(min(255.0, c * factor * (0.96 + 0.08 * d)) for c, d in zip(color, draws))
 
 
-def pick(rng: np.random.Generator, items):
-    """One of the items, uniformly."""
+def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """Draws one of the items, each with the same probability.
+
+    Args:
+        rng: source of randomness.
+        items: items to draw from.
+    """
     return items[int(rng.integers(len(items)))]
 
 
-def weighted(rng: np.random.Generator, items, chances):
-    """One of the items, drawn with the given chances (which sum to 1)."""
+def weighted(rng: np.random.Generator, items: Sequence[T], chances: Sequence[float]) -> T:
+    """Draws one of the items with given probabilities.
+
+    Args:
+        rng: source of randomness.
+        items: items to draw from.
+        chances: probability of each item; their sum is 1.
+    """
     draw = rng.random()
     for item, chance in zip(items, chances):
         draw -= chance
@@ -140,8 +191,8 @@ def weighted(rng: np.random.Generator, items, chances):
 
 
 @functools.cache
-def crowns() -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Sixteen tree crowns: grey [96, 96] uint8 (128 = leaf colour) and mask [96, 96] uint8."""
+def crowns() -> tuple[tuple[UInt8[np.ndarray, '96 96'], UInt8[np.ndarray, '96 96']], ...]:
+    """Returns sixteen tree crowns: grey levels (128 is the leaf colour) and mask (255 or 0)."""
     rng = np.random.default_rng(13)
     result = []
     for _ in range(16):

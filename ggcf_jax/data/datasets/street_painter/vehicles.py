@@ -1,4 +1,4 @@
-"""Cars, trucks, buses and trams: which there are and where they stand."""
+"""Cars, trucks, buses and trams: their kinds, sizes and positions."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from ggcf_jax.data.datasets.street_painter import textures
+from ggcf_jax.data.datasets.street_painter.camera import Point, Point3
 
 _SIZES = {  # length, width, height in metres, each as (low, high)
     'car': ((3.9, 4.7), (1.7, 1.85), (1.4, 1.6)),
@@ -21,13 +22,18 @@ class Vehicle:
     """A vehicle standing on the road.
 
     Attributes:
-        kind: 'car' | 'van' | 'truck' | 'bus' | 'train'.
-        x, z: middle of the footprint in metres.
-        heading: 0 = away from the camera, pi = towards it, pi / 2 = to the right.
-        length, width, height: metres.
-        paint, stripe: RGB.
-        band: heights of the dark band, windows or decoration, on the sides; None = plain.
-        look: a number that decides details.
+        kind: 'car', 'van', 'truck', 'bus' or 'train'.
+        x: lateral position of the middle of the footprint, in metres.
+        z: distance of the middle of the footprint, in metres.
+        heading: direction in radians: 0 = away from the camera, pi / 2 = to the right.
+        length: length in metres.
+        width: width in metres.
+        height: height in metres.
+        paint: RGB of the body.
+        stripe: RGB of the stripe.
+        band: lower and upper height of the dark band of windows or decoration on the sides, in
+            metres; None = plain.
+        look: number that decides details.
     """
 
     kind: str
@@ -42,32 +48,51 @@ class Vehicle:
     band: tuple[float, float] | None
     look: int
 
-    def place(self, along: float, across: float, up: float) -> tuple[float, float, float]:
-        """Street coordinates of a point given from the middle of the rear, on the ground."""
+    def place(self, along: float, across: float, up: float) -> Point3:
+        """Returns the street coordinates of a point given in the vehicle's own.
+
+        Args:
+            along: distance from the rear in metres.
+            across: distance to the right of the middle in metres.
+            up: height in metres.
+        """
         sin, cos = math.sin(self.heading), math.cos(self.heading)
         along -= self.length / 2
         return (self.x + along * sin + across * cos, up, self.z + along * cos - across * sin)
 
-    def footprint(self, grow: float = 0.0) -> list[tuple[float, float]]:
-        """The four corners as (x, z)."""
+    def footprint(self, grow: float = 0.0) -> list[Point]:
+        """Returns the four corners (x, z) on the ground.
+
+        Args:
+            grow: margin around the vehicle in metres.
+        """
         half = self.width / 2 + grow
         ends = (-grow, self.length + grow)
         corners = ((ends[0], -half), (ends[0], half), (ends[1], half), (ends[1], -half))
-        return [self.place(a, b, 0)[::2] for a, b in corners]
+        places = (self.place(along, across, 0) for along, across in corners)
+        return [(x, z) for x, _, z in places]
 
     @property
     def near(self) -> float:
-        """Distance of the nearest corner."""
+        """Distance of the nearest corner, in metres."""
         return min(z for _, z in self.footprint())
 
 
 def sample_vehicle(
     rng: np.random.Generator, kind: str, x: float, near: float, heading: float
 ) -> Vehicle:
-    """A vehicle of the kind whose near end is at distance `near`."""
+    """Draws a vehicle.
+
+    Args:
+        rng: source of randomness.
+        kind: kind of the vehicle.
+        x: lateral position in metres.
+        near: distance of its near end in metres.
+        heading: direction in radians, see `Vehicle`.
+    """
     length, width, height = (rng.uniform(*limits) for limits in _SIZES[kind])
     reach = (abs(math.cos(heading)) * length + abs(math.sin(heading)) * width) / 2
-    band = (rng.uniform(1.2, 1.5), rng.uniform(2.2, 2.5))
+    band: tuple[float, float] | None = (rng.uniform(1.2, 1.5), rng.uniform(2.2, 2.5))
     if kind == 'truck' and rng.random() < 0.5:
         band = None
     return Vehicle(
