@@ -1,4 +1,4 @@
-"""Looks at the data and the set-up before hours are spent on them."""
+"""Examination of a configuration, its data and this machine before hours are spent on training."""
 
 import contextlib
 import itertools
@@ -6,6 +6,8 @@ import os
 import pathlib
 import shutil
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,9 +30,9 @@ from ggcf_jax.evaluation import inference
 from ggcf_jax.training import losses, optim, train_step, warm_start
 from ggcf_jax.training import state as state_lib
 
-SHOWN = 10  # problems of a split that are printed; the report has them all
-SAMPLES = 8
-SECONDS = 5.0  # that throughput is measured for
+SHOWN = 10  # number of problems of a split that are printed
+SAMPLES = 8  # number of augmented training samples in the picture
+SECONDS = 5.0  # for which a throughput is measured
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
@@ -39,30 +41,46 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
 
 
 class Findings:
-    """What was found, printed as it comes."""
+    """Prints and counts what was found.
+
+    Attributes:
+        errors: number of errors so far.
+        warnings: number of warnings so far.
+    """
 
     def __init__(self, progress: Progress):
+        """
+        Args:
+            progress: display that prints the findings.
+        """
         self._print = progress.print
         self.errors = 0
         self.warnings = 0
 
-    def say(self, text) -> None:
+    def say(self, text: str | Table) -> None:
+        """Prints a fact or a table."""
         self._print(text)
 
     def warning(self, text: str) -> None:
+        """Prints and counts something that may be wrong."""
         self.warnings += 1
         self._print(f'warning: {text}', style='yellow')
 
     def error(self, text: str) -> None:
+        """Prints and counts something that keeps the training from working."""
         self.errors += 1
         self._print(f'error: {text}', style='red')
 
 
-def examine(config, workdir: str | pathlib.Path) -> bool:
+def examine(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     """Examines a configuration, its data and this machine, and prints a verdict.
 
     Writes `doctor/report.txt` and `doctor/samples.png` (augmented training samples and their
     labels) into the workdir, which is not claimed for a run.
+
+    Args:
+        config: configuration to examine.
+        workdir: directory of the planned run.
 
     Returns:
         Whether nothing was found that keeps the training from working.
@@ -78,25 +96,31 @@ def examine(config, workdir: str | pathlib.Path) -> bool:
                 raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
             _examine(config, folder, found, progress)
         if found.errors:
-            verdict = f'not ready: {found.errors} errors, {found.warnings} warnings'
+            errors = _counted(found.errors, 'error')
+            verdict = f'not ready: {errors}, {_counted(found.warnings, "warning")}'
         else:
-            verdict = f'ready to train, {found.warnings} warnings'
+            verdict = f'ready to train, {_counted(found.warnings, "warning")}'
         found.say(f'\n{verdict}')
-    with contextlib.suppress(OSError):  # said above
+    with contextlib.suppress(OSError):  # reported above
         console.save_text(str(folder / 'report.txt'))
     return not found.errors
 
 
+def _counted(number: int, noun: str) -> str:
+    """'1 error', '2 errors'."""
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
 @contextlib.contextmanager
-def _reported(found: Findings):
-    """What is wrong with one thing must not hide the others."""
+def _reported(found: Findings) -> Iterator[None]:
+    """Reports an error and goes on, so that it does not hide what is wrong with other things."""
     try:
         yield
     except InputError as error:
         found.error(str(error))
 
 
-def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) -> None:
+def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress: Progress) -> None:
     devices = jax.devices()
     found.say(f'devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})')
     with _reported(found):
@@ -112,7 +136,7 @@ def _examine(config, folder: pathlib.Path, found: Findings, progress: Progress) 
     dataset = data.build(config.data)
     parts = mixture.parse(config.data.train_split)
     mixture.records(dataset, parts)
-    splits = {split: None for part in parts for split in part.splits} | {'validation': None}
+    splits = dict.fromkeys([*(split for part in parts for split in part.splits), 'validation'])
     scans = {}
     for split in splits:
         count = len(dataset.source(split))
@@ -175,9 +199,8 @@ def _class_table(dataset: Dataset, scans: list[Scan]) -> Table:
 
 
 def _judge_classes(dataset: Dataset, scans: dict[str, Scan], found: Findings) -> None:
-    trained = sum(look.images for split, look in scans.items() if split != 'validation')
-    if 'validation' in scans and len(scans) == 1:
-        trained = scans['validation'].images
+    of_training = [look.images for split, look in scans.items() if split != 'validation']
+    trained = np.sum(of_training or [scans['validation'].images], axis=0)
     for c, name in enumerate(dataset.classes):
         if not trained[c]:
             found.warning(f'class {name!r} is in no training image and cannot be learned')
@@ -185,8 +208,10 @@ def _judge_classes(dataset: Dataset, scans: dict[str, Scan], found: Findings) ->
             found.warning(f'class {name!r} is in no validation image and is not measured')
 
 
-def _draw_samples(batches, dataset: Dataset, path: pathlib.Path) -> pipeline.Batch:
-    """Writes augmented samples over their labels; returns the first batch."""
+def _draw_samples(
+    batches: Iterator[pipeline.Batch], dataset: Dataset, path: pathlib.Path
+) -> pipeline.Batch:
+    """Writes a picture of augmented samples above their labels; returns the first batch."""
     first = next(batches)
     drawn = list(
         itertools.islice(
@@ -206,8 +231,8 @@ def _draw_samples(batches, dataset: Dataset, path: pathlib.Path) -> pipeline.Bat
     return first
 
 
-def _pipeline_rate(batches, batch_size: int) -> float:
-    """Images a second, once what was made ahead is used up."""
+def _pipeline_rate(batches: Iterator[pipeline.Batch], batch_size: int) -> float:
+    """Images per second, measured after the prefetched batches are used up."""
     for _ in range(pipeline.LoaderOptions().buffer):
         next(batches)
     count, began = 0, time.perf_counter()
@@ -218,9 +243,15 @@ def _pipeline_rate(batches, batch_size: int) -> float:
 
 
 def _try_step(
-    config, dataset, weights, batch, rate: float, folder: pathlib.Path, found: Findings
+    config: ConfigDict,
+    dataset: Dataset,
+    weights: tuple[float, ...],
+    batch: pipeline.Batch,
+    rate: float,
+    folder: pathlib.Path,
+    found: Findings,
 ) -> None:
-    """Compiles the training step, and runs it if it fits."""
+    """Compiles the training step, and runs it if it fits into memory."""
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     with jax.set_mesh(mesh):
@@ -232,7 +263,7 @@ def _try_step(
             train_step.build(config.train, weights, graphdef, mesh).lower(shapes, arrays).compile()
         )
         seconds = time.perf_counter() - began
-        memory = step.memory_analysis()
+        memory: Any = step.memory_analysis()
         needed = (
             memory.temp_size_in_bytes
             + memory.argument_size_in_bytes
@@ -263,22 +294,24 @@ def _try_step(
     found.say(f'training step: {need:.1f} images/s')
     if rate < need:
         found.warning(
-            f'the pipeline makes {rate:.1f} images/s, the step could use {need:.1f}: raise '
+            f'the pipeline makes {rate:.1f} images/s, the step needs {need:.1f}: raise '
             "config.data.threads or config.data.workers, or take config.data.storage='compact'"
         )
 
 
-def _judge_disk(state, folder: pathlib.Path, found: Findings) -> None:
-    """Three checkpoints are kept and one is being written."""
+def _judge_disk(state: Any, folder: pathlib.Path, found: Findings) -> None:
+    """Checks that four checkpoints fit: three are kept while another is being written."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(folder).free
     found.say(f'checkpoint: {size / 2**20:.1f} MiB each; {free / 2**30:.1f} GiB free on the disk')
     if free < 4 * size:
-        found.error(f'four checkpoints do not fit the disk of {folder}; choose another --workdir')
+        found.error(
+            f'not enough disk space for four checkpoints in {folder}; choose another --workdir'
+        )
 
 
 def _memory_limit() -> int:
-    """Bytes of one device; of the machine, shared by its devices, where they are CPUs."""
+    """Bytes of memory of one device; a CPU device has an equal part of the machine's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and 'bytes_limit' in stats:
         return stats['bytes_limit']

@@ -16,6 +16,7 @@ from ggcf_jax.evaluation.results import Evaluation
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import evaluations, report
 from ggcf_jax.workdir import model as model_lib
+from ggcf_jax.workdir.checkpoints import Which
 from ggcf_jax.workdir.classes import Classes
 
 
@@ -26,7 +27,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
 
 
 def evaluate_workdir(
-    config: ConfigDict, workdir: str | pathlib.Path, split: str, checkpoint: str | int
+    config: ConfigDict, workdir: str | pathlib.Path, split: str, checkpoint: Which
 ) -> Evaluation:
     """Evaluates a checkpoint of a run, prints the tables and writes numbers, panels and report.
 

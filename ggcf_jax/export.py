@@ -10,7 +10,8 @@ import io
 import json
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
+from ggcf_jax.workdir.checkpoints import Which
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 1  # of the file; a reader refuses a larger one
@@ -111,7 +113,7 @@ def program(
     return run
 
 
-def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, tuple]:
+def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, Sequence]:
     """Names of the programs that a file needs, and the shape of the images that each takes.
 
     With windows and without rescaling the network only ever sees the window, so that one program
@@ -147,7 +149,7 @@ def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, tuple]:
 def export_workdir(
     config: ConfigDict,
     workdir: str | pathlib.Path,
-    checkpoint: str | int,
+    checkpoint: Which,
     output: str | pathlib.Path,
     sizes: tuple[Size, ...],
     *,
@@ -209,7 +211,8 @@ def export_workdir(
 
 def _npz(arrays: dict[str, jax.Array]) -> bytes:
     content = io.BytesIO()
-    np.savez(content, **{name: np.asarray(x) for name, x in arrays.items()})
+    host: dict[str, Any] = {name: np.asarray(x) for name, x in arrays.items()}
+    np.savez(content, **host)
     return content.getvalue()
 
 
@@ -222,6 +225,6 @@ def _sizes(name: str, plan: inference.Plan) -> dict[str, tuple[int, int] | None]
 
 
 def _describe(name: str, plan: inference.Plan) -> str:
-    if name == 'any':
+    if plan.window is not None and name == 'any':
         return f'any size from {plan.window[0]}x{plan.window[1]}'
     return name

@@ -26,6 +26,7 @@ from ggcf_jax.prediction.inputs import Input
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.checkpoint_files import checksums
+from ggcf_jax.workdir.checkpoints import Which
 from ggcf_jax.workdir.model import TrainedModel
 
 _SERVER_SUFFIX = '_labelIds'  # the Cityscapes server asks for <city>_<sequence>_<frame>*.png
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
 def predict(
     config: ConfigDict,
     workdir: str | pathlib.Path,
-    checkpoint: str | int,
+    checkpoint: Which,
     source: str,
     output: str | pathlib.Path,
 ) -> bool:
@@ -207,7 +208,9 @@ def _predict_small(
 
     def write(name: str, image: np.ndarray, found: Prediction) -> None:
         if found.probabilities is not None:
-            with results.probabilities_file(name, found.probabilities.shape) as file:
+            height, width = found.labels.shape
+            shape = (height, width, len(results.colors))
+            with results.probabilities_file(name, shape) as file:
                 file[:] = found.probabilities
         results.write(name, image, found.labels)
 
@@ -223,9 +226,10 @@ def _predict_large(
     results: outputs.Results,
 ) -> None:
     """Predicts an image of any size in parts, and writes its results."""
-    labels = np.empty(image.shape[:2], np.uint8)
+    height, width, _ = image.shape
+    labels = np.empty((height, width), np.uint8)
     if results.probabilities:
-        with results.probabilities_file(name, (*labels.shape, len(results.colors))) as file:
+        with results.probabilities_file(name, (height, width, len(results.colors))) as file:
             large_images.predict(run, image, Prediction(labels, file), job)
     else:
         large_images.predict(run, image, Prediction(labels, None), job)

@@ -12,6 +12,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.serving import viewer
 from ggcf_jax.serving.answers import Answers
 from ggcf_jax.serving.server import Server
+from ggcf_jax.workdir.checkpoints import Which
 
 _LAST_SECONDS = 60  # that a request may take to end when the server is told to stop
 
@@ -23,7 +24,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
 
 
 def serve_workdir(
-    config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str | int, host: str, port: int
+    config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which, host: str, port: int
 ) -> None:
     """Serves a checkpoint of a run until Ctrl-C or SIGTERM.
 

@@ -34,7 +34,7 @@ def test_unusable_records_are_listed(tiny_config, camvid_folder, tmp_path, capsy
     assert '2 of train cannot be used' in text
     assert 'train_0: the image cannot be decoded' in text
     assert 'train_2: label values [77] are outside' in text
-    assert 'not ready: 1 errors' in text
+    assert 'not ready: 1 error,' in text
 
 
 def _folder(root):

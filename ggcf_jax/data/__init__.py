@@ -5,7 +5,7 @@ The way of a record: `pipeline` draws it from the splits that `mixture` names, a
 and `pipeline` stacks the samples of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from ml_collections import ConfigDict
 
@@ -44,7 +44,7 @@ def build(data: ConfigDict) -> Dataset:
 
 def training_batches(
     config: ConfigDict, dataset: Dataset, start_step: int, shard: pipeline.Shard
-) -> Iterator[pipeline.Batch]:
+) -> Generator[pipeline.Batch, None, None]:
     """Builds the training stream.
 
     On first use this writes the compact copy and the class index, if the configuration wants them.

@@ -6,7 +6,7 @@ global batches, and a run resumes at any step from the step number alone.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import cv2
 import grain
@@ -67,7 +67,7 @@ class LoaderOptions:
     workers: int = 0
     buffer: int = 4
 
-    def iterate(self, batches: grain.MapDataset) -> Iterator[Batch]:
+    def iterate(self, batches: grain.MapDataset) -> Generator[Batch, None, None]:
         """Iterates over a grain data set of batches.
 
         Args:
@@ -137,7 +137,7 @@ def train_batches(
     loader: LoaderOptions = LoaderOptions(),
     class_uniform: float = 0.0,
     indices: tuple[ClassIndex, ...] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Draws endless training batches; each part is shuffled anew in every epoch of its own.
 
     Args:
@@ -227,7 +227,7 @@ class EvaluationBatches:
 
     def load(
         self, *, shard: Shard = Shard(), loader: LoaderOptions = LoaderOptions()
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Loads the batches: every image exactly once, at its own size, padded.
 
         All processes take the same number of steps, at the same sizes.

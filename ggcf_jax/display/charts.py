@@ -6,9 +6,11 @@ They are matplotlib figures drawn without pyplot and returned as SVG bytes. Thei
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -18,7 +20,7 @@ Color = tuple[int, int, int]
 _INK = '#010203'  # Unlikely as a class colour; becomes currentColor in the SVG.
 _ACCENT = '#3b82f6'
 _CYCLE = [_ACCENT, '#f59e0b', '#10b981', '#ef4444', '#8b5cf6']
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',
     'svg.hashsalt': 'ggcf_jax',
     'font.family': 'sans-serif',
@@ -32,16 +34,20 @@ _STYLE = {
 }
 
 
-def confusion_chart(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """SVG of a confusion matrix [C, C] (rows: ground truth), each row in percent of its pixels.
+def confusion_chart(matrix: Int[np.ndarray, 'classes classes'], classes: Sequence[str]) -> bytes:
+    """SVG of a confusion matrix, each row in percent of its pixels.
 
-    Up to 24 classes every cell of 1 % and more has its number. Rows without pixels stay empty.
+    With up to 24 classes every cell of 1 % and more has its number. Rows without pixels stay empty.
+
+    Args:
+        matrix: pixels by (ground truth, prediction).
+        classes: name of each class.
     """
     return _svg(*_confusion(matrix, classes))
 
 
-def confusion_png(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
-    """The chart of `confusion_chart` as a PNG on white."""
+def confusion_png(matrix: Int[np.ndarray, 'classes classes'], classes: Sequence[str]) -> bytes:
+    """The chart of `confusion_chart` as a PNG on a white background."""
     draw, size = _confusion(matrix, classes)
     output = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
@@ -55,7 +61,7 @@ def confusion_png(matrix: np.ndarray, classes: Sequence[str]) -> bytes:
 def _confusion(
     matrix: np.ndarray, classes: Sequence[str]
 ) -> tuple[Callable[[Figure], None], tuple[float, float]]:
-    """What draws the confusion matrix into a figure, and the figure's size in inches."""
+    """A function that draws the confusion matrix into a figure, and the figure's size in inches."""
     matrix = np.asarray(matrix, np.float64)
     count = len(classes)
     if matrix.shape != (count, count):
@@ -95,7 +101,13 @@ def _confusion(
 def iou_chart(
     classes: Sequence[str], iou: Sequence[float | None], colors: Sequence[Color]
 ) -> bytes:
-    """SVG of horizontal per-class IoU bars in the class colours; NaN or None is 'absent'."""
+    """SVG of horizontal bars, one for the IoU of each class.
+
+    Args:
+        classes: name of each class.
+        iou: IoU of each class; NaN or None is shown as 'absent'.
+        colors: RGB of each bar, 0 to 255.
+    """
     values = [np.nan if value is None else float(value) for value in iou]
 
     def draw(figure: Figure) -> None:
@@ -128,9 +140,9 @@ def curve_chart(
     """SVG of one or more curves over the training step.
 
     Args:
-        title: what is shown.
-        curves: name -> (steps, values); a value that is None or not finite leaves a gap. A single
-            point is drawn as a dot. With more than one curve there is a legend.
+        title: title of the chart.
+        curves: name -> (steps, values); a value that is None or not finite leaves a gap. Few points
+            are drawn as dots. With more than one curve there is a legend.
     """
 
     def draw(figure: Figure) -> None:

@@ -1,6 +1,6 @@
-"""What a run shows while it works: progress, throughput and the table of an evaluation.
+"""Console output of a run: progress, throughput and the table of an evaluation.
 
-On a terminal a live bar; elsewhere (a log file, a batch queue, CI) one plain line per update.
+On a terminal there is a live progress bar; elsewhere (log file, batch queue, CI) a line an update.
 """
 
 import contextlib
@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Live
 from rich.table import Table
 from rich.text import Text
@@ -36,10 +36,10 @@ class Progress:
         self._total = total_steps
         self._start = start_step
         self._started = time.monotonic()
-        # Time and step of the first update: what comes before contains compilation.
+        # Time and step of the first update; the time before it includes compilation.
         self._steady: tuple[float, int] | None = None
-        self._train = None
-        self._live = None
+        self._train: TaskID | None = None
+        self._live: Live | None = None
         if self._console.is_terminal:
             self._live = Live(
                 TextColumn('{task.description}'),
@@ -57,21 +57,32 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         if self._live is not None:
             self._live.stop()
 
-    def print(self, *objects, style: str | None = None) -> None:
-        """Prints text (as it is, no markup) or rich renderables; safe while the bar is live.
+    def print(self, *objects: RenderableType, style: str | None = None) -> None:
+        """Prints text (markup is not interpreted) or rich renderables; safe while the bar is live.
 
         Text is not wrapped, so that a log line stays one line wherever it is read.
+
+        Args:
+            objects: what to print, separated by spaces.
+            style: rich style of the text, such as 'yellow'.
         """
         self._console.print(*objects, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def update(
         self, step: int, loss: float, learning_rate: float, images_per_sec: float | None
     ) -> None:
-        """Shows the state after `step`; `images_per_sec` is None where it is not known yet."""
+        """Shows the state of the training.
+
+        Args:
+            step: number of training steps done.
+            loss: mean training loss since the last update.
+            learning_rate: learning rate of this step.
+            images_per_sec: throughput in images per second; None where it is not known yet.
+        """
         left = self._seconds_left(step)
         rate = '' if images_per_sec is None else f'  {images_per_sec:.3g} images/s'
         status = f'loss {loss:.4f}  lr {learning_rate:.3g}{rate}  left {_clock(left)}'
@@ -106,26 +117,25 @@ class Progress:
         """
         began = time.monotonic()
         done = 0
-        task = None
-        if self._live is not None:
-            task = self._live.add_task(f'{verb} {name}', total=total, status='')
+        live = self._live
+        task = None if live is None else live.add_task(f'{verb} {name}', total=total, status='')
 
         def advance(images: int) -> None:
             nonlocal done
             done += images
-            if task is not None:
+            if live is not None and task is not None:
                 rate = done / max(time.monotonic() - began, 1e-9)
-                self._live.update(task, completed=done, status=f'{rate:.3g} images/s')
+                live.update(task, completed=done, status=f'{rate:.3g} images/s')
 
         try:
             yield advance
         finally:
-            if task is not None:
-                self._live.remove_task(task)
+            if live is not None and task is not None:
+                live.remove_task(task)
         self.print(f'{past} {done} images of {name} in {time.monotonic() - began:.1f} s')
 
     def _seconds_left(self, step: int) -> float | None:
-        """From the average since the first update, evaluations and checkpoints included."""
+        """Estimate from the average since the first update, with evaluations and checkpoints."""
         now = time.monotonic()
         since, first = self._steady or (self._started, self._start)
         if self._steady is None:
@@ -145,11 +155,12 @@ def iou_table(
     """Per-class IoU of an evaluation as a rich table, to be printed by `Progress.print`.
 
     Args:
-        classes: names, of classes or of another `entry` such as category.
-        iou: one a class in [0, 1]; NaN or None for a class in neither ground truth nor prediction.
-        miou: their mean over the classes that are not absent.
-        previous: `iou` of the evaluation before; adds the change since then.
-        entry: what the rows are.
+        classes: name of each class, or of another `entry` such as category.
+        iou: IoU of each class, in [0, 1]; NaN or None for a class in neither ground truth nor
+            prediction.
+        miou: mean IoU over the classes that are present.
+        previous: `iou` of the evaluation before; adds a column with the change since then.
+        entry: heading of the column of names.
 
     Raises:
         ValueError: the lengths differ.
@@ -158,7 +169,7 @@ def iou_table(
         if values is not None and len(values) != len(classes):
             raise ValueError(f'{name} has {len(values)} values for {len(classes)} classes')
     classes, iou = list(classes), [_known(value) for value in iou]
-    before = [None] * len(iou) if previous is None else [_known(value) for value in previous]
+    before = [None if value is None else _known(value) for value in previous or [None] * len(iou)]
     absent = [name for name, value in zip(classes, iou) if value is None]
 
     title = Text(
@@ -166,8 +177,9 @@ def iou_table(
         style='bold',
     )
     present = [value for value in before if value is not None]
-    if present and _known(miou) is not None:
-        title.append(' ').append_text(_change(miou - sum(present) / len(present), 4))
+    mean = _known(miou)
+    if present and mean is not None:
+        title.append(' ').append_text(_change(mean - sum(present) / len(present), 4))
     caption = None
     if absent:
         caption = Text(
@@ -187,8 +199,8 @@ def iou_table(
         for index in range(row, len(classes), rows):
             cells += [Text(classes[index]), _cell(iou[index])]
             if previous is not None:
-                known = iou[index] is not None and before[index] is not None
-                cells.append(_change(iou[index] - before[index], 3) if known else Text(''))
+                now, then = iou[index], before[index]
+                cells.append(Text('') if now is None or then is None else _change(now - then, 3))
         table.add_row(*cells)
     return table
 

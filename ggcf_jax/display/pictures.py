@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from ggcf_jax import atomic
 
@@ -20,16 +21,15 @@ _SEPARATOR = (255, 255, 255)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
-def colorize(labels: np.ndarray, colors: Sequence[Color], ignore: int) -> np.ndarray:
+def colorize(
+    labels: Int[np.ndarray, 'h w'], colors: Sequence[Color], ignore: int
+) -> UInt8[np.ndarray, 'h w 3']:
     """Paints a label map.
 
     Args:
-        labels: integers [h, w], 0..C-1 or `ignore`.
-        colors: RGB of the C classes.
-        ignore: label painted black.
-
-    Returns:
-        uint8 [h, w, 3].
+        labels: class of each pixel, or `ignore`.
+        colors: RGB of each class, 0 to 255.
+        ignore: label that is painted black.
 
     Raises:
         ValueError: another label or shape.
@@ -47,26 +47,26 @@ def colorize(labels: np.ndarray, colors: Sequence[Color], ignore: int) -> np.nda
 
 
 def panel(
-    image: np.ndarray,
-    label: np.ndarray,
-    prediction: np.ndarray,
+    image: UInt8[np.ndarray, 'h w 3'],
+    label: Int[np.ndarray, 'h w'],
+    prediction: Int[np.ndarray, 'h w'],
     colors: Sequence[Color],
     ignore: int,
-) -> np.ndarray:
+) -> UInt8[np.ndarray, 'rows columns 3']:
     """Input | ground truth | prediction | errors, side by side with captions.
 
     Errors are red on the dimmed grey image, ignored pixels grey; the caption gives their share of
     the labelled pixels.
 
     Args:
-        image: uint8 [h, w, 3] RGB.
-        label: integers [h, w], train ids or `ignore`.
-        prediction: integers [h, w], train ids.
-        colors: RGB of the classes.
+        image: RGB.
+        label: train id of each pixel, or `ignore`.
+        prediction: predicted train id of each pixel.
+        colors: RGB of each class, 0 to 255.
         ignore: label of the pixels that do not count.
 
     Returns:
-        uint8 [h + caption, 4 w + 3 separators, 3].
+        The four pictures with separators between them and captions above.
 
     Raises:
         ValueError: sizes differ, or a label is out of range.
@@ -104,15 +104,15 @@ def panel(
     return np.concatenate(parts[1:], axis=1)
 
 
-def encode_png(rgb: np.ndarray) -> bytes:
-    """PNG of a uint8 [h, w, 3] RGB image."""
+def encode_png(rgb: UInt8[np.ndarray, 'h w 3']) -> bytes:
+    """Encodes an RGB image; raises ValueError for another dtype or shape."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f'image is {rgb.dtype} {list(rgb.shape)}; give uint8 [h, w, 3]')
     return cv2.imencode('.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def write_png(path: pathlib.Path, rgb: np.ndarray) -> None:
-    """Writes a uint8 [h, w, 3] RGB image; the file is whole or not there. Makes the folder."""
+def write_png(path: pathlib.Path, rgb: UInt8[np.ndarray, 'h w 3']) -> None:
+    """Writes an RGB image atomically; makes the folder."""
     atomic.write(path, encode_png(rgb))
 
 

@@ -1,11 +1,13 @@
-"""Class scores of whole images: sliding windows, several scales, mirror images, pruned heads."""
+"""Class scores of images: sliding windows, several scales, mirror images, pruned heads."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int32, UInt8
+from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.attention import graphs
@@ -20,7 +22,7 @@ AVERAGES = ('probabilities', 'logits')
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the class scores of an image are found.
+    """How the class scores of an image are computed.
 
     The image is resized by each scale (as in training: bilinear, no smoothing) and, if `flip`,
     mirrored as well. Each of these views goes through the network whole or in windows, whose
@@ -28,19 +30,20 @@ class Plan:
     scores are the mean over the views (mmseg, openseg).
 
     Attributes:
-        window: (height, width) in pixels of the resized image, cut to it where it is smaller;
-            None: the whole image.
-        stride: (down, across) from one window to the next; None: two thirds of the window. The
-            last one is shifted inwards, so that it ends at the border.
-        scales: factors of the image's size.
-        flip: whether the mirror image counts, too.
-        average: over the views, of 'probabilities' (mmseg, deeplab2) or of 'logits' (openseg).
-        pruning: rules for the heads (section 3.4).
-        windows_at_once: windows of each image that go through the network together: memory grows
-            with it, the scores stay the same up to rounding.
+        window: (height, width) of the windows in pixels of the resized image, limited to its size;
+            None for the whole image.
+        stride: (down, across) from one window to the next in pixels; None for two thirds of the
+            window. The last window of an axis is shifted inwards, so that it ends at the border.
+        scales: factors that the image is resized by.
+        flip: whether the scores of the mirror image are averaged in.
+        average: what is averaged over the views: 'probabilities' (mmseg, deeplab2) or 'logits'
+            (openseg).
+        pruning: rules of Context Pruning for the heads (section 3.4).
+        windows_at_once: number of windows of each image that go through the network together:
+            memory grows with it, the scores stay the same up to rounding.
 
     Raises:
-        ValueError: values that no plan can have.
+        ValueError: invalid values.
     """
 
     window: tuple[int, int] | None = None
@@ -51,7 +54,7 @@ class Plan:
     pruning: tuple[pruning_rules.Rule, ...] = ()
     windows_at_once: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, pair in (('window', self.window), ('stride', self.stride)):
             if pair is not None and (len(pair) != 2 or min(pair) < 1):
                 raise ValueError(f'{name}={pair} must be (height, width) of at least 1')
@@ -79,10 +82,12 @@ class Plan:
 
     @property
     def steps(self) -> tuple[int, int]:
-        """The stride of the windows; two thirds of 769 are 513."""
-        return self.stride or tuple(-(-2 * side // 3) for side in self.window)
+        """(down, across) from one window to the next; two thirds of 769 are 513."""
+        assert self.window is not None, 'a plan without windows has no stride'
+        height, width = self.window
+        return self.stride or (-(-2 * height // 3), -(-2 * width // 3))
 
-    def __str__(self):
+    def __str__(self) -> str:
         parts = ['whole image']
         if self.window is not None:
             window, steps = ('x'.join(map(str, pair)) for pair in (self.window, self.steps))
@@ -98,29 +103,31 @@ class Plan:
         return ', '.join(parts)
 
 
-# What training evaluates with: with one view, logits and probabilities rank the classes alike.
+# The plan of evaluations during training: logits and probabilities of one view rank alike.
 SINGLE = Plan(average='logits')
 
 
-def scores(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
+def scores(
+    model: Segmenter, images: UInt8[Array, 'b h w 3'], plan: Plan
+) -> Float[Array, 'b h w classes']:
     """The scores of each class at each pixel; to be compiled with `jax.jit`, `plan` static.
 
     Args:
-        model: the network.
-        images: uint8 [b, h, w, 3] RGB.
-        plan: how.
+        model: network.
+        images: RGB.
+        plan: how the scores are computed.
 
     Returns:
-        float32 [b, h, w, C]: probabilities, or logits if the plan averages those. The most
-        probable class is `argmax(-1)`.
+        Probabilities, or logits if the plan averages those, float32. The most probable class is
+        `argmax(-1)`.
 
     Raises:
-        ValueError: a pruning rule that no head of the model follows.
+        ValueError: a pruning rule for a kind of head that the model does not have.
     """
     model = pruned(model, plan.pruning)
-    size = images.shape[1:3]
+    size = (images.shape[1], images.shape[2])
     views = [(scale, flip) for scale in plan.scales for flip in (False, True)[: 1 + plan.flip]]
-    total = 0.0
+    total: Any = 0.0
     for scale, flip in views:
         view = _resized(images[:, :, ::-1] if flip else images, scale)
         logits = resize(_logits(model, view, plan), size)
@@ -130,15 +137,21 @@ def scores(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
     return total / len(views)
 
 
-def probabilities(scores: jax.Array, plan: Plan) -> jax.Array:
-    """Probabilities [..., C] from the scores of a plan; they sum to 1."""
+def probabilities(
+    scores: Float[Array, '*shape classes'], plan: Plan
+) -> Float[Array, '*shape classes']:
+    """Turns the scores of a plan into probabilities, which sum to one."""
     return scores if plan.average == 'probabilities' else jax.nn.softmax(scores)
 
 
-def window_starts(length: int, window: int, stride: int) -> jax.Array:
-    """First pixels of the windows along an axis, int32; the last window ends where the axis does.
+def window_starts(length: int, window: int, stride: int) -> Int32[Array, ' windows']:
+    """First pixels of the windows along an axis; the last window ends where the axis does.
 
-    The length may be a symbolic dimension of `jax.export` that is known to be at least `window`.
+    Args:
+        length: number of pixels along the axis; may be a symbolic dimension of `jax.export` that is
+            known to be at least `window`.
+        window: number of pixels of a window.
+        stride: number of pixels from one window to the next.
     """
     if window > length:
         return jnp.zeros(1, jnp.int32)
@@ -147,28 +160,29 @@ def window_starts(length: int, window: int, stride: int) -> jax.Array:
 
 
 def _resized(images: jax.Array, scale: float) -> jax.Array:
-    """uint8 images whose sides are `scale` times as long, rounded, at least 1 pixel."""
+    """Resizes uint8 images by a factor; sides are rounded and at least one pixel."""
     if scale == 1:
         return images
-    size = tuple(max(1, round(scale * side)) for side in images.shape[1:3])
-    return jnp.round(resize(images.astype(jnp.float32), size)).astype(jnp.uint8)
+    height, width = (max(1, round(scale * side)) for side in images.shape[1:3])
+    return jnp.round(resize(images.astype(jnp.float32), (height, width))).astype(jnp.uint8)
 
 
 def _logits(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
-    """Logits at every pixel, float32 [b, h, w, C]: whole, or the mean over the windows."""
+    """Logits at every pixel, float32 [b, h, w, C], averaged over the windows if there are any."""
     b, *size = images.shape[:3]
-    window = tuple(size) if plan.window is None else tuple(map(min, plan.window, size))
+    height, width = size if plan.window is None else map(min, plan.window, size)
+    window = (height, width)
     if window == tuple(size):
         return upsample(model(images)[0], model.stride, window)
     starts = [window_starts(*axis) for axis in zip(size, window, plan.steps)]
     corners = jnp.stack(jnp.meshgrid(*starts, indexing='ij'), axis=-1).reshape(-1, 2)
-    # How many windows cover a pixel is how many cover its row times how many cover its column.
+    # A pixel is covered by (windows that cover its row) x (windows that cover its column).
     rows, columns = (
         ((first[:, None] <= at) & (at < first[:, None] + side)).sum(0, dtype=jnp.float32)
         for first, side, at in zip(starts, window, (jnp.arange(length) for length in size))
     )
     cover = rows[:, None, None] * columns[:, None]
-    # The last chunk is filled up with windows of weight 0.
+    # The last chunk is filled up with windows of weight zero.
     n, count = plan.windows_at_once, corners.shape[0]
     if isinstance(count, int):  # a symbolic one may be smaller, too
         n = min(n, count)
@@ -177,12 +191,12 @@ def _logits(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
     weights = (places < count).astype(jnp.float32).reshape(chunks, n)
     corners = corners[jnp.minimum(places, count - 1)].reshape(chunks, n, 2)
 
-    def cut(x, corner, depth):
+    def cut(x: jax.Array, corner: jax.Array, depth: int) -> jax.Array:
         return lax.dynamic_slice(x, (0, *corner, 0), (b, *window, depth))
 
-    def add_chunk(total, chunk):
+    def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         corners, weights = chunk
-        # Windows of one image stay side by side, so that a batch dealt to devices stays dealt.
+        # Windows of one image stay side by side, so that a sharded batch stays sharded.
         views = jnp.stack([cut(images, corners[i], 3) for i in range(n)], axis=1)
         logits, _ = model(views.reshape(b * n, *window, 3))
         logits = upsample(logits, model.stride, window).reshape(b, n, *window, -1)
@@ -195,7 +209,7 @@ def _logits(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
     return lax.scan(add_chunk, total, (corners, weights))[0] / cover
 
 
-def build(config) -> Plan:
+def build(config: ConfigDict) -> Plan:
     """Builds the plan of `config.eval` (reads `model.context` and `model.heads`, too).
 
     Raises:

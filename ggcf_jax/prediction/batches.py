@@ -78,7 +78,8 @@ def plan_jobs(
             larger ones go through in parts of this side. None: there are no parts.
     """
     wanted = range(len(sizes)) if wanted is None else wanted
-    small, large = [], []
+    small: list[int] = []
+    large: list[int] = []
     for index, size in enumerate(sizes):
         fits = size is not None and (max_side is None or max(size) <= max_side)
         (small if fits else large).append(index)
@@ -118,7 +119,8 @@ def predict_padded(
     labels, probabilities = run(batch)
     found = []
     for row, image in enumerate(images):
-        inside = (row, *map(slice, image.shape[:2]))
+        height, width, _ = image.shape
+        inside = (row, slice(height), slice(width))
         found.append(
             Prediction(labels[inside], None if probabilities is None else probabilities[inside])
         )

@@ -97,7 +97,7 @@ def of_any(image: str | os.PathLike | np.ndarray) -> Input | ArrayInput:
     """
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image).expanduser()
-        return Input(str(path), functools.partial(path.open, 'rb'))
+        return Input(str(path), functools.partial(_open_file, path))
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise InputError(
@@ -118,7 +118,7 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
         InputError: no images there, or two whose results would have one name.
     """
     if path.is_file():
-        return [Input(path.stem, functools.partial(path.open, 'rb'))]
+        return [Input(path.stem, functools.partial(_open_file, path))]
     output = output.resolve()
     files = (p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
     found = by_stem((p for p in files if output not in p.resolve().parents), path)
@@ -126,7 +126,7 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
         raise InputError(
             f'--input={path}: no images found; supported extensions: {", ".join(IMAGES)}'
         )
-    return [Input(name, functools.partial(found[name].open, 'rb')) for name in sorted(found)]
+    return [Input(name, functools.partial(_open_file, found[name])) for name in sorted(found)]
 
 
 def of_split(dataset: Dataset, split: str) -> list[Input]:
@@ -146,8 +146,12 @@ def of_split(dataset: Dataset, split: str) -> list[Input]:
         raise InputError(
             f'--input={split}: {count} images are called {name!r}; give the folder of the images'
         )
-    return [Input(name, functools.partial(_open, source, i)) for i, name in enumerate(names)]
+    return [Input(name, functools.partial(_open_record, source, i)) for i, name in enumerate(names)]
 
 
-def _open(source: RecordSource, index: int) -> BinaryIO:
+def _open_file(path: pathlib.Path) -> BinaryIO:
+    return path.open('rb')
+
+
+def _open_record(source: RecordSource, index: int) -> BinaryIO:
     return io.BytesIO(source[index]['image'])

@@ -1,4 +1,4 @@
-"""The output folder of a prediction: which model and plan it belongs to, and its files."""
+"""The output folder of a prediction: its files, and the model and plan that it belongs to."""
 
 import contextlib
 import dataclasses
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
+from jaxtyping import Float16, UInt8
 
 from ggcf_jax import atomic
 from ggcf_jax.display import pictures
@@ -16,7 +17,7 @@ from ggcf_jax.errors import InputError
 
 KEY_FILE = 'predict.json'
 SUBMISSION = 'submission.zip'
-_ROWS = 256  # painted at a time: colouring an image of 100 megapixels at once takes a gigabyte
+_ROWS = 256  # painted at a time: colouring 100 megapixels at once would take a gigabyte
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +25,17 @@ class Results:
     """Where and how the results of an image are written.
 
     Attributes:
-        folder: of all results.
-        colors: RGB of the classes.
-        ids: uint8 [C], the value of each class in the label files.
-        suffix: between the name of an image and `.png` in the name of its label file.
-        overlays: whether pictures of the classes over the image are written.
-        probabilities: whether the probabilities are.
+        folder: folder of all results.
+        colors: RGB of each class, 0 to 255.
+        ids: value of each class in the label files.
+        suffix: text between the name of an image and `.png` in the name of its label file.
+        overlays: whether to write the images overlaid with the class colours.
+        probabilities: whether to write the probabilities.
     """
 
     folder: pathlib.Path
     colors: tuple[tuple[int, int, int], ...]
-    ids: np.ndarray
+    ids: UInt8[np.ndarray, ' classes']
     suffix: str
     overlays: bool
     probabilities: bool
@@ -49,18 +50,21 @@ class Results:
         return self.folder / 'probabilities' / f'{name}.npy'
 
     def done(self, name: str) -> bool:
-        """Whether everything wanted of an image is there."""
+        """Whether all files of an image exist."""
         paths = [self.label_path(name)]
         paths += [self.overlay_path(name)] if self.overlays else []
         paths += [self.probabilities_path(name)] if self.probabilities else []
         return all(path.is_file() for path in paths)
 
-    def write(self, name: str, image: np.ndarray, labels: np.ndarray) -> None:
+    def write(
+        self, name: str, image: UInt8[np.ndarray, 'h w 3'], labels: UInt8[np.ndarray, 'h w']
+    ) -> None:
         """Writes label file and overlay.
 
         Args:
-            image: uint8 [h, w, 3]; is painted over.
-            labels: train ids, uint8 [h, w].
+            name: name of the image.
+            image: RGB; the overlay is painted into it.
+            labels: train id of each pixel.
         """
         if self.overlays:
             for top in range(0, len(image), _ROWS):
@@ -72,8 +76,15 @@ class Results:
         atomic.write(self.label_path(name), encoded)
 
     @contextlib.contextmanager
-    def probabilities_file(self, name: str, shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-        """Yields a float16 array [h, w, C] that lies in the file; to be filled."""
+    def probabilities_file(
+        self, name: str, shape: tuple[int, int, int]
+    ) -> Iterator[Float16[np.ndarray, 'h w classes']]:
+        """Yields an array that is mapped to the file of an image, to be filled.
+
+        Args:
+            name: name of the image.
+            shape: shape of the array.
+        """
         with atomic.replacing(self.probabilities_path(name)) as temporary:
             array = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
             yield array
@@ -81,10 +92,11 @@ class Results:
 
 
 def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
-    """Makes the folder and writes `predict.json` there, or checks that the one there is equal.
+    """Makes the folder and writes `predict.json`, or checks that an existing one is equal.
 
     Args:
-        key: what decides the results, by name.
+        folder: folder of all results.
+        key: what the results depend on, by name.
 
     Raises:
         InputError: the folder holds results of another model or plan, or something else.
@@ -117,14 +129,18 @@ def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
         )
 
 
-def submit(results: Results, sizes: Mapping[str, tuple[int, int]]) -> pathlib.Path:
+def submit(results: Results, sizes: Mapping[str, tuple[int, int] | None]) -> pathlib.Path:
     """Checks the label files against the images that the server expects, and zips them.
 
     Args:
-        sizes: (h, w) of every image, by name.
+        results: results of the split.
+        sizes: (height, width) of every image, by its name; None where the header does not say.
+
+    Returns:
+        Path of the archive.
 
     Raises:
-        InputError: a file is missing, superfluous, of another size, or holds other values.
+        InputError: a file is missing or superfluous, has another size, or holds other values.
     """
     folder = results.folder / 'labels'
     expected = {results.label_path(name): size for name, size in sizes.items()}
@@ -148,11 +164,11 @@ def submit(results: Results, sizes: Mapping[str, tuple[int, int]]) -> pathlib.Pa
     return path
 
 
-def _problem(path: pathlib.Path, size: tuple[int, int], ids: np.ndarray) -> str | None:
+def _problem(path: pathlib.Path, size: tuple[int, int] | None, ids: np.ndarray) -> str | None:
     labels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
     if labels is None or labels.ndim != 2 or labels.dtype != np.uint8:
         return f'{path} is not an 8-bit grey PNG'
-    if labels.shape != size:
+    if size is not None and labels.shape != size:
         return f'{path} is {labels.shape[0]} x {labels.shape[1]}, its image {size[0]} x {size[1]}'
     other = np.setdiff1d(labels, ids)
     return f'{path} holds the values {other.tolist()}' if len(other) else None

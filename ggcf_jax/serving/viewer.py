@@ -15,6 +15,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.workdir import model as model_lib
+from ggcf_jax.workdir.checkpoints import Which
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Viewer:
     ]
 
 
-def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: str | int) -> Viewer:
+def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> Viewer:
     """Restores a checkpoint of a run, on one device.
 
     Classes of pixels are found with the inference plan of `config.eval` on the image as it is;

@@ -42,7 +42,7 @@ def build(
     class_weights: tuple[float, ...],
     graphdef: nnx.GraphDef,
     mesh: jax.sharding.Mesh,
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> state; the buffers of the old state are donated.
 
     Args:

@@ -1,10 +1,10 @@
 """One checkpoint on disk: written by Orbax, sealed with checksums, and verified when it is read.
 
 Orbax writes a checkpoint under a temporary name, in the background, and renames it when it is
-complete. It does not notice damaged array bytes, so checksums are stored and compared on load; they
-lie with the mIoU in the metadata of the checkpoint, the file that is its mark of completeness.
+complete. It does not notice damaged array bytes, so checksums are stored and compared on load. They
+are stored with the mIoU in the metadata of the checkpoint, whose presence marks it as complete.
 
-Reading is done by one process for itself; in a save Orbax makes all processes wait for each other.
+One process reads for itself; in a save Orbax makes all processes wait for each other.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import json
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ggcf_jax.errors import InputError
 
-TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of what Orbax has not finished
+TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of checkpoints that Orbax has not finished
 
 
 class Damaged(Exception):
@@ -31,12 +31,12 @@ class Damaged(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Sealed:
-    """What is written beside the arrays.
+    """Metadata that is written beside the arrays.
 
     Attributes:
-        miou: of the evaluation at this step; minus infinity if that was not a number, None if there
-            was no evaluation.
-        checksums: of the arrays of each tree.
+        miou: mean IoU of the evaluation at this step; minus infinity if that was not a number, None
+            if there was no evaluation.
+        checksums: CRC-32 of the arrays of each tree, by its name.
     """
 
     miou: float | None
@@ -47,15 +47,15 @@ class Saving:
     """A checkpoint that is being written in the background."""
 
     def __init__(self, path: pathlib.Path, trees: dict[str, Any], miou: float | None):
-        """Returns when the arrays have been copied to the host.
+        """Starts to write; returns when the arrays have been copied to the host.
 
         Args:
-            path: of the checkpoint, which does not exist.
-            trees: name -> tree of arrays.
-            miou: of an evaluation of them.
+            path: directory to write, which does not exist.
+            trees: name -> pytree of arrays.
+            miou: mean IoU of an evaluation of these arrays; None if there was none.
 
         Raises:
-            InputError: it cannot be written, because the disk is full for example.
+            InputError: the checkpoint cannot be written, for example because the disk is full.
         """
         self._path = path
         with self._failures():
@@ -64,7 +64,7 @@ class Saving:
             )
 
     def wait(self) -> None:
-        """Waits until it is on disk.
+        """Waits until the checkpoint is on disk.
 
         Raises:
             InputError: it could not be written.
@@ -73,10 +73,10 @@ class Saving:
             self._response.result()
 
     @contextlib.contextmanager
-    def _failures(self):
+    def _failures(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax and TensorStore have many words for a full disk
+        except Exception as error:  # Orbax and TensorStore report a full disk in many ways
             directory = self._path.parent
             free = shutil.disk_usage(directory).free / 2**20
             raise InputError(
@@ -87,10 +87,13 @@ class Saving:
 
 
 def inspect(path: pathlib.Path) -> Sealed:
-    """Reads what lies beside the arrays of a checkpoint, and sees that its files are whole.
+    """Reads the metadata of a checkpoint, and checks that it is complete.
+
+    Args:
+        path: directory of the checkpoint.
 
     Raises:
-        Damaged: a mark that Orbax leaves when all is written is missing or unreadable.
+        Damaged: a file that Orbax writes last is missing or unreadable.
     """
     marks = [path / '_CHECKPOINT_METADATA', path / 'commit_success.txt']
     for mark in marks:
@@ -108,7 +111,11 @@ def inspect(path: pathlib.Path) -> Sealed:
 
 
 def shapes(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
-    """The named trees of a checkpoint as shapes and dtypes, in nested dictionaries.
+    """Reads the shapes and dtypes of the named trees of a checkpoint, in nested dictionaries.
+
+    Args:
+        path: directory of the checkpoint.
+        names: names of the trees.
 
     Raises:
         Damaged: they cannot be read.
@@ -125,12 +132,12 @@ def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
     """Reads the named trees of a checkpoint onto the host.
 
     Args:
-        path: of the checkpoint.
-        trees: name -> tree of arrays or shapes.
+        path: directory of the checkpoint.
+        trees: name -> pytree of arrays or shapes, as they were saved.
 
     Raises:
-        Damaged: it cannot be read or its checksums differ.
-        InputError: it is of another model.
+        Damaged: the checkpoint cannot be read, or its checksums differ.
+        InputError: it belongs to another model.
     """
     sealed = inspect(path)
     saved = {name: _by_path(tree) for name, tree in shapes(path, trees).items()}
@@ -154,13 +161,13 @@ def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
 def checksums(tree: Any) -> list[int]:
     """CRC-32 of the bytes of each array of `tree`, in the order of its leaves, on the host."""
     return [
-        zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        zlib.crc32(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
         for x in jax.tree.leaves(tree)
     ]
 
 
 def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:
-    """What `inspect` reads, with a checksum of its own."""
+    """The metadata that `inspect` reads, with a checksum of their own."""
     content = {
         'evaluated': miou is not None,
         'miou': None if miou is None or miou != miou else float(miou),
@@ -174,8 +181,8 @@ def _crc(content: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _unreadable(path: pathlib.Path):
-    """Orbax, TensorStore and json raise whatever they stumble over in damaged files."""
+def _unreadable(path: pathlib.Path) -> Iterator[None]:
+    """Turns any error into `Damaged`: Orbax, TensorStore and json raise all kinds of them."""
     try:
         yield
     except Exception as error:
@@ -183,7 +190,7 @@ def _unreadable(path: pathlib.Path):
 
 
 def _alone() -> ocp.Context:
-    """Orbax works for this process only and waits for no other."""
+    """A context in which Orbax works for this process only and waits for no other."""
     own = jax.process_index()
     context = ocp.Context()
     context.multiprocessing.primary_host = own
@@ -200,7 +207,7 @@ def _by_path(tree: Any) -> dict[str, tuple]:
 
 
 def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], path: pathlib.Path) -> None:
-    """Refuses a checkpoint of another model: Orbax would cast types and name few differences."""
+    """Refuses another model: Orbax silently casts dtypes and reports only a few mismatches."""
     differences = [
         f'{name}: {_describe(saved.get(name))} saved, {_describe(wanted.get(name))} in this model'
         for name in sorted({*saved, *wanted})

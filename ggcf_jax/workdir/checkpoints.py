@@ -1,16 +1,16 @@
 """The checkpoints of a run: which are kept, which is resumed from, which is analysed.
 
 Each holds everything that training needs to continue, in one directory a step
-(`checkpoint_files`). The state is the same on every device. In a save each process writes a share
-of it; process 0 alone reads it and decides what is restored and what is removed: no process acts on
-a directory that another one sees differently.
+(`checkpoint_files`). The state is replicated over the devices. In a save each process writes a part
+of it; process 0 alone reads it and decides what is restored and what is removed, since another
+process may see a different state of the directory.
 """
 
 import contextlib
 import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -23,13 +23,21 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import checkpoint_files
 from ggcf_jax.workdir.checkpoint_files import Damaged
 
-_LATEST = 2  # so many, so that there is one to fall back to should the newest turn out damaged
+Which = Literal['best', 'latest'] | int
+
+_LATEST = 2  # number of newest checkpoints that are kept, in case the last one is damaged
 _REMOVING = 'removing-'
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A model read back: what every analysis starts from."""
+    """A model read from a checkpoint.
+
+    Attributes:
+        step: number of training steps done.
+        params: parameters.
+        stats: batch statistics.
+    """
 
     step: int
     params: nnx.State
@@ -43,11 +51,11 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: pathlib.Path, report: Callable[[str], None] = print):
-        """Removes what a kill has left half written; only one run may use a workdir at a time.
+        """Removes unfinished checkpoints of a killed run; one run at a time may use a workdir.
 
         Args:
-            workdir: checkpoints go to its folder `checkpoints`.
-            report: is told about damaged checkpoints.
+            workdir: directory of the run; checkpoints go to its folder `checkpoints`.
+            report: is called with a message for each damaged checkpoint.
         """
         self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._report = report
@@ -69,17 +77,17 @@ class Checkpointer:
                 step was not evaluated.
 
         Raises:
-            InputError: this or the save before failed, because the disk is full for example; the
-                checkpoints before it are as they were.
+            InputError: this save or the one before failed, for example because the disk is full;
+                earlier checkpoints are untouched.
         """
         self.wait()
         self._pending = checkpoint_files.Saving(self.directory / str(step), dict(trees), miou)
 
     def restore_latest(self, trees: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Restores the newest sound checkpoint onto the shardings of `trees`.
+        """Restores the newest intact checkpoint onto the shardings of `trees`.
 
-        A damaged one is named, renamed to `damaged-<step>` and the one before is tried. Process 0
-        decides and sends the arrays to the others, which need not even see the files.
+        A damaged one is reported and renamed to `damaged-<step>`, and the one before is tried.
+        Process 0 decides and sends the arrays to the others, which need not see the files.
 
         Args:
             trees: name -> pytree of arrays, of the names, structure, shapes and dtypes to restore.
@@ -92,13 +100,13 @@ class Checkpointer:
                 checkpoints are damaged.
         """
         trees = dict(trees)
-        found = self._newest_sound(trees) if processes.is_process_zero() else None
+        found = self._newest_intact(trees) if processes.is_process_zero() else None
         if not processes.broadcast_from_process_zero(np.bool_(found is not None)):
             return None
         return _spread(found, trees)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until the last save is on disk.
 
         Raises:
             InputError: it could not be written.
@@ -111,7 +119,7 @@ class Checkpointer:
             self._remove_superseded()
 
     def close(self) -> None:
-        """Waits for the last save; raises as `wait`."""
+        """Waits for the last save; raises what `wait` raises."""
         self.wait()
 
     def _remove_superseded(self) -> None:
@@ -119,20 +127,20 @@ class Checkpointer:
         paths = _steps(self.directory)
         kept = [*sorted(paths)[-_LATEST:], _best(self._scores(paths))]
         for step in set(paths) - set(kept):
-            # Renamed first: half of a checkpoint under its own name would look damaged.
+            # Renamed first: a partly removed checkpoint would look damaged under its own name.
             away = self.directory / f'{_REMOVING}{step}'
             paths[step].rename(away)
             shutil.rmtree(away)
 
     def _scores(self, paths: dict[int, pathlib.Path]) -> dict[int, float | None]:
-        """mIoU of each checkpoint; what turns out damaged is left where it is and out."""
+        """mIoU of each intact checkpoint."""
         scores = {}
         for step, path in paths.items():
             with contextlib.suppress(Damaged):
                 scores[step] = checkpoint_files.inspect(path).miou
         return scores
 
-    def _newest_sound(self, trees: dict[str, Any]) -> dict[str, Any] | None:
+    def _newest_intact(self, trees: dict[str, Any]) -> dict[str, Any] | None:
         for path in reversed(_steps(self.directory).values()):
             try:
                 return checkpoint_files.load(path, trees)
@@ -156,16 +164,19 @@ class Checkpointer:
 
 
 def exists(workdir: pathlib.Path) -> bool:
-    """Whether a workdir holds a checkpoint, sound or not."""
+    """Whether a workdir holds a checkpoint, intact or not."""
     directory = pathlib.Path(workdir) / 'checkpoints'
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def steps(workdir: pathlib.Path) -> dict[int, float | None]:
-    """The saved steps in ascending order with their mIoU, None where there was none.
+    """The saved steps in ascending order with their mIoU, None where there was no evaluation.
+
+    Args:
+        workdir: directory of the run.
 
     Raises:
-        Damaged: a checkpoint is not whole.
+        Damaged: a checkpoint is incomplete.
     """
     paths = _steps(pathlib.Path(workdir).absolute() / 'checkpoints')
     return {step: checkpoint_files.inspect(path).miou for step, path in paths.items()}
@@ -176,15 +187,16 @@ def restore(
     params: nnx.State,
     stats: nnx.State,
     sharding: jax.sharding.Sharding,
-    which: Literal['best', 'latest'] | int = 'best',
+    which: Which = 'best',
 ) -> Restored:
-    """Reads a model from a workdir, also while it trains: the start of every analysis.
+    """Reads a model from a workdir, also while the run is still training.
 
     Args:
-        workdir: of a training run.
-        params: shapes of the parameters. stats: of the batch statistics (`models.abstract`).
-        sharding: where the arrays shall lie.
-        which: the checkpoint with the highest validation mIoU, the latest, or a step.
+        workdir: directory of a training run.
+        params: shapes of the parameters (`models.abstract`).
+        stats: shapes of the batch statistics, likewise.
+        sharding: sharding of the restored arrays.
+        which: the checkpoint with the highest validation mIoU, the latest, or a step number.
 
     Raises:
         InputError: no such checkpoint, a damaged one, or one of another model.
@@ -203,9 +215,12 @@ def restore(
 
 
 def restore_as_saved(workdir: pathlib.Path) -> Restored:
-    """Reads the best model of a workdir without knowing its network: as nested dictionaries.
+    """Reads the best model of a workdir as nested dictionaries, without knowing its network.
 
     Every process reads for itself.
+
+    Args:
+        workdir: directory of a training run.
 
     Raises:
         InputError: no checkpoint, or a damaged one.
@@ -217,15 +232,16 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
 
 
 @contextlib.contextmanager
-def _readable(cure: str):
+def _readable(cure: str) -> Iterator[None]:
+    """Turns `Damaged` into an error for the user, with what to do about it."""
     try:
         yield
     except Damaged as error:
         raise InputError(f'{error}; {cure}') from error
 
 
-def _choose(workdir: pathlib.Path, which: str | int) -> tuple[int, pathlib.Path]:
-    """The step that `which` means, and where it lies."""
+def _choose(workdir: pathlib.Path, which: Which) -> tuple[int, pathlib.Path]:
+    """The step that `which` means, and its directory."""
     directory = pathlib.Path(workdir).absolute() / 'checkpoints'
     if not directory.is_dir():
         raise InputError(f'{workdir} holds no checkpoints; train there first')
@@ -247,7 +263,7 @@ def _choose(workdir: pathlib.Path, which: str | int) -> tuple[int, pathlib.Path]
 
 
 def _steps(directory: pathlib.Path) -> dict[int, pathlib.Path]:
-    """The checkpoints of a directory by step, in ascending order, whole or not."""
+    """The checkpoints of a directory by step, in ascending order, complete or not."""
     if not directory.is_dir():
         return {}
     found = {int(path.name): path for path in directory.iterdir() if path.name.isdigit()}
@@ -255,13 +271,13 @@ def _steps(directory: pathlib.Path) -> dict[int, pathlib.Path]:
 
 
 def _best(scores: dict[int, float | None]) -> int:
-    """The step with the highest mIoU, the later one of equals; without any the latest."""
+    """The step with the highest mIoU, the later of equal ones; the latest if there is no mIoU."""
     ranked = {step: miou for step, miou in scores.items() if miou is not None}
     return max(ranked, key=lambda step: (ranked[step], step)) if ranked else max(scores)
 
 
 def _spread(found: Any, tree: Any) -> Any:
-    """Process 0's host arrays `found` on every process, with the shardings of `tree`."""
+    """Sends process 0's host arrays to every process, onto the shardings of `tree`."""
     if not processes.is_process_zero():
         found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), tree)
     found = processes.broadcast_from_process_zero(found)

@@ -39,8 +39,8 @@ def save(
     for rank, image in enumerate(evaluation.worst):
         path = _panel_path(folders / f'worst_{this}', rank, image.name)
         pictures.write_png(path, _panel(image.sample, dataset))
-        panel = path.relative_to(workdir).as_posix()
-        worst.append({'name': image.name, 'miou': image.miou, 'panel': panel})
+        shown = path.relative_to(workdir).as_posix()
+        worst.append({'name': image.name, 'miou': image.miou, 'panel': shown})
     content = {
         'step': step,
         'split': evaluation.split,

@@ -1,21 +1,21 @@
 """Metrics of a run: `metrics.jsonl` and TensorBoard event files in the workdir.
 
-`metrics.jsonl` is the record that analyses read: one JSON object a line, `step` first, written
-through to the file line by line. The event files repeat it, with image panels, for TensorBoard.
+Analyses read `metrics.jsonl`: one JSON object a line, `step` first, flushed after every line. The
+event files repeat it, with image panels, for TensorBoard.
 """
 
 import contextlib
 import json
 import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorboardX
+from jaxtyping import UInt8
 
+from ggcf_jax import atomic
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'metrics.jsonl'
@@ -24,27 +24,27 @@ FILE_NAME = 'metrics.jsonl'
 class Writer:
     """Appends rows to `metrics.jsonl` and to a TensorBoard event file.
 
-    Opening drops the rows of later steps than the run resumes from, so that an interrupted run
-    leaves the same rows as an uninterrupted one; TensorBoard is told to hide them as well.
+    Opening drops the rows after the step that the run resumes from, so that an interrupted run
+    leaves the same rows as an uninterrupted one; TensorBoard hides them as well.
     """
 
     def __init__(self, workdir: pathlib.Path, step: int):
         """Opens the files of `workdir`, which is made if it is missing.
 
         Args:
-            workdir: the run's directory.
-            step: the step that the run resumes from, 0 for a fresh one; rows of later steps go.
+            workdir: directory of the run.
+            step: step that the run resumes from, 0 for a new run; later rows are dropped.
 
         Raises:
-            InputError: metrics.jsonl is damaged before its last line; nothing is changed then.
+            InputError: metrics.jsonl is damaged before its last line; nothing has been changed.
         """
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE_NAME
         _truncate(path, step)
         self._file = path.open('a', encoding='utf-8')
-        # The event file's name has a resolution of one second, and a second writer would empty
-        # the first one's file: number them.
+        # Names of event files have a resolution of one second, and a second writer would truncate
+        # the file of the first: number them.
         number = len(list(workdir.glob('events.out.tfevents.*')))
         self._events = tensorboardX.SummaryWriter(
             str(workdir), purge_step=step + 1, flush_secs=10, filename_suffix=f'.{number}'
@@ -54,13 +54,12 @@ class Writer:
         """Writes one row.
 
         Args:
-            step: the optimizer step that the values belong to.
-            row: name -> scalar (Python, NumPy or JAX). NaN, infinity and None become null.
-                Times and rates are named `..._sec` and `...per_sec`: by that name comparisons
-                of two runs leave them out.
+            step: training step that the values belong to.
+            row: name -> scalar (Python, NumPy or JAX). NaN, infinity and None become null. Names of
+                times and rates end in `_sec`, by which comparisons of two runs leave them out.
 
         Raises:
-            ValueError: `row` has a `step` of its own, or a value is not a scalar number.
+            ValueError: `row` has a key `step`, or a value is not a scalar number.
         """
         if 'step' in row:
             raise ValueError("the row has a key 'step' of its own; give the step as an argument")
@@ -72,8 +71,17 @@ class Writer:
             if value is not None:  # TensorBoard shows a gap there.
                 self._events.add_scalar(name, value, int(step))
 
-    def image(self, step: int, tag: str, array: np.ndarray) -> None:
-        """Writes a uint8 [h, w, 3] RGB image to TensorBoard under `tag`."""
+    def image(self, step: int, tag: str, array: UInt8[np.ndarray, 'h w 3']) -> None:
+        """Writes an image to TensorBoard.
+
+        Args:
+            step: training step that the image belongs to.
+            tag: name of the image.
+            array: RGB.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
         array = np.asarray(array)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(
@@ -89,27 +97,31 @@ class Writer:
     def __enter__(self) -> 'Writer':
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         self.close()
 
 
 class NoWriter(contextlib.AbstractContextManager):
-    """Takes the place of `Writer` in processes that write nothing."""
+    """Stands in for `Writer` in processes that write nothing."""
 
     def scalars(self, step: int, row: Mapping[str, Any]) -> None:
         pass
 
-    def image(self, step: int, tag: str, array: np.ndarray) -> None:
+    def image(self, step: int, tag: str, array: UInt8[np.ndarray, 'h w 3']) -> None:
         pass
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         pass
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Rows of the workdir's `metrics.jsonl` in file order, [] if there is none.
 
-    A last line that a kill has cut short is left out. null (NaN or infinity) reads as None.
+    A last line that was cut off when the run was killed is left out. null, which stands for NaN or
+    infinity, reads as None.
+
+    Args:
+        workdir: directory of the run.
 
     Raises:
         InputError: another line is not a JSON object with an integer `step`.
@@ -118,7 +130,7 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The whole lines of the file, each as its bytes (no newline) and its parsed row."""
+    """The complete lines of the file, each as its bytes (no newline) and its parsed row."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b'\n')
@@ -131,7 +143,7 @@ def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
             if not isinstance(row, dict) or type(row.get('step')) is not int:
                 raise ValueError('no integer step')
         except ValueError as error:
-            # Only the last line can lack its newline, and then a kill cut it short.
+            # Only the last line can lack its newline, when the run was killed while writing it.
             if number == len(lines):
                 break
             raise InputError(
@@ -143,27 +155,17 @@ def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def _truncate(path: pathlib.Path, step: int) -> None:
-    """Leaves the whole rows up to `step`, their bytes as they were, in one atomic replacement."""
+    """Drops the rows after `step` and an incomplete last line, atomically."""
     if not path.exists():
         return
     kept = b''.join(line + b'\n' for line, row in _read(path) if row['step'] <= step)
     if kept == path.read_bytes():
         return
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    atomic.write(path, kept, sync=True)
 
 
 def _number(name: str, value: Any) -> int | float | None:
-    """`value` as a Python number, None if it is not finite.
+    """Converts a value to a Python number, None if it is not finite.
 
     A float32 keeps its own shortest digits (0.1, not 0.10000000149): float(str(x)) does that for
     every float type, bfloat16 included, and still round-trips.

@@ -10,7 +10,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -83,9 +83,9 @@ class TrainedModel:
     def predict(self, images: Image) -> Labels: ...
 
     @overload
-    def predict(self, images: Sequence[Image]) -> list[Labels]: ...
+    def predict(self, images: list[Image] | tuple[Image, ...]) -> list[Labels]: ...
 
-    def predict(self, images: Image | Sequence[Image]) -> Labels | list[Labels]:
+    def predict(self, images: Image | list[Image] | tuple[Image, ...]) -> Labels | list[Labels]:
         """Finds the class of every pixel, exactly as `main.py --mode=predict` does.
 
         Images of a list are padded to at most `config.eval.max_sizes` common sizes and go through
@@ -119,6 +119,7 @@ class TrainedModel:
             InputError: as `predict`.
         """
         (found,) = self._predict([image], self.config.predict.max_side, probabilities=True)
+        assert found.probabilities is not None
         return found.probabilities
 
     def attention(
@@ -293,7 +294,7 @@ class TrainedModel:
 
 def load(
     workdir: str | os.PathLike,
-    checkpoint: Literal['best', 'latest'] | int = 'best',
+    checkpoint: checkpoints.Which = 'best',
     *,
     config: ConfigDict | None = None,
     classes: classes_lib.Classes | None = None,

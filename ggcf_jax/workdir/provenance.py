@@ -1,4 +1,4 @@
-"""What made a run: command, versions, devices and source revision, for its report."""
+"""`run.json`: command, versions, devices and source revision of a run, for its report."""
 
 import datetime
 import importlib.metadata
@@ -12,11 +12,13 @@ import sys
 
 import jax
 
+from ggcf_jax import atomic
+
 _PACKAGES = ('ggcf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
 def save(workdir: pathlib.Path) -> None:
-    """Writes `run.json` into the workdir."""
+    """Writes `run.json` into the workdir of a run."""
     versions = {'python': platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -32,14 +34,11 @@ def save(workdir: pathlib.Path) -> None:
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'git': _revision(),
     }
-    path = workdir / 'run.json'
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(content, indent=2), encoding='utf-8')
-    os.replace(temporary, path)
+    atomic.write(workdir / 'run.json', json.dumps(content, indent=2).encode())
 
 
 def _revision() -> str | None:
-    """Revision of the source tree this package runs from, None outside of git."""
+    """Git revision of the source tree that this package runs from; None outside of git."""
     try:
         return subprocess.run(
             ['git', 'describe', '--always', '--dirty'],

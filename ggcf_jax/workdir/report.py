@@ -225,8 +225,8 @@ def _predictions(workdir: pathlib.Path, evaluations: Rows) -> str:
     Raises:
         InputError: a panel is not a picture.
     """
-    folders = {path.parent for path in (workdir / 'panels').glob('*/*.png')}
-    folders = [folder for folder in folders if folder.name.isdigit()]
+    paths = (workdir / 'panels').glob('*/*.png')
+    folders = {path.parent for path in paths if path.parent.name.isdigit()}
     if not folders:
         return html.section('Predictions', html.text('No panels yet.'))
     folder = max(folders, key=lambda each: int(each.name))

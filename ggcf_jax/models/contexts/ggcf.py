@@ -1,7 +1,7 @@
 """The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.norm import Activation, Norm
+
+_Module = TypeVar('_Module', bound=nnx.Module)
 
 
 class Head(NamedTuple):
@@ -147,7 +149,7 @@ class GGCF(nnx.Module):
         return heads
 
 
-def pruned(module: nnx.Module, rules: Iterable[pruning_rules.Rule]) -> nnx.Module:
+def pruned(module: _Module, rules: Iterable[pruning_rules.Rule]) -> _Module:
     """A module on the same arrays whose heads prune their contexts (section 3.4, inference only).
 
     Args:
