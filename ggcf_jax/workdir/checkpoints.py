@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -65,7 +66,7 @@ class Checkpointer:
         self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
             if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
-                shutil.rmtree(path)
+                _remove(path)
 
     def save(self, step: int, trees: Mapping[str, Any], *, miou: float | None) -> None:
         """Saves in the background; returns when the arrays have been copied to the host.
@@ -229,6 +230,17 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
         step, path = _choose(workdir, 'best')
         shapes = checkpoint_files.shapes(path, ['model'])
         return Restored(step, **checkpoint_files.load(path, shapes)['model'])
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a directory, in which threads of a save that failed may still be writing."""
+    for _ in range(50):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path)
+        if not path.exists():
+            return
+        time.sleep(0.1)
+    shutil.rmtree(path)
 
 
 @contextlib.contextmanager
