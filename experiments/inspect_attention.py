@@ -1,4 +1,4 @@
-"""Attention of a trained model's heads: one picture a query point, one table over all of them.
+"""Attention of a trained model's heads: one picture per query point, one table over all of them.
 
     python -m experiments.inspect_attention --workdir=runs/camvid
     python -m experiments.inspect_attention --workdir=runs/camvid --image=7 --query=200,310

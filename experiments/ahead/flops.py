@@ -8,7 +8,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    """Counts the FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), 2 a multiply-add.
+    """Counts the FLOPs of a traced function (`jax.jit(f).trace(...).jaxpr`), 2 per multiply-add.
 
     A loop's body counts once for each iteration. Recomputation by rematerialisation, masked
     attention scores, and products with the zeros that a convolution pads or dilates its input with

@@ -1,4 +1,4 @@
-"""The CSV file of compiled programs (docs/memory.csv): one row a program.
+"""The CSV file of compiled programs (docs/memory.csv): one row per program.
 
 `experiments.ahead.compile` writes it; `memory` and `scaling` read it.
 """

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +10,7 @@ from jaxtyping import UInt8
 
 from experiments.common.confusable import ConfusableGroup
 from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.dataset import Dataset, Example
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.layers.resize import nearest_positions
 
@@ -107,7 +106,7 @@ def _one_for_each_group(
     return selected
 
 
-def load_example(dataset: Dataset, split: str, image: str) -> dict[str, Any]:
+def load_example(dataset: Dataset, split: str, image: str) -> Example:
     """Decodes the record of a number or name (see `Dataset.decode`).
 
     Args:

@@ -1,4 +1,4 @@
-"""Results as CSV files and Markdown tables, one frozen dataclass a row."""
+"""Results as CSV files and Markdown tables, one frozen dataclass per row."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def write_csv(path: pathlib.Path, rows: Sequence['DataclassInstance']) -> None:
-    """Writes a CSV file atomically: a header with the field names, then one line a row.
+    """Writes a CSV file atomically: a header with the field names, then one line per row.
 
     Args:
         path: CSV file to write; its folder is created.

@@ -65,7 +65,7 @@ def count(graph: Graph, h: int, w: int) -> Row:
 def draw(
     path: pathlib.Path, heads: Sequence[Graph], h: int, w: int, *, matrix: bool = True
 ) -> None:
-    """Draws the neighbours of an inner and a corner position and the matrix, one column a graph.
+    """Draws the neighbours of an inner and a corner position and the matrix, one column per graph.
 
     Args:
         path: PNG file to write.

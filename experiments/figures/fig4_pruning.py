@@ -160,7 +160,7 @@ def best(points: Sequence[Point]) -> str:
 
 
 def draw(path: pathlib.Path, points: Sequence[Point]) -> None:
-    """Draws the curves: mean and range over the seeds, one colour a model."""
+    """Draws the curves: mean and range over the seeds, one colour per model."""
     figure = Figure((6.4, 4.4), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     axis = figure.subplots()

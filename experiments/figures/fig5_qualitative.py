@@ -269,7 +269,7 @@ def draw(
     groups: Sequence[ConfusableGroup],
     dataset: Dataset,
 ) -> None:
-    """Draws one row an image: the image, its ground truth and the prediction of each column.
+    """Draws one row per image: the image, its ground truth and the prediction of each column.
 
     Args:
         path: PNG file to write.

@@ -255,7 +255,7 @@ def rows_of(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Formats mean and deviation over the seeds, one line a model, family and head."""
+    """Formats mean and deviation over the seeds, one line per model, family and head."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.model, row.family, row.head), []).append(row)

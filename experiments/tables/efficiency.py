@@ -2,7 +2,7 @@
 
     python -m experiments.tables.efficiency --size=128x256 full local:8,16,24,grid:8,16,24
 
-Writes <out>.csv and <out>.md. FLOPs are 2 a multiply-add, in Gi (2^30), for one image:
+Writes <out>.csv and <out>.md. FLOPs are 2 per multiply-add, in Gi (2^30), for one image:
 
 pairs        scores and weighted sums, of the edges of the graphs alone
 projections  the 1x1 convolutions theta and phi of each head, g of all, W of each head

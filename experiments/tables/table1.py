@@ -31,7 +31,7 @@ class Finished:
 
 
 def write(runs: Sequence[Run], out: pathlib.Path) -> str:
-    """Writes <out>/table.csv, one line a finished run, and <out>/table.md, means over the seeds.
+    """Writes <out>/table.csv, one line per finished run, and <out>/table.md, means over the seeds.
 
     The Markdown is printed, too.
 
