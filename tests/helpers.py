@@ -146,9 +146,13 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     workdir_config.claim_workdir(config, workdir)
     start = state.creator(config, num_classes, mesh_lib.make_mesh())()
     rng = np.random.default_rng(7)
-    params = jax.tree.map(
-        lambda x: (x + spread * rng.normal(size=x.shape)).astype(x.dtype), start.params
-    )
+
+    def noisy(x):
+        # By NumPy: for JAX every shape is a program.
+        noise = np.float32(spread * rng.normal(size=x.shape))
+        return jax.device_put((np.asarray(x) + noise).astype(x.dtype), x.sharding)
+
+    params = jax.tree.map(noisy, start.params)
     checkpointer = checkpoints.Checkpointer(workdir)
     checkpointer.save(0, start.replace(params=params).to_trees(), miou=None)
     checkpointer.close()

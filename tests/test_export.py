@@ -51,7 +51,7 @@ CHANGES = {
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory, untrained_run):
-    """Folder with two exported files, their configurations, images, and what the loader returns."""
+    """Folder with two exported files, and their configurations."""
     root = tmp_path_factory.mktemp('export')
     configs = {}
     for name, changes in CHANGES.items():
@@ -59,6 +59,13 @@ def setting(tmp_path_factory, untrained_run):
         configs[name].update_from_flattened_dict(changes)
         sizes = SIZES[name] if name == 'whole' else ()
         export.export_workdir(configs[name], untrained_run, 'best', root / f'{name}.ggcf', sizes)
+    return root, configs
+
+
+@pytest.fixture(scope='module')
+def found(setting):
+    """Images, and what the loader of the docs returns for them in a process of its own."""
+    root, _ = setting
     rng = np.random.default_rng(1)
     keys = {name: [f'{h}x{w}' for h, w in sizes] for name, sizes in SIZES.items()}
     images = {
@@ -74,7 +81,7 @@ def setting(tmp_path_factory, untrained_run):
         [sys.executable, '-I', '-S', '-c', reader], cwd=root, check=True, env=jax_settings
     )
     with np.load(root / 'results.npz') as results:
-        return root, configs, images, dict(results)
+        return images, dict(results)
 
 
 def _scores(untrained_run, config, images):
@@ -92,22 +99,25 @@ def _scores(untrained_run, config, images):
     return np.asarray(found.argmax(-1)), np.asarray(inference.probabilities(found, plan))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['whole', 'windows'])
-def test_a_process_without_this_package_computes_what_evaluation_does(setting, untrained_run, name):
-    _, configs, images, results = setting
+def test_a_process_without_this_package_computes_what_evaluation_does(
+    setting, found, untrained_run, name
+):
+    (_, configs), (images, results) = setting, found
     for size in SIZES[name]:
         key = f'{size[0]}x{size[1]}'
         labels, probabilities = _scores(untrained_run, configs[name], images[key])
-        found = results[f'{name} {key} labels']
-        assert found.dtype == np.uint8 and len(np.unique(labels)) > 1
-        np.testing.assert_array_equal(found, labels)
-        found = results[f'{name} {key} probabilities']
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, probabilities, atol=1e-5)
+        result = results[f'{name} {key} labels']
+        assert result.dtype == np.uint8 and len(np.unique(labels)) > 1
+        np.testing.assert_array_equal(result, labels)
+        result = results[f'{name} {key} probabilities']
+        assert result.dtype == np.float32
+        np.testing.assert_allclose(result, probabilities, atol=1e-5)
 
 
 def test_metadata_says_what_is_inside(setting):
-    root, configs, *_ = setting
+    root, configs = setting
     with zipfile.ZipFile(root / 'windows.ggcf') as file:
         about = json.loads(file.read('metadata.json'))
     assert about['classes'][:2] == ['sky', 'building'] and len(about['colors']) == 11
@@ -120,7 +130,7 @@ def test_metadata_says_what_is_inside(setting):
 
 
 def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
-    _, configs, *_ = setting
+    _, configs = setting
     graphdef, params, stats = models.abstract(configs['whole'], 11)
     used = []
     monkeypatch.setattr(
@@ -157,7 +167,7 @@ def test_tiles_of_accelerators_compute_the_same(rng, text):
 
 
 def test_a_file_that_is_there_stays(setting, untrained_run):
-    root, configs, *_ = setting
+    root, configs = setting
     before = (root / 'whole.ggcf').read_bytes()
     with pytest.raises(InputError, match='already exists; --overwrite replaces it'):
         export.export_workdir(configs['whole'], untrained_run, 'best', root / 'whole.ggcf', SIZES)
@@ -167,7 +177,7 @@ def test_a_file_that_is_there_stays(setting, untrained_run):
 
 
 def test_sizes_are_asked_for_and_refused(setting, untrained_run):
-    root, configs, *_ = setting
+    root, configs = setting
     with pytest.raises(InputError, match='--sizes is missing'):
         export.export_workdir(configs['whole'], untrained_run, 'best', root / 'new.ggcf', ())
     with pytest.raises(InputError, match='--sizes is not needed'):

@@ -63,6 +63,7 @@ def test_run_leaves_what_it_promises(tiny_run):
     assert load_config('from_workdir', str(workdir)).to_dict() == config.to_dict()
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
     config, workdir, evaluation = tiny_run
     again = train.train_and_evaluate(config, tmp_path / 'again')
@@ -135,6 +136,7 @@ def test_workdir_of_another_run_is_left_alone(tiny_run):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_a_clear_error(tiny_run, tmp_path):
     config, _, _ = tiny_run
     config = config.copy_and_resolve_references()

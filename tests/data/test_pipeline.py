@@ -253,6 +253,7 @@ def test_sizes_are_merged_where_least_is_added():
     assert pipeline.merge_sizes(sizes, 1) == {(100, 100): list(range(11))}
 
 
+@pytest.mark.slow
 def test_workers_give_the_stream_of_threads():
     threads = _stream(5)
     workers = _stream(5, loader=pipeline.LoaderOptions(1, workers=2, buffer=1))

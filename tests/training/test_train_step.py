@@ -78,6 +78,7 @@ def test_first_update_is_the_definition(config):
 OHEM = partial(ohem, threshold=0.2, min_kept=700)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('accumulate', 'loss', 'meshes'),
     [

@@ -92,6 +92,7 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
         warm_start.check(tiny_config)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_weights(tiny_config, tmp_path, capsys, monkeypatch):
     # A step that learns nothing: what was imported is what is saved.
     idle = lambda state, batch: state.replace(step=state.step + 1)  # noqa: E731

@@ -2,6 +2,7 @@ import os
 import pathlib
 import resource
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.workdir import checkpoints
+from tests.helpers import make_tiny_config
 
 # Loading a damaged checkpoint leaves Orbax's background tasks unfinished, which Python reports.
 pytestmark = [
@@ -20,9 +22,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def state(tiny_config):
-    return state_lib.creator(tiny_config, 5, mesh_lib.make_mesh())()
+@pytest.fixture(scope='module')
+def state():
+    config = make_tiny_config(pathlib.Path('camvid'), pathlib.Path('data'))
+    return state_lib.creator(config, 5, mesh_lib.make_mesh())()
 
 
 def _at(state, step):
@@ -36,6 +39,14 @@ def _save(workdir, state, mious):
     for step, miou in mious.items():
         saver.save(step, _at(state, step).to_trees(), miou=miou)
     saver.close()
+
+
+@pytest.fixture(scope='module')
+def two_steps(state, tmp_path_factory):
+    """A workdir with steps 3 and 6, to be copied."""
+    workdir = tmp_path_factory.mktemp('two_steps')
+    _save(workdir, state, {3: 0.2, 6: 0.3})
+    return workdir
 
 
 def _assert_equal(a, b):
@@ -82,12 +93,18 @@ def _abstract(state):
     return None, *shapes
 
 
+@pytest.fixture(scope='module')
+def four_steps(state, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('four_steps')
+    _save(workdir, state, {1: 0.3, 2: 0.5, 5: 0.4, 6: None})
+    return workdir
+
+
 @pytest.mark.parametrize(('which', 'step'), [('best', 2), ('latest', 6), (5, 5)])
-def test_restore_a_model(state, tmp_path, which, step):
-    _save(tmp_path, state, {1: 0.3, 2: 0.5, 5: 0.4, 6: None})
+def test_restore_a_model(state, four_steps, which, step):
     _, params, stats = _abstract(state)
     one_device = jax.sharding.SingleDeviceSharding(jax.devices()[3])
-    restored = checkpoints.restore(tmp_path, params, stats, one_device, which)
+    restored = checkpoints.restore(four_steps, params, stats, one_device, which)
     assert restored.step == step
     _assert_equal(restored.params, _at(state, step).params)
     _assert_equal(restored.stats, state.stats)
@@ -171,8 +188,10 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(state, tmp_path, damage):
-    _save(tmp_path, state, {3: 0.2, 6: 0.3})
+def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(
+    state, two_steps, tmp_path, damage
+):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / 'checkpoints' / '6')
     restored, messages = _restore_latest(tmp_path, state)
     _assert_equal(restored, _at(state, 3))
@@ -220,6 +239,11 @@ def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     saver.close()
+    # Orbax gives up at the first failure while its other threads are still writing. The process
+    # that a user starts next has none of them.
+    for thread in threading.enumerate():
+        if type(thread).__name__ == '_SignalingThread':
+            thread.join()
     restored, messages = _restore_latest(tmp_path, state)
     _assert_equal(restored, _at(state, 3))
     assert messages == []

@@ -142,6 +142,7 @@ def test_reported_numbers(monkeypatch, tmp_path):
     assert cost.traffic(text) == program.traffic > state
 
 
+@pytest.mark.slow
 def test_training_step_on_more_devices_has_more_flops(monkeypatch):
     monkeypatch.setattr(accelerators, 'devices', lambda target: jax.devices()[: target.devices])
     counts = {}

@@ -16,6 +16,7 @@ def config(monkeypatch):
     return config
 
 
+@pytest.mark.slow
 def test_a_share_of_the_rows_needs_less_and_only_heads_gather(config):
     # 32 rows of features, 16 for each device: more than any convolution reaches.
     programs = {n: memory_of_rows.compile_space(config, n, (256, 64), 11) for n in (1, 2)}
