@@ -151,9 +151,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
     at = nearest_positions(np.asarray(points), stride, label.shape)
 
     def attend(network: Segmenter, image: jax.Array, at: jax.Array) -> jax.Array:
-        pruned_network = pruned(network, selection.rules)
-        assert isinstance(pruned_network, Segmenter)
-        return pruned_network.attention(image[None], at)[0]
+        return pruned(network, selection.rules).attention(image[None], at)[0]
 
     weights = model.run(attend, image, at)  # [queries, heads, rows, columns]
     masks = [
