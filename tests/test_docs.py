@@ -4,6 +4,9 @@ The ```python blocks of a file run one after another in one namespace and an emp
 that cannot run is marked ```python no-run, below a comment <!-- not run: REASON -->.
 """
 
+import ast
+import importlib
+import inspect
 import pathlib
 import re
 import shutil
@@ -12,6 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
+import ggcf_jax
+from docs import api
+from ggcf_jax import attention
 from tests.helpers import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -88,3 +94,20 @@ def test_index_has_every_page():
     index = ROOT / 'docs' / 'README.md'
     links = {(index.parent / link).resolve() for link in _LINK.findall(index.read_text())}
     assert {page for page in PAGES if page.parent == index.parent} - {index} <= links
+
+
+def test_api_reference_is_that_of_the_source():
+    text = api.page()
+    assert api.PAGE.read_text() == text, 'run python -m docs.api'
+    entries = dict(re.findall(r'^### `([\w.]+)`\n\n((?:    .*\n)*)', text, re.M))
+    for module, names in ((ggcf_jax, ('load',)), (attention, attention.__all__)):
+        assert {f'{module.__name__}.{name}' for name in names} - {
+            'ggcf_jax.attention.GRAPHS'
+        } <= set(entries)
+    for path, signature in entries.items():
+        module, _, name = path.rpartition('.')
+        value = getattr(importlib.import_module(module), name)
+        if inspect.isfunction(value):
+            shown = ast.parse(f'def {inspect.cleandoc(signature)}: ...').body[0].args
+            given = [a.arg for a in (*shown.posonlyargs, *shown.args, *shown.kwonlyargs)]
+            assert given == list(inspect.signature(value).parameters), path
