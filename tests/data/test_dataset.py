@@ -144,6 +144,12 @@ def test_a_format_of_its_own(package, tmp_path, storage):
     np.testing.assert_array_equal(batch['image'][0][:30, :40], example['image'])
 
 
+def test_the_page_shows_the_example_of_the_contract():
+    example = textwrap.dedent(contract.__doc__.split('`:\n\n')[1].split('\n\nImages that')[0])
+    page = (ROOT / 'docs' / 'data.md').read_text()
+    assert example.split('\n', 1)[1] in page  # without the comment on its first line
+
+
 def test_a_function_that_returns_something_else(package, tmp_path):
     with pytest.raises(InputError, match=r"name='fields.arrays:wrong' returns dict; it must"):
         data.build(_config(tmp_path, 'fields.arrays:wrong').data)
