@@ -7,17 +7,17 @@ o = attend(q, k, v, Local(8))  # q, k, v: [batch, height, width, heads, channels
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ggcf_jax.attention import attention_maps, block_sizes, reference, sharded
-from ggcf_jax.attention import pruning as pruning_lib
+from ggcf_jax.attention import arguments, attention_maps, block_sizes, reference, sharded
+from ggcf_jax.attention.arguments import Priority
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.engine import ENGINES
 from ggcf_jax.attention.graphs import (
@@ -48,23 +48,21 @@ __all__ = [
 ]
 
 Implementation = Literal['auto', 'reference', 'xla']
-Priority = Literal['top', 'random']
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla')
-PRIORITIES: tuple[Priority, ...] = ('top', 'random')
 
 
 def attend(
     q: Float[Array, 'b h w heads dk'],
     k: Float[Array, 'b h w heads dk'],
     v: Float[Array, 'b h w #heads dv'],
-    graph: Graph,
+    graph: Graph | Sequence[Graph],
     *,
     keep: int | None = None,
     drop_rate: float | None = None,
     pruning: Priority = 'top',
     key: PRNGKeyArray | None = None,
-    scale: float = 1.0,
+    scale: float | Float[Array, ''] = 1.0,
     implementation: Implementation = 'auto',
 ) -> Float[Array, 'b h w heads dv']:
     """Sums the values of each position's neighbours, weighted by a softmax of affinities (Eq. 3).
@@ -73,38 +71,102 @@ def attend(
 
         o_i = sum_j E(i, j) exp(scale * q_i . k_j) v_j / sum_j E(i, j) exp(scale * q_i . k_j)
 
-    Under a mesh with an axis `space` (`jax.set_mesh`) the rows of the map are sharded over its
-    devices, see `sharded`; b and h must be divisible.
+    Works under `jax.jit`, `jax.vmap`, `jax.checkpoint` and `jax.shard_map`, under meshes with axes
+    of any type, and with a symbolic batch in `jax.export`. Under a mesh with an Auto axis `space`
+    (`jax.set_mesh`) the rows of the map are sharded over its devices, see `sharded`; b and h must
+    be divisible.
 
     Args:
-      q: queries, float32 or bfloat16.
+      q: queries in float16, bfloat16, float32 or float64.
       k: keys, in the dtype of q.
       v: values; of one head, if all heads share them.
-      graph: graph of all heads, such as Local(8).
+      graph: graph of all heads, such as Local(8), or one per head, as `parse` returns them.
       keep: number of neighbours to keep per query (Context Pruning, section 3.4), at least 1; a
         query with fewer keeps them all.
       drop_rate: instead of keep, share of each query's own neighbours (counted inside the map) to
         drop, in [0, 1) and steps of 1/10000; the number dropped is rounded down.
       pruning: 'top' keeps the neighbours of largest affinity, 'random' random ones (needs key).
       key: PRNG key of random pruning.
-      scale: factor of the affinities. 1 is the paper's form; 1/sqrt(dk) is usual elsewhere.
+      scale: factor of the affinities. 1 is the paper's form; 1/sqrt(dk) is usual elsewhere. An
+        array, which may be traced and differentiated, is multiplied into q.
       implementation: 'auto', 'reference' (dense mask, any graph) or 'xla' (the engine of the
         graph); see `resolve_implementation`.
 
     Returns:
-      The sums in the dtype of v; scores, softmax and sums are float32. Differentiable in q, k, v
-      and the parameters of a learned graph; when pruned, only through the reference.
+      The sums in the dtype of v; scores, softmax and sums are float32, or float64 where q, k and v
+      are. Differentiable in reverse mode in q, k, v and the parameters of a learned graph, also
+      twice (`jax.hessian`); when pruned, only through the reference. A query with a NaN among its
+      affinities gives NaN.
 
     Raises:
-      ValueError: shapes that do not fit, or options out of range.
+      ValueError: shapes that do not fit, options out of range, or a graph without an engine on a
+        map that is too large for the reference, unless that is named.
     """
-    _check_arrays(q, k, v)
-    _check_scale(scale)
-    prune = _prune(keep, drop_rate, pruning, key)
-    if resolve_implementation(graph, implementation=implementation) == 'reference':
+    arguments.check_arrays(q, k, v)
+    prune = arguments.prune(keep, drop_rate, pruning, key)
+    q, factor = arguments.scaled(q, scale)
+    runs = arguments.head_runs(graph, q.shape[3])
+    try:
+        return _attend_runs(q, k, v, runs, factor, prune, implementation)
+    except TypeError as error:
+        if 'custom_vjp' not in str(error):
+            raise
+        raise TypeError(
+            'attend is differentiable in reverse mode: jax.grad, jax.vjp, jax.hessian. For '
+            "jax.jvp, jax.jacfwd and jax.linearize take implementation='reference'"
+        ) from error
+
+
+def _attend_runs(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    runs: Sequence[tuple[Graph, int]],
+    scale: float,
+    prune: Prune | None,
+    implementation: Implementation,
+) -> jax.Array:
+    """Attention with one graph for each run of (graph, number of heads)."""
+    if len(runs) == 1:
+        return _attend(q, k, v, runs[0][0], scale, prune, implementation)
+    outputs, first = [], 0
+    for graph, count in runs:
+        end = first + count
+        own = slice(first, end)
+        values = v if v.shape[3] == 1 else v[:, :, :, own]
+        draws = None if prune is None else prune.of_head(first)
+        queries, keys = q[:, :, :, own], k[:, :, :, own]
+        outputs.append(_attend(queries, keys, values, graph, scale, draws, implementation))
+        first = end
+    return jnp.concatenate(outputs, axis=3)
+
+
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    graph: Graph,
+    scale: float,
+    prune: Prune | None,
+    implementation: Implementation,
+) -> jax.Array:
+    """Attention with one graph for all heads, of checked arguments."""
+    resolved = resolve_implementation(graph, implementation=implementation)
+    explicit = _explicit_sharding(q)
+    if explicit is not None:  # shardings are in the types: inside, the partitioner finds them
+
+        def run(
+            q: jax.Array, k: jax.Array, v: jax.Array, graph: Graph, prune: Prune | None
+        ) -> jax.Array:
+            return _attend(q, k, v, graph, scale, prune, implementation)
+
+        return jax.sharding.auto_axes(run, out_sharding=explicit)(q, k, v, graph, prune)
+    if resolved == 'reference':
+        if implementation == 'auto':
+            _warn_of_reference(q, graph)
         return reference.attend(q, k, v, graph, scale=scale, prune=prune)
     engine = ENGINES[type(graph)]
-    options = Options(float(scale), block_sizes.current(q.shape[0]))
+    options = Options(scale, block_sizes.current(q.shape[0]))
     if prune is not None and not prune.keeps_all(graph.max_degree(*q.shape[1:3])):
         return _forward_only(
             lambda q, k, v, graph, prune: engine.attend_pruned(q, k, v, graph, options, prune),
@@ -126,7 +188,7 @@ def attention_weights(
     drop_rate: float | None = None,
     pruning: Priority = 'top',
     key: PRNGKeyArray | None = None,
-    scale: float = 1.0,
+    scale: float | Float[Array, ''] = 1.0,
 ) -> Float[Array, 'b m heads h w']:
     """The weights with which `attend` sums v, for single queries: rows of the attention matrix.
 
@@ -151,12 +213,12 @@ def attention_weights(
       ValueError: shapes that do not fit, options out of range, or positions, where they are not
         traced, outside the map.
     """
-    _check_arrays(q, k, k)
-    _check_scale(scale)
-    _check_graph(graph)
-    prune = _prune(keep, drop_rate, pruning, key)
-    at = _check_positions(positions, *q.shape[1:3])
-    return attention_maps.attention_weights(q, k, graph, at, scale=scale, prune=prune)
+    arguments.check_arrays(q, k, k)
+    arguments.check_graph(graph)
+    prune = arguments.prune(keep, drop_rate, pruning, key)
+    q, factor = arguments.scaled(q, scale)
+    at = arguments.check_positions(positions, *q.shape[1:3])
+    return attention_maps.attention_weights(q, k, graph, at, scale=factor, prune=prune)
 
 
 def neighbor_mask(
@@ -173,8 +235,8 @@ def neighbor_mask(
     Raises:
       ValueError: positions, where they are not traced, outside the map.
     """
-    _check_graph(graph)
-    return attention_maps.neighbor_mask(graph, _check_positions(positions, h, w), h, w)
+    arguments.check_graph(graph)
+    return attention_maps.neighbor_mask(graph, arguments.check_positions(positions, h, w), h, w)
 
 
 def resolve_implementation(
@@ -195,7 +257,7 @@ def resolve_implementation(
         raise ValueError(
             f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
         )
-    _check_graph(graph)
+    arguments.check_graph(graph)
     has_engine = type(graph) in ENGINES
     if implementation == 'xla' and not has_engine:
         raise ValueError(
@@ -220,69 +282,35 @@ def _refuse(f: Callable[..., jax.Array], *arguments: Any) -> Any:
 _forward_only.defvjp(_refuse, _refuse)
 
 
-def _check_arrays(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
-    for name, x in (('q', q), ('k', k), ('v', v)):
-        if jnp.ndim(x) != 5:
-            raise ValueError(
-                f'{name} must be [batch, height, width, heads, channels], not of shape '
-                f'{jnp.shape(x)}'
-            )
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f'{name} must be floating point, not {x.dtype}')
-        if 0 in x.shape:
-            raise ValueError(f'{name} is empty: shape {x.shape}')
-    if q.shape != k.shape:
-        raise ValueError(f'q and k must have one shape, not {q.shape} and {k.shape}')
-    if v.shape[:3] != q.shape[:3] or v.shape[3] not in (1, q.shape[3]):
-        raise ValueError(
-            f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
-        )
-
-
-def _check_graph(graph: object) -> None:
-    if not isinstance(graph, Graph):
-        raise ValueError(
-            f'{graph!r} is no graph: write one such as Local(8), parse a text with '
-            'ggcf_jax.attention.parse, or subclass ggcf_jax.attention.Graph'
-        )
-
-
-def _check_positions(positions: Any, h: int, w: int) -> jax.Array:
-    traced = isinstance(positions, jax.core.Tracer)
-    positions = positions if traced else np.asarray(positions)
-    if positions.ndim != 2 or positions.shape[1] != 2:
-        raise ValueError(f'positions must be [queries, 2], not of shape {positions.shape}')
-    if not traced:
-        outside = ((positions < 0) | (positions >= (h, w))).any(1)
-        if outside.any():
-            raise ValueError(
-                f'position {positions[outside][0].tolist()} lies outside the map of {(h, w)}'
-            )
-    return positions
-
-
-def _check_scale(scale: object) -> None:
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f'scale must be a finite Python number, not {scale!r}')
-
-
-def _prune(
-    keep: int | None, drop_rate: float | None, pruning: Priority, key: PRNGKeyArray | None
-) -> Prune | None:
-    """The checked options of Context Pruning; None if nothing is pruned."""
-    if pruning not in PRIORITIES:
-        raise ValueError(f"pruning {pruning!r} is not one of 'top', 'random'")
-    if keep is not None and drop_rate is not None:
-        raise ValueError(f'give keep={keep!r} or drop_rate={drop_rate!r}, not both')
-    if keep is None and drop_rate is None:
-        if pruning == 'random':
-            raise ValueError("pruning='random' needs keep or drop_rate")
+def _explicit_sharding(q: jax.Array) -> NamedSharding | None:
+    """Sharding of the output where the axes of a mesh are Explicit; None where none is."""
+    sharding = jax.typeof(q).sharding
+    if not sharding.mesh.explicit_axes:
         return None
-    if keep is not None and (not isinstance(keep, int) or keep < 1):
-        raise ValueError(f'keep must be an integer of at least 1, not {keep!r}')
-    if drop_rate is not None and not 0 <= drop_rate < 1:
-        raise ValueError(f'drop_rate must lie in [0, 1), not {drop_rate!r}')
-    if (pruning == 'random') != (key is not None):
-        raise ValueError("pruning='random' needs a PRNG key=, and only it takes one")
-    seed = None if key is None else jax.random.bits(key, (2,), 'uint32')
-    return pruning_lib.Prune(keep, None if drop_rate is None else round(drop_rate * 10000), seed)
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:4]))
+
+
+# The reference keeps about three arrays of all pairs of float32 scores.
+_REFERENCE_BYTES = 12
+_REFERENCE_LIMIT = 16 * 2**30  # bytes; beyond it the reference has to be asked for by name
+
+
+def _warn_of_reference(q: jax.Array, graph: Graph) -> None:
+    """Says once how much memory a graph without an engine needs, and refuses what cannot be meant.
+
+    Raises:
+      ValueError: the scores of all pairs are larger than the limit.
+    """
+    b, h, w, heads, _ = q.shape
+    pairs = (h * w) ** 2 * heads * (b if isinstance(b, int) else 1)
+    needed = f'{_REFERENCE_BYTES * pairs / 2**30:.3g} GiB for the {h} x {w} map'
+    if _REFERENCE_BYTES * pairs > _REFERENCE_LIMIT:
+        raise ValueError(
+            f'{graph} has no engine, and the dense reference needs about {needed}: take a smaller '
+            "map, or ask for it with implementation='reference'"
+        )
+    warnings.warn(
+        f'{graph.kind()} has no engine: it attends through the dense reference, which needs about '
+        f'{needed}',
+        stacklevel=4,
+    )

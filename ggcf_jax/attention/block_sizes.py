@@ -34,8 +34,11 @@ class BlockSizes:
     devices: int = 1
 
     def per_device(self, batch: int) -> int:
-        """One device's part of a batch (or of anything that is a multiple of it)."""
-        return batch // self.devices
+        """One device's part of a batch (or of anything that is a multiple of it).
+
+        A symbolic one (`jax.export`) counts as one element: blocks are then as large as they get.
+        """
+        return batch // self.devices if isinstance(batch, int) else 1
 
 
 CPU = BlockSizes(
@@ -70,7 +73,8 @@ def current(batch: int) -> BlockSizes:
         so an even split over the devices of the mesh in effect is assumed.
     """
     sizes = CPU if target.current() == 'cpu' else ACCELERATOR
-    return dataclasses.replace(sizes, devices=math.gcd(batch, target.devices()))
+    devices = math.gcd(batch, target.devices()) if isinstance(batch, int) else 1
+    return dataclasses.replace(sizes, devices=devices)
 
 
 def even(n: int, most: int, multiple: int = 1) -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import softmax
+from ggcf_jax.attention import softmax, varying
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.softmax import OnlineSoftmax, QueryTile
 
@@ -90,6 +90,7 @@ def forward(
     size = schedule.chunks
     q, k, v = _pad(q, size.queries), _pad(k, size.keys), _pad(v, size.keys)
     steps = k.shape[-2] // size.keys
+    inputs = [x for x in (q, k, v, table) if x is not None]
 
     def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         qt = _cut(q, i, size.queries)
@@ -106,7 +107,9 @@ def forward(
                 vt = _cut(v, t, size.keys)
                 return softmax.accumulate(state, scores(t), vt), None
 
-            state, _ = lax.scan(step, softmax.start(qt, v), jnp.arange(steps))
+            start = softmax.start(qt, v)
+            start = OnlineSoftmax(*(varying.match(x, *inputs) for x in start))
+            state, _ = lax.scan(step, start, jnp.arange(steps))
             o, lse = softmax.finish(state)
         return o.astype(v.dtype), lse[..., None]
 
@@ -121,8 +124,8 @@ def forward(
         ), None
 
     carry = (
-        jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype),
-        jnp.zeros((*q.shape[:-1], 1), jnp.float32),
+        varying.zeros((*q.shape[:-1], v.shape[-1]), v.dtype, *inputs),
+        varying.zeros((*q.shape[:-1], 1), softmax.accumulator(q, k), *inputs),
     )
     (o, lse), _ = lax.scan(write, carry, jnp.arange(q.shape[-2] // size.queries))
     return o[..., :n, :], lse[..., :n, :]
@@ -159,9 +162,10 @@ def backward(
         piece = _piece(table, i, t, schedule)
         s = _finish_scores(s, t, lengths[1], piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
-        if bias is not None:
-            ds = ds.sum(range(ds.ndim - 2))
-            dtable = bias.add(dtable, jax.vjp(bias.expand, piece)[1](ds)[0], i, t)
+        if bias is not None and piece is not None:
+            ds = ds.sum(range(ds.ndim - 2)).astype(dtable.dtype)
+            (dpiece,) = jax.vjp(bias.expand, varying.match(piece, ds))[1](ds)
+            dtable = bias.add(dtable, dpiece, i, t)
         return (
             _add(dq, dqt, i, size.queries),
             _add(dk, dkt, t, size.keys),
@@ -169,9 +173,10 @@ def backward(
             dtable,
         ), None
 
+    inputs = [x for x in (*queries, k, v, table) if x is not None]
     carry: tuple = (
-        *(jnp.zeros(x.shape, jnp.float32) for x in (queries.q, k, v)),
-        None if table is None else jnp.zeros_like(table),
+        *(varying.zeros(x.shape, softmax.accumulator(x), *inputs) for x in (queries.q, k, v)),
+        None if table is None else varying.zeros(table.shape, table.dtype, *inputs),
     )
     pairs = queries.q.shape[-2] // size.queries * columns
     if pairs == 1:
@@ -200,7 +205,11 @@ def _attend_forward(
 def _attend_backward(schedule: Schedule, saved: tuple, do: jax.Array) -> tuple:
     q, k, v, table, o, lse = saved
     queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
-    return backward(queries, k, v, table, schedule)
+    dq, dk, dv, dtable = backward(queries, k, v, table, schedule)
+    if table is not None and dtable is not None:
+        dtable = varying.gradient(dtable, table)
+    dq, dk, dv = (varying.gradient(x, y) for x, y in zip((dq, dk, dv), (q, k, v)))
+    return dq, dk, dv, dtable
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -223,7 +232,7 @@ def _finish_scores(
         s = s + schedule.bias.expand(piece)
     keys = schedule.chunks.keys
     if n % keys:
-        s = jnp.where(t * keys + jnp.arange(keys) < n, s, softmax.LOWEST)
+        s = jnp.where(t * keys + jnp.arange(keys) < n, s, softmax.HIDDEN)
     return s
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import inspect
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -172,7 +173,7 @@ class Local(OffsetGraph):
     size: int
 
     def __post_init__(self) -> None:
-        _check_natural(self.size, 'the size of a local graph')
+        object.__setattr__(self, 'size', _natural(self.size, 'the size of a local graph'))
 
     def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
         """True where the offset lies in the window."""
@@ -191,7 +192,7 @@ class Grid(OffsetGraph):
     stride: int
 
     def __post_init__(self) -> None:
-        _check_natural(self.stride, 'the stride of a grid graph')
+        object.__setattr__(self, 'stride', _natural(self.stride, 'the stride of a grid graph'))
 
     def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
         """True where both offsets are multiples of the stride."""
@@ -222,7 +223,8 @@ class Learned(OffsetGraph):
     trainable = True
 
     def __post_init__(self) -> None:
-        _check_natural(self.hidden, 'the hidden units of a learned graph')
+        hidden = _natural(self.hidden, 'the hidden units of a learned graph')
+        object.__setattr__(self, 'hidden', hidden)
 
     def init(self, key: PRNGKeyArray) -> dict[str, Array]:
         """New float32 parameters for `bind`."""
@@ -392,6 +394,8 @@ def _offsets_from(y: ArrayLike, x: ArrayLike, h: int, w: int) -> tuple[Array, Ar
     return jnp.asarray(y) - jnp.arange(h)[:, None], jnp.asarray(x) - jnp.arange(w)[None]
 
 
-def _check_natural(value: object, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+def _natural(value: object, what: str) -> int:
+    """A whole number of at least 1 as a Python integer: numpy's are taken as well."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f'{what} must be an integer of at least 1, not {value!r}')
+    return int(value)

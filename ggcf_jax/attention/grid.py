@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import flash, layout, pruning, softmax
+from ggcf_jax.attention import flash, layout, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.graphs import Grid
@@ -106,7 +106,7 @@ def attend_pruned(
     def groups(
         q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array
     ) -> Sequence[jax.Array]:
-        positions = positions.reshape(len(positions), -1)
+        positions = positions.reshape(positions.shape[0], -1)
         return (pruning.attend_rows(q, k, v, positions, prune, options),)
 
     def most(n: int) -> int:
@@ -144,7 +144,7 @@ def _attend_forward(
         o, lse = flash.forward(q, k, v, None, schedule)
         return o.reshape(*shape, -1), lse.reshape(*shape, 1)
 
-    specs = [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, jnp.dtype('float32'))]
+    specs = [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
     o, lse = _over_groups(groups, (q, k, v), strides, specs, _groups_per_step(b * heads, options))
     return o, (q, k, v, o, lse)
 
@@ -163,7 +163,9 @@ def _attend_backward(strides: Strides, options: Options, saved: tuple, do: jax.A
 
     specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
     arrays = (q, k, v, do, lse, delta)
-    return tuple(_over_groups(groups, arrays, strides, specs, _groups_per_step(b * heads, options)))
+    most = _groups_per_step(b * heads, options)
+    gradients = _over_groups(groups, arrays, strides, specs, most)
+    return tuple(varying.gradient(x, y) for x, y in zip(gradients, (q, k, v)))
 
 
 attend_strides.defvjp(_attend_forward, _attend_backward)
@@ -192,7 +194,9 @@ def _over_groups(
     ty, tx = min(strides[0], h), min(strides[1], w)
     apart = (b, -(-h // ty), ty, -(-w // tx), tx)
     merged = [(layout.merge_heads(x), x.shape[3]) for x in arrays]
-    out = [jnp.zeros((*apart, spec.heads * spec.channels), spec.dtype) for spec in specs]
+    out = [
+        varying.zeros((*apart, spec.heads * spec.channels), spec.dtype, *arrays) for spec in specs
+    ]
     for piece, starts in _pieces(h, w, strides, most):
 
         def step(
@@ -274,4 +278,4 @@ def _merged(q: jax.Array, k: jax.Array, v: jax.Array, *others: jax.Array) -> Seq
         return arrays
     # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
     one = () if batch * heads == 1 else (batch * heads,)
-    return [x.reshape(len(x), *one, *x.shape[3:]) for x in arrays]
+    return [x.reshape(x.shape[0], *one, *x.shape[3:]) for x in arrays]

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import layout, pruning, softmax
+from ggcf_jax.attention import layout, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.pruning import Prune
@@ -128,7 +128,7 @@ def attend_pruned(
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, graph.size, options.sizes)
     qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
-    out = jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype)
+    out = varying.zeros((b, h, w, heads * v.shape[-1]), v.dtype, q, k, v)
     for group in cut.groups:
 
         def step(out: jax.Array, at: jax.Array, group: WindowGroup = group) -> tuple:
@@ -140,7 +140,7 @@ def attend_pruned(
             mask = _mask(query, key, cut, group.window).reshape(-1, 1, 1, *s.shape[-2:])
             positions = _positions(query, cut.tile, w), _positions(key, group.window, w)
             kept = pruning.select(s, mask, prune, b, *positions)
-            o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), vt)
+            o, _ = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
             return _put(out, o, query, cut.tile), None
 
         out, _ = lax.scan(step, out, _stacks(group.corners, 1))
@@ -160,8 +160,8 @@ def _forward(
     cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
     qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
     carry = (
-        jnp.zeros((b, h, w, heads * v.shape[-1]), v.dtype),
-        jnp.zeros((b, h, w, heads), jnp.float32),
+        varying.zeros((b, h, w, heads * v.shape[-1]), v.dtype, q, k, v),
+        varying.zeros((b, h, w, heads), softmax.accumulator(q, k), q, k, v),
     )
     for group in cut.groups:
 
@@ -200,7 +200,10 @@ def _attend_backward(size: int, options: Options, saved: tuple, do: jax.Array) -
     queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
     queries = QueryTile(*(layout.merge_heads(x) for x in queries))
     km, vm = layout.merge_heads(k), layout.merge_heads(v)
-    carry = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries.q, km, vm))
+    carry = tuple(
+        varying.zeros(x.shape, softmax.accumulator(x), *queries, km, vm)
+        for x in (queries.q, km, vm)
+    )
     for group in cut.groups:
 
         def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
@@ -220,7 +223,7 @@ def _attend_backward(size: int, options: Options, saved: tuple, do: jax.Array) -
 
         carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
     gradients = [x.reshape(y.shape).astype(y.dtype) for x, y in zip(carry, (q, k, v))]
-    return *gradients, None
+    return *(varying.gradient(x, y) for x, y in zip(gradients, (q, k, v))), None
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -274,38 +277,38 @@ def _corners(at: jax.Array) -> tuple[_Corners, _Corners]:
 
 def _take(x: jax.Array, at: _Corners, shape: Size2d, heads: int) -> jax.Array:
     """Slices of a map [b, h, w, heads * c] as tiles [t, b, heads, height * width, c]."""
-    b, channels = len(x), x.shape[-1]
+    b, channels = x.shape[0], x.shape[-1]
     size = (b, *shape, channels)
-    cuts = [lax.dynamic_slice(x, (0, row, column, 0), size) for row, column in _each(at)]
-    tiles = jnp.stack(cuts).reshape(-1, b, math.prod(shape), channels)
+    cuts = [lax.dynamic_slice(x, corner, size) for corner in _each(at)]
+    tiles = jnp.stack(cuts).reshape(len(cuts), b, math.prod(shape), channels)
     return jnp.moveaxis(layout.split_heads(tiles, heads), 3, 2)
 
 
 def _put(x: jax.Array, tiles: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
     """Writes tiles, as `_take` returns them, into the map one after another."""
-    for (row, column), new in zip(_each(at), _as_slices(x, tiles, shape)):
-        x = lax.dynamic_update_slice(x, new, (0, row, column, 0))
+    for corner, new in zip(_each(at), _as_slices(x, tiles, shape)):
+        x = lax.dynamic_update_slice(x, new, corner)
     return x
 
 
 def _add(x: jax.Array, tiles: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
     """Adds tiles, as `_take` returns them, to the map one after another: they may overlap."""
-    for (row, column), new in zip(_each(at), _as_slices(x, tiles, shape)):
-        corner = (0, row, column, 0)
+    for corner, new in zip(_each(at), _as_slices(x, tiles, shape)):
         new = new + lax.dynamic_slice(x, corner, new.shape)
         x = lax.dynamic_update_slice(x, new, corner)
     return x
 
 
-def _each(at: _Corners) -> list[tuple[jax.Array, jax.Array]]:
-    """(row, column) of one tile after another."""
-    return [(at.y[i], at.x[i]) for i in range(len(at.y))]
+def _each(at: _Corners) -> list[tuple[jax.Array, ...]]:
+    """Where one tile after another starts in a map [b, h, w, heads * c]."""
+    zero = jnp.zeros((), at.y.dtype)
+    return [(zero, at.y[i], at.x[i], zero) for i in range(len(at.y))]
 
 
 def _as_slices(x: jax.Array, tiles: jax.Array, shape: Size2d) -> jax.Array:
     """Tiles [t, b, heads, height * width, c] as slices [t, b, height, width, heads * c] of x."""
     tiles = jnp.moveaxis(tiles.astype(x.dtype), 2, 3)
-    return tiles.reshape(-1, len(x), *shape, x.shape[-1])
+    return tiles.reshape(tiles.shape[0], *x.shape[:1], *shape, x.shape[-1])
 
 
 def _near(q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int) -> jax.Array:
@@ -353,4 +356,4 @@ def _masked_scores(q: jax.Array, k: jax.Array, scale: float, mask: jax.Array) ->
     """Scores [..., *tile, *window], lowest where `mask` is false."""
     # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
     s = softmax.scores(q, k, scale)
-    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.LOWEST)
+    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.HIDDEN)

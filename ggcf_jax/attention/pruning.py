@@ -1,20 +1,21 @@
 """Context Pruning (section 3.4): which neighbours of a query are kept.
 
 The kept neighbours are the N of largest priority: for 'top' the affinity theta_i . phi_j (the
-paper's A, without the weight E of a learned graph), for 'random' a hash of (key, batch, head, i,
-j). Exactly N are kept: among equal priorities those that come first in row-major order of the map.
-A query with at most N neighbours keeps them all.
+paper's A, without the weight E of a learned graph), compared in float32; for 'random' a hash of
+(key, batch, head, i, j). Exactly N are kept: among equal priorities those that come first in
+row-major order of the map. A query with at most N neighbours keeps them all.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import softmax, top_k
+from ggcf_jax.attention import softmax, top_k, varying
 from ggcf_jax.attention.block_sizes import Options, even
 
 
@@ -32,6 +33,12 @@ class Prune:
     keep: int | None = dataclasses.field(metadata={'static': True})
     drop_per_10000: int | None = dataclasses.field(metadata={'static': True})
     seed: jax.Array | None
+
+    def of_head(self, head: int) -> Self:
+        """The same for heads from the `head`-th on: random priorities differ from head to head."""
+        if self.seed is None or head == 0:
+            return self
+        return dataclasses.replace(self, seed=_mix(self.seed + jnp.uint32(head)))
 
     def kept(self, neighbours: jax.Array) -> jax.Array:
         """Number of neighbours to keep, at least 1, of integer numbers of neighbours."""
@@ -87,7 +94,7 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
       Bool [b, heads, n, n].
     """
     b, heads, n, _ = s.shape
-    priority = s
+    priority = s.astype(jnp.float32)
     if prune.seed is not None:
         at = jnp.arange(n)
         priority = random_priority(prune.seed, b, heads, at, at)
@@ -96,7 +103,7 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
     order = jnp.argsort(jnp.where(mask, priority, lowest), axis=-1, descending=True, stable=True)
     rank = jnp.argsort(order, axis=-1)
     kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
-    return mask & (rank < kept[:, None])
+    return mask & (rank < kept[:, None]) & ~_has_nan(s, mask)
 
 
 def select(
@@ -118,11 +125,13 @@ def select(
       j: row-major positions of the keys, int32 [..., n].
 
     Returns:
-      Bool, shaped like s.
+      Bool, shaped like s. A query with a NaN among its affinities keeps nothing, so that its
+      output is NaN as without pruning.
     """
+    priority = s.astype(jnp.float32)
     if prune.seed is not None:
-        s = random_priority(prune.seed, batch, s.shape[-3], i, j)
-    return top_k.largest(s, mask, prune.kept)
+        priority = random_priority(prune.seed, batch, s.shape[-3], i, j)
+    return top_k.largest(priority, mask, prune.kept) & ~_has_nan(s, mask)
 
 
 def attend_rows(
@@ -163,12 +172,18 @@ def attend_rows(
         kept = select(s, None, prune, q.shape[-4], i, position)
         if bias is not None:
             s = s + bias(i)
-        o, _ = softmax.normalise(jnp.where(kept, s, softmax.LOWEST), v)
+        o, _ = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)
         o = o.astype(v.dtype)
         return lax.dynamic_update_slice_in_dim(out, o, start, axis=out.ndim - 2), None
 
-    out = jnp.zeros((*q.shape[:-1], v.shape[-1]), v.dtype)
+    out = varying.zeros((*q.shape[:-1], v.shape[-1]), v.dtype, q, k, v, position)
     return lax.scan(chunk, out, jnp.arange(last + 1))[0]
+
+
+def _has_nan(s: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Whether any neighbour of a query has a NaN for its affinity: bool [..., heads, m, 1]."""
+    nan = jnp.isnan(s)
+    return (nan if mask is None else nan & mask).any(-1, keepdims=True)
 
 
 def _mix(x: jax.Array) -> jax.Array:

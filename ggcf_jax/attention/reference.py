@@ -6,7 +6,7 @@ It works for every graph and needs h*w x h*w scores per head: for small maps and
 import jax
 import jax.numpy as jnp
 
-from ggcf_jax.attention import pruning
+from ggcf_jax.attention import pruning, softmax
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.layout import as_map, as_rows
 from ggcf_jax.attention.pruning import Prune
@@ -39,11 +39,12 @@ def attend(
     n = h * w
 
     q, k = as_rows(q), as_rows(k)
-    dtype, v = v.dtype, jnp.broadcast_to(as_rows(v), (b, heads, n, v.shape[-1]))
+    v = jnp.broadcast_to(as_rows(v), (b, heads, n, v.shape[-1]))
     edges = jnp.asarray(graph.adjacency(h, w))
     mask = edges > 0
+    dtype, accumulator = v.dtype, softmax.accumulator(q, k, v)
     s = scale * jnp.einsum(
-        'bkid,bkjd->bkij', q, k, precision='highest', preferred_element_type=jnp.float32
+        'bkid,bkjd->bkij', q, k, precision='highest', preferred_element_type=accumulator
     )
     kept = mask if prune is None else pruning.dense_mask(s, mask, prune)
     if edges.dtype != bool:
@@ -51,7 +52,7 @@ def attend(
     s = jnp.where(kept, s, -jnp.inf)
     p = jax.nn.softmax(s, axis=-1)
     o = jnp.einsum(
-        'bkij,bkjd->bkid', p, v.astype(jnp.float32), precision='highest',
-        preferred_element_type=jnp.float32,
+        'bkij,bkjd->bkid', p, v.astype(accumulator), precision='highest',
+        preferred_element_type=accumulator,
     )  # fmt: skip
     return as_map(o, h, w).astype(dtype)

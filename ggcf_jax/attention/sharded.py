@@ -27,8 +27,12 @@ AXIS = 'space'
 
 
 def num_devices() -> int:
-    """Number of devices that share the rows of a map: 1 without a mesh that has the axis."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
+    """Number of devices that share the rows of a map: 1 without a mesh that has the axis.
+
+    Inside a `jax.shard_map` that has taken the axis, a map's rows are all on one device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if AXIS in mesh.manual_axes else dict(mesh.shape).get(AXIS, 1)
 
 
 def attend(
@@ -52,7 +56,8 @@ def attend(
     Raises:
       ValueError: b or h is not divisible.
     """
-    shape = dict(jax.sharding.get_abstract_mesh().shape)
+    mesh = jax.sharding.get_abstract_mesh()
+    shape = {name: n for name, n in mesh.shape.items() if name not in mesh.manual_axes}
     images = 'data' if 'data' in shape else None
     for name, length, parts in (
         ('height', q.shape[1], shape[AXIS]),
@@ -65,6 +70,7 @@ def attend(
         functools.partial(attend_rows, options=options),
         in_specs=(rows, rows, rows, PartitionSpec()),
         out_specs=rows,
+        axis_names={AXIS, images} - {None},
         check_vma=False,
     )(q, k, v, graph)
 

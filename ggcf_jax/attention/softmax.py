@@ -1,7 +1,10 @@
 """Attention of one tile of queries against one tile of keys: products, softmax, gradients.
 
 Tiles are q [..., heads, m, dk], k [..., heads, n, dk], v [..., heads or 1, n, dv]. Products
-accumulate in float32 and everything between them is float32.
+accumulate in float32, or in float64 where their factors are float64, and everything between them
+has that dtype; below it is called float32.
+
+Scores of keys that do not take part are minus infinity: a row without any key becomes NaN.
 """
 
 from typing import NamedTuple
@@ -12,8 +15,7 @@ from jax import lax
 
 from ggcf_jax.attention.block_sizes import Options
 
-# A finite "minus infinity": a row without any key (a padded query) stays free of NaN.
-LOWEST = -1e30
+HIDDEN = -jnp.inf  # score of a key that does not take part
 
 
 class OnlineSoftmax(NamedTuple):
@@ -44,6 +46,11 @@ class QueryTile(NamedTuple):
     do: jax.Array
     lse: jax.Array
     delta: jax.Array
+
+
+def accumulator(*arrays: jax.Array) -> jnp.dtype:
+    """The dtype in which products and sums of these arrays accumulate."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
@@ -84,11 +91,11 @@ def normalise(
 
 def start(q: jax.Array, v: jax.Array) -> OnlineSoftmax:
     """The state of `accumulate` for queries q before any key."""
-    rows = (*q.shape[:-1], 1)
+    rows, dtype = (*q.shape[:-1], 1), accumulator(q, v)
     return OnlineSoftmax(
-        top=jnp.full(rows, LOWEST, jnp.float32),
-        total=jnp.zeros(rows, jnp.float32),
-        o=jnp.zeros((*q.shape[:-1], v.shape[-1]), jnp.float32),
+        top=jnp.full(rows, HIDDEN, dtype),
+        total=jnp.zeros(rows, dtype),
+        o=jnp.zeros((*q.shape[:-1], v.shape[-1]), dtype),
     )
 
 
@@ -101,8 +108,10 @@ def accumulate(state: OnlineSoftmax, s: jax.Array, v: jax.Array) -> OnlineSoftma
       v: its values [..., heads or 1, n, dv].
     """
     top = jnp.maximum(state.top, s.max(-1, keepdims=True))
-    p = jnp.exp(s - top)
-    old = jnp.exp(state.top - top)
+    # Before the first key that takes part, differences of infinities would be NaN for ever.
+    subtracted = jnp.where(top == HIDDEN, 0, top)
+    p = jnp.exp(s - subtracted)
+    old = jnp.exp(state.top - subtracted)
     return OnlineSoftmax(
         top, state.total * old + p.sum(-1, keepdims=True), state.o * old + weigh(p, v)
     )
@@ -115,7 +124,8 @@ def finish(state: OnlineSoftmax) -> tuple[jax.Array, jax.Array]:
 
 def row_delta(do: jax.Array, o: jax.Array) -> jax.Array:
     """Sum over channels of do * o: float32, the last axis kept with length 1."""
-    return (do.astype(jnp.float32) * o.astype(jnp.float32)).sum(-1)[..., None]
+    dtype = accumulator(do, o)
+    return (do.astype(dtype) * o.astype(dtype)).sum(-1)[..., None]
 
 
 def backward(
@@ -149,10 +159,10 @@ def backward(
 
 
 def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
-    """Batched product over one of the last two axes of each, accumulated in float32."""
+    """Batched product over one of the last two axes of each."""
     batch = tuple(range(a.ndim - 2))
     axes = (((a.ndim - 2 + contract_a,), (b.ndim - 2 + contract_b,)), (batch, batch))
-    return lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    return lax.dot_general(a, b, axes, preferred_element_type=accumulator(a, b))
 
 
 def _transposed_product(p: jax.Array, x: jax.Array, options: Options) -> jax.Array:

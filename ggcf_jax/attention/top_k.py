@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ggcf_jax.attention import varying
+
 # The first guess of the n-th value takes a row for normally distributed. The standard error of its
 # sample quantile is sqrt(share (1 - share) / count) / density; rows that are not normal need more.
 _STANDARD_ERRORS = 2.0  # half width of the guess in standard errors
@@ -39,8 +41,8 @@ def largest(x: jax.Array, mask: jax.Array | None, n: Callable[[jax.Array], jax.A
         inside, least = (jnp.where(mask, x, jnp.asarray(end, x.dtype)) for end in ends)
     wanted = jnp.broadcast_to(n(neighbours), x.shape[:-1])
     low, high = _encode(least.min(-1)), _encode(inside.max(-1)) + 1
-    at_low = jnp.broadcast_to(neighbours, wanted.shape)
-    at_high = jnp.zeros_like(wanted)
+    at_low = varying.match(jnp.broadcast_to(neighbours, wanted.shape), x)
+    at_high = varying.zeros(wanted.shape, wanted.dtype, x)
     guess = (low, high)
     if x.dtype == jnp.float32:
         guess = _first_guess(x, mask, neighbours, wanted)
@@ -79,7 +81,7 @@ def largest(x: jax.Array, mask: jax.Array | None, n: Callable[[jax.Array], jax.A
     def unsettled(state: tuple) -> jax.Array:
         return ~settled(state[1], state[2], state[3]).all()
 
-    state = (0, low, high, at_low, at_high)
+    state = (jnp.int32(0), low, high, at_low, at_high)
     _, low, _, at_low, _ = lax.while_loop(unsettled, body, state)
     nth = _decode(low, x.dtype)[..., None]
     reach = inside >= nth

@@ -1,0 +1,238 @@
+"""The attention wherever JAX works: x64, every kind of mesh, shard_map, export, transforms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ggcf_jax.attention import Full, Grid, Local, attend, attention_weights, parse
+from tests.attention.cases import assert_close, every_graph, inputs
+
+GRAPHS = every_graph((3,))
+PRUNED = [{'keep': 3}, {'drop_rate': 0.5, 'pruning': 'random', 'key': jax.random.key(1)}]
+
+
+def forward_and_backward(graph):
+    """(q, k, v, parameters of the graph) -> output and the gradients of all of them."""
+
+    def f(q, k, v, params):
+        bound = graph.bind(params) if params else graph
+        o, pull = jax.vjp(lambda q, k, v, g: attend(q, k, v, g), q, k, v, bound)
+        return o, pull(jnp.cos(o))
+
+    return f
+
+
+def params_of(graph):
+    return dict(graph.params) if graph.trainable else {}
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.mark.parametrize(
+    ('graph', 'dtype'),
+    [
+        *((graph, dtype) for graph in GRAPHS for dtype in ('float64', 'float32')),
+        (Local(3), 'bfloat16'),
+        (Local(3), 'float16'),
+    ],
+    ids=str,
+)
+def test_with_x64_on(x64, graph, dtype):
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 6, 7, 2, 4)), dtype) for _ in range(3))
+    expected = jax.jit(lambda *x: attend(*x, graph, implementation='reference'))(q, k, v)
+    o, gradients = jax.jit(forward_and_backward(graph))(q, k, v, params_of(graph))
+    assert o.dtype == dtype and all(x.dtype == dtype for x in gradients[:3])
+    # Learned graphs have float32 parameters.
+    exact = 1e-13 if not graph.trainable else 1e-6
+    assert_close(o, expected, {'float64': exact, 'float32': 1e-6}.get(dtype, 2e-2))
+    for options in PRUNED:
+        both = jax.jit(
+            lambda *x, o=options: [
+                attend(*x, graph, implementation=i, **o) for i in ('auto', 'reference')
+            ]
+        )
+        assert_close(*both(q, k, v), {'float64': exact, 'float32': 1e-6}.get(dtype, 2e-2))
+    weights = attention_weights(q, k, graph, [[0, 1], [3, 3]], keep=4)
+    np.testing.assert_allclose(weights.astype('float64').sum((-1, -2)), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'set_mesh'), [(('data',), True), (('data',), False), ((None, 'data'), True)], ids=str
+)
+@pytest.mark.parametrize('graph', GRAPHS, ids=str)
+def test_explicit_mesh(graph, spec, set_mesh):
+    """jax.make_mesh gives Explicit axes unless told otherwise: shardings are part of the types."""
+    mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
+    assert mesh.axis_types == (AxisType.Explicit,)
+    arrays = inputs(2, 6, 7, 2, 4, 3)[:3]
+    f = jax.jit(forward_and_backward(graph))
+    expected = f(*arrays, params_of(graph))
+    placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))) for x in arrays]
+
+    def both():
+        pruned = jax.jit(lambda *x: attend(*x, graph, keep=3))(*placed)
+        return f(*placed, params_of(graph)), pruned
+
+    if set_mesh:
+        with jax.set_mesh(mesh):
+            found, pruned = both()
+    else:
+        found, pruned = both()
+    assert jax.typeof(found[0]).sharding.spec[: len(spec)] == spec
+    assert_close(found, expected, 1e-5)
+    assert_close(pruned, attend(*arrays, graph, keep=3), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ('graph', 'axis'), [*((graph, 'model') for graph in GRAPHS), (Local(3), 'space')], ids=str
+)
+def test_inside_shard_map(graph, axis):
+    """With the default check_vma, also over a mesh that has an axis called space."""
+    mesh = jax.make_mesh((2, 2), ('data', axis), axis_types=(AxisType.Auto,) * 2,
+                         devices=jax.devices()[:4])  # fmt: skip
+    q, k, v = inputs(2, 6, 7, 1, 4, 3)[:3]
+    whole, own = PartitionSpec(), PartitionSpec('data')
+    f = forward_and_backward(graph)
+    # The keys are the same on all devices: their gradient is summed over them.
+    expected = jax.jit(f)(q, k[:1].repeat(2, 0), v, params_of(graph))
+    expected_k = expected[1][1].sum(0, keepdims=True)
+
+    def per_device(q, k, v, params):
+        o, (dq, dk, dv, dgraph) = f(q, k, v, params)
+        return o, dq, dk, dv, jax.tree.leaves(dgraph)
+
+    outs = (own, own, whole, own, whole)
+    run = jax.shard_map(
+        per_device, mesh=mesh, in_specs=(own, whole, own, whole), out_specs=outs
+    )  # fmt: skip
+    o, dq, dk, dv, dgraph = jax.jit(run)(q, k[:1], v, params_of(graph))
+    assert_close((o, dq, dv), (expected[0], expected[1][0], expected[1][2]), 1e-5)
+    assert_close(dk, expected_k, 1e-5)
+    assert_close(dgraph, jax.tree.leaves(expected[1][3]), 1e-4)
+    prune = jax.shard_map(
+        lambda q, k, v: attend(q, k, v, graph, keep=3),
+        mesh=mesh, in_specs=(own, own, own), out_specs=own,
+    )  # fmt: skip
+    assert_close(jax.jit(prune)(q, k, v), attend(q, k, v, graph, keep=3), 1e-5)
+
+
+@pytest.mark.parametrize('graph', GRAPHS, ids=str)
+def test_symbolic_batch(graph):
+    (b,) = export.symbolic_shape('b')
+    shapes = [jax.ShapeDtypeStruct((b, 6, 6, 1, c), jnp.float32) for c in (4, 4, 3)]
+    run = jax.jit(lambda *x: [attend(*x, graph), attend(*x, graph, keep=3)])
+    arrays = inputs(3, 6, 6, 1, 4, 3)[:3]
+    assert_close(export.export(run)(*shapes).call(*arrays), run(*arrays), 1e-6)
+
+
+@pytest.mark.parametrize('graph', GRAPHS, ids=str)
+def test_vmap_checkpoint_hessian(graph):
+    q, k, v = inputs(2, 4, 5, 1, 2, 3)[:3]
+    run = jax.jit(lambda q, k, v: attend(q, k, v, graph))
+    expected = run(q, k, v)
+    each = jax.jit(jax.vmap(lambda q, k, v: attend(q[None], k[None], v[None], graph)[0]))
+    assert_close(each(q, k, v), expected, 1e-6)
+    kept = jax.jit(jax.grad(lambda q: (jax.checkpoint(run)(q, k, v) ** 2).sum()))(q)
+    assert_close(kept, jax.jit(jax.grad(lambda q: (run(q, k, v) ** 2).sum()))(q), 1e-6)
+
+    def second(implementation):
+        def f(x):
+            one = q.at[0, 1, 2, 0].set(x)
+            return (attend(one, k, v, graph, implementation=implementation) ** 2).sum()
+
+        return jax.jit(jax.hessian(f))(q[0, 1, 2, 0])
+
+    assert_close(second('auto'), second('reference'), 1e-4)
+
+
+@pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'top', 'random'])
+@pytest.mark.parametrize('graph', GRAPHS, ids=str)
+def test_nan_stays_nan(graph, options):
+    """No finite sentinel turns a row without meaning into numbers."""
+    q, k, v = inputs(1, 5, 6, 1, 4, 3)[:3]
+    k = k.at[0, 2, 3].set(jnp.nan)
+    sees = np.asarray(graph.adjacency(5, 6) > 0)[:, 2 * 6 + 3]
+    both = jax.jit(
+        lambda *x: [attend(*x, graph, implementation=i, **options) for i in ('auto', 'reference')]
+    )
+    for o in both(q, k, v):
+        np.testing.assert_array_equal(np.isnan(np.asarray(o).reshape(30, 3)).all(1), sees)
+    weights = attention_weights(q, k, graph, [[2, 3], [0, 0]], **options)
+    assert np.isnan(np.asarray(weights[0, 0])).any()
+
+
+@pytest.mark.parametrize('graph', every_graph((2,)), ids=str)
+def test_infinite_scores_are_those_of_the_reference(graph):
+    q, k, v = inputs(1, 7, 9, 1, 4, 3)[:3]
+    q = q.at[0, 3, 4, 0, 0].set(1.0)
+    for channel in (-jnp.inf, -3e38):
+        low = k.at[..., 0].set(channel)
+        found, expected = (
+            np.asarray(jax.jit(lambda *x, i=i: attend(*x, graph, implementation=i))(q, low, v))
+            for i in ('auto', 'reference')
+        )
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_graph_per_head():
+    q, k, v, _ = inputs(1, 6, 7, 5, 4, 3)
+    heads = parse('local:1,1,grid:2,full,local:1')
+
+    def each(q, k, v):
+        own = [[x[:, :, :, i : i + 1] for x in (q, k, v)] for i in range(5)]
+        return [attend(*x, graph) for x, graph in zip(own, heads)]
+
+    expected = jnp.concatenate(jax.jit(each)(q, k, v), 3)
+    assert_close(jax.jit(lambda *x: attend(*x, heads))(q, k, v), expected, 1e-6)
+    one_v = jax.eval_shape(lambda *x: attend(*x, list(heads)), q, k, v[:, :, :, :1])
+    assert one_v.shape == v.shape
+    key = jax.random.key(0)
+    one = jnp.eye(42).reshape(1, 6, 7, 1, 42)
+    full = (Full(), Full(), Grid(1), Full(), Full())
+    drawn = jax.jit(lambda: attend(q, k, one, full, keep=5, pruning='random', key=key))()
+    masks = np.asarray(drawn).transpose(3, 0, 1, 2, 4).reshape(5, -1) > 0
+    assert len({mask.tobytes() for mask in masks}) == 5
+    with pytest.raises(ValueError, match='2 graphs were given for 5 heads'):
+        attend(q, k, v, heads[:2])
+
+
+def test_numbers_of_numpy_and_traced_scales():
+    q, k, v, _ = inputs(1, 6, 7, 1, 4, 3)
+    graph = Local(np.int64(2))
+    assert graph == Local(2) and isinstance(graph.size, int)
+    expected = attend(q, k, v, Local(2), keep=3, scale=0.5)
+    assert_close(attend(q, k, v, graph, keep=np.int32(3), scale=np.float32(0.5)), expected, 1e-6)
+
+    def loss(scale):
+        return (attend(q, k, v, graph, scale=scale) ** 2).sum()
+
+    slope = jax.jit(jax.grad(loss))(jnp.float32(0.5))
+    assert slope == pytest.approx(float(loss(0.51) - loss(0.49)) / 0.02, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'graph': Full}, r'Full is a class: make a graph of it'),
+        ({'graph': (Full(), 'local:2')}, 'is no graph'),
+        ({'k': jnp.ones((1, 6, 7, 2, 4), jnp.bfloat16)}, 'one dtype, not float32 and bfloat16'),
+        ({'scale': jnp.ones(3)}, 'scale must be a finite number or a scalar array'),
+        ({'keep': True}, 'keep must be'),
+        ({'drop_rate': '0.5'}, 'drop_rate must lie in'),
+    ],
+)
+def test_wrong_types_are_named(change, words):
+    x = jnp.ones((1, 6, 7, 2, 4))
+    with pytest.raises(ValueError, match=words):
+        attend(**{'q': x, 'k': x, 'v': x, 'graph': Local(1)} | change)
+    with pytest.raises(ValueError, match='positions must be integers, not float64'):
+        attention_weights(x, x, Local(1), np.array([[0.0, 1.0]]))
