@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+import ggcf_jax
 from ggcf_jax import evaluate, predict, train
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
@@ -55,6 +56,15 @@ def test_predicts_the_recorded_labels(old, tmp_path):
             for folder in (tmp_path / 'labels', root / 'labels')
         )
         assert found.shape == expected.shape and (found == expected).mean() > 0.998
+
+
+def test_the_python_api_predicts_the_recorded_labels(old):
+    config, root, _ = old
+    model = ggcf_jax.load(root / 'run')
+    paths = sorted((pathlib.Path(config.data.manual_dir) / 'val').glob('*.png'))
+    for path, found in zip(paths, model.predict(paths), strict=True):
+        expected = cv2.imread(str(root / 'labels' / path.name), cv2.IMREAD_UNCHANGED)
+        assert (found == expected).mean() > 0.998
 
 
 def test_resumes_to_the_recorded_metrics(old, tmp_path):
