@@ -191,7 +191,7 @@ def _stop_if_diverged(state: state_lib.TrainState, limit: int, workdir: pathlib.
     skipped = int(state.consecutive_skips)
     if skipped >= limit:
         raise NotFinite(
-            f'loss or gradients were not finite in the last {skipped} steps until step '
-            f'{int(state.step)}; parameters are those of before. Lower '
-            f'config.train.learning_rate or look at the data; checkpoints are in {workdir}'
+            f'loss or gradients were not finite in the last {skipped} steps up to step '
+            f'{int(state.step)}, which were skipped. Lower config.train.learning_rate or check the '
+            f'data with --mode=doctor; checkpoints are in {workdir}'
         )

@@ -296,7 +296,7 @@ def test_what_the_server_would_refuse(city, tmp_path):
     with pytest.raises(InputError) as error:
         outputs.submit(results, sizes)
     text = str(error.value)
-    assert '4 problems' in text and 'bonn_x.png is missing' in text
+    assert 'Problems (4)' in text and 'bonn_x.png is missing' in text
     assert 'other.png is not expected' in text and 'holds the values [255]' in text
     assert f'{names[1]}_x.png is 6 x 4, its image 4 x 6' in text
     assert not (tmp_path / 'submission.zip').exists()

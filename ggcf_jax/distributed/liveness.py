@@ -155,7 +155,7 @@ class LivenessMonitor:
             return None
         names = ' and '.join(_name(i, self._peers[i].beat) for i in gone)
         return Verdict(
-            LOST, f'no sign of life for {self._peer_timeout:g} s from {names}: dead or unreachable'
+            LOST, f'no heartbeat for {self._peer_timeout:g} s from {names}: dead or unreachable'
         )
 
     def _stuck(self, own: dict[str, Any]) -> Verdict | None:
@@ -165,7 +165,7 @@ class LivenessMonitor:
         least = min(beat['progress'] for beat in beats.values())
         behind = [_name(i, beat) for i, beat in sorted(beats.items()) if beat['progress'] == least]
         who = 'all processes' if len(behind) == len(beats) else ' and '.join(behind)
-        return Verdict(LOST, f'no progress for {self._stall_timeout:g} s: stuck is {who}')
+        return Verdict(LOST, f'no progress for {self._stall_timeout:g} s; stuck: {who}')
 
     def _run(self) -> None:
         while not self._stopped.wait(self.interval):

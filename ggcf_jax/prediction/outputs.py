@@ -176,4 +176,4 @@ def _problem(path: pathlib.Path, size: tuple[int, int] | None, ids: np.ndarray) 
 
 def _report(problems: Sequence[str], folder: pathlib.Path) -> str:
     shown = '\n  '.join(problems[:10])
-    return f'{folder} is not what the server expects, {len(problems)} problems:\n  {shown}'
+    return f'{folder} is not what the server expects. Problems ({len(problems)}):\n  {shown}'

@@ -81,8 +81,8 @@ class Saving:
             free = shutil.disk_usage(directory).free / 2**20
             raise InputError(
                 f'checkpoint {self._path.name} could not be written to {directory} '
-                f'({_first_line(error)}; {free:.0f} MiB are free there). The checkpoints before it '
-                'are as they were: make room, and the same command resumes'
+                f'({_first_line(error)}; {free:.0f} MiB are free there). Earlier checkpoints are '
+                'intact: free some disk space and repeat the command to resume'
             ) from error
 
 
@@ -99,7 +99,7 @@ def inspect(path: pathlib.Path) -> Sealed:
     for mark in marks:
         if not mark.is_file():
             missing = mark.relative_to(path.parent)
-            raise Damaged(f'checkpoint {path} is not whole: {missing} is missing')
+            raise Damaged(f'checkpoint {path} is incomplete: {missing} is missing')
     with _unreadable(path):
         content = dict(json.loads(marks[0].read_text(encoding='utf-8'))['custom_metadata'])
         if content.pop('crc') != _crc(content):
@@ -216,8 +216,8 @@ def _compare(saved: dict[str, tuple], wanted: dict[str, tuple], path: pathlib.Pa
     if differences:
         shown = '\n  '.join(differences[:5])
         raise InputError(
-            f'checkpoint {path} is of another model, {len(differences)} arrays differ:\n  {shown}\n'
-            'use the configuration it was trained with, or another --workdir'
+            f'checkpoint {path} belongs to another model. Arrays that differ ({len(differences)}):'
+            f'\n  {shown}\nuse the configuration it was trained with, or another --workdir'
         )
 
 

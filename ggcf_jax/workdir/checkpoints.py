@@ -161,7 +161,7 @@ class Checkpointer:
             shutil.rmtree(aside)
         aside.unlink(missing_ok=True)
         path.rename(aside)
-        self._report(f'{error}; it was renamed to {aside.name}, trying the one before')
+        self._report(f'{error}; it was renamed to {aside.name}, trying the previous one')
 
 
 def exists(workdir: pathlib.Path) -> bool:

@@ -53,7 +53,7 @@ def test_dead_process_is_named_to_all():
     assert _beat(monitors[:2], 5) == [None] * 2
     first, second = _beat(monitors[:2])
     assert first == second and first.code == LOST
-    assert 'no sign of life for 10 s from process 2 (host ' in first.text
+    assert 'no heartbeat for 10 s from process 2 (host ' in first.text
     assert "at 'step 7'" in first.text and 'process 1' not in first.text
 
 
@@ -82,7 +82,7 @@ def test_stuck_process_is_the_one_that_is_behind():
     assert _beat(monitors, 10) == [None] * 3
     first, second, third = _beat(monitors)
     assert first == second == third and first.code == LOST
-    assert 'no progress for 20 s: stuck is process 1 (host ' in first.text
+    assert 'no progress for 20 s; stuck: process 1 (host ' in first.text
     assert "at 'step 2'" in first.text
 
 
@@ -90,7 +90,7 @@ def test_all_stuck_at_the_same_place():
     _, monitors = _monitors(2)
     for monitor in monitors:
         monitor.report_progress('step 1')
-    assert _beat(monitors, 11)[0].text.endswith('stuck is all processes')
+    assert _beat(monitors, 11)[0].text.endswith('stuck: all processes')
 
 
 def test_first_verdict_wins():

@@ -191,7 +191,7 @@ def test_sigterm_of_one_process_stops_all_at_one_step(stages):
 def test_damaged_checkpoint_is_set_aside_for_all_processes(stages):
     processes, _, _ = stages['killed']
     *_, before, saved = stages['terminated'][2]
-    assert f'renamed to damaged-{saved}, trying the one before' in processes.text(0)
+    assert f'renamed to damaged-{saved}, trying the previous one' in processes.text(0)
     assert 'damaged' not in processes.text(1)
     assert f'resuming at step {before} of' in processes.text(0)
 
@@ -199,14 +199,14 @@ def test_damaged_checkpoint_is_set_aside_for_all_processes(stages):
 def test_dead_process_ends_the_other_one_in_time(stages):
     processes, codes, seconds = stages['killed']
     assert codes == [liveness.LOST, -signal.SIGKILL], processes.text(0)
-    assert f'no sign of life for {PEER_TIMEOUT} s from process 1 (host ' in processes.text(0)
+    assert f'no heartbeat for {PEER_TIMEOUT} s from process 1 (host ' in processes.text(0)
     assert seconds < 12 * PEER_TIMEOUT
 
 
 def test_stuck_process_ends_all_and_is_named(stages):
     processes, codes = stages['stuck']
     assert codes == [liveness.LOST, liveness.LOST], processes.text(0) + processes.text(1)
-    verdict = rf"no progress for {STALL_TIMEOUT} s: stuck is process 1 \(host .*, at 'step \d+'\)"
+    verdict = rf"no progress for {STALL_TIMEOUT} s; stuck: process 1 \(host .*, at 'step \d+'\)"
     for i in range(2):
         assert re.search(verdict, processes.text(i)), processes.text(i)
 

@@ -194,7 +194,7 @@ def check_pairs(pairs: dict[str, list[Pair]]) -> None:
             problems.append(str(error))
     if problems:
         shown = '\n  '.join(problems[:10])
-        raise InputError(f'{len(problems)} files cannot be used, among them\n  {shown}')
+        raise InputError(f'files that cannot be used ({len(problems)}), among them\n  {shown}')
 
 
 def _fingerprint(pairs: dict[str, list[Pair]]) -> str:

@@ -140,7 +140,7 @@ def convert_scales(
     negative = sum(int((array < 0).sum()) for array in scales.values())
     if negative:
         raise InputError(
-            f"{where} has {negative} negative scales, which config.model.norm='abs_gamma' cannot "
+            f"{where} has negative scales ({negative}), which config.model.norm='abs_gamma' cannot "
             "express; use 'batch_norm'"
         )
     return arrays | {path: np.maximum(array - EPSILON, 0) for path, array in scales.items()}
