@@ -17,6 +17,7 @@ PAGES = [
 ]
 _FOLDERS = ('tests', 'docs', 'configs', 'experiments', 'ggcf_jax', r'\.ci')
 _FILE = re.compile(rf'(?<![\w/.-])(?:{"|".join(_FOLDERS)})/[\w./*-]*[\w*]|(?<![\w/.-])main\.py')
+_NAMES_IN = re.compile(r'((?:`\w+(?:\(\))?`(?:, | and )?)+)\s(?:in|of)\s`([\w/]+\.py)`')
 _MODULE = re.compile(r'python -m ((?:ggcf_jax|experiments|docs|configs)[\w.]*)')
 _NAME = re.compile(r'(?<![\w/.-])(?:ggcf_jax|experiments)(?:\.\w+)+')
 _COMMAND = re.compile(r'python (?:-m (experiments[\w.]*)|(main\.py))([^\n`#]*)')
@@ -40,6 +41,14 @@ def _text(page: pathlib.Path) -> str:
 def test_files_exist(page):
     for path in _FILE.findall(_text(page)):
         assert list(ROOT.glob(path)), path
+
+
+@each_page
+def test_names_are_in_the_files_beside_them(page):
+    """`Name` in `path.py`, also `One`, `Other` in `path.py`."""
+    for names, path in _NAMES_IN.findall(page.read_text()):
+        for name in re.findall(r'`(\w+)', names):
+            assert re.search(rf'\b{name}\b', (ROOT / path).read_text()), f'{name} in {path}'
 
 
 @each_page

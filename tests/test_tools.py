@@ -3,9 +3,15 @@
 import re
 import tomllib
 
+import ggcf_jax
 from tests.helpers import ROOT
 
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+
+
+def test_the_citation_has_the_version():
+    citation = (ROOT / 'CITATION.cff').read_text()
+    assert f'\nversion: {ggcf_jax.__version__}\n' in citation
 
 
 def test_pre_commit_runs_the_versions_of_the_extra():
