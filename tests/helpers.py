@@ -144,7 +144,8 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     with 0 probabilities and attention are close to uniform.
     """
     workdir_config.claim_workdir(config, workdir)
-    start = state.creator(config, num_classes, mesh_lib.make_mesh())()
+    # On one device: Orbax cuts an array that lies on several by a program for each shape.
+    start = state.creator(config, num_classes, mesh_lib.make_mesh(jax.devices()[:1]))()
     rng = np.random.default_rng(7)
 
     def noisy(x):

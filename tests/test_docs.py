@@ -21,7 +21,7 @@ from ggcf_jax import attention
 from tests.helpers import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-SLOW = ('tutorial.md',)  # trains a network
+SLOW = ('attention.md', 'tutorial.md')  # compiles every graph; trains a network
 _BLOCK = re.compile(r'(.*)\n+```python(.*)\n((?:.*\n)*?)```', re.M)
 _LINK = re.compile(r'\]\(([^)#\s]+)(?:#[^)\s]*)?\)')
 

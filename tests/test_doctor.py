@@ -10,6 +10,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(doctor, 'SECONDS', 0.1)
 
 
+@pytest.mark.slow
 def test_a_good_setup_is_ready(tiny_config, tmp_path, capsys, quick):
     assert doctor.examine(tiny_config, tmp_path / 'run')
     text = capsys.readouterr().out
@@ -57,7 +58,7 @@ def _folder(root):
         ('train.class_weights', '1.0', "class_weights='1.0' has 1 value, but"),
     ],
 )
-def test_mistakes_are_errors(tiny_config, tmp_path, capsys, field, value, message):
+def test_mistakes_are_errors(tiny_config, tmp_path, capsys, quick, field, value, message):
     tiny_config.update_from_flattened_dict({field: value})
     assert not doctor.examine(tiny_config, tmp_path / 'run')
     text = capsys.readouterr().out.replace('\n', ' ')

@@ -75,6 +75,7 @@ def evaluated(setting, tmp_path_factory):
     return evaluation, output
 
 
+@pytest.mark.slow
 def test_every_image_counts_once_by_the_plan(setting, evaluated):
     config, workdir = setting
     dataset = data.build(config.data)
@@ -90,6 +91,7 @@ def test_every_image_counts_once_by_the_plan(setting, evaluated):
         assert image.sample.name == image.name and image.sample.image.shape == (40, 56, 3)
 
 
+@pytest.mark.slow
 def test_files(setting, evaluated):
     _, workdir = setting
     evaluation, output = evaluated
@@ -114,6 +116,7 @@ def test_files(setting, evaluated):
     assert f'pixel accuracy {evaluation.pixel_accuracy:.4f}' in lines
 
 
+@pytest.mark.slow
 def test_withheld_labels_point_to_predictions(setting):
     config, _ = setting
     dataset = data.build(config.data)
@@ -146,6 +149,7 @@ def mixed(tmp_path_factory):
     return config, root / 'run'
 
 
+@pytest.mark.slow
 def test_mixed_sizes_on_one_device_equal_eight(mixed):
     config, workdir = mixed
     dataset = data.build(config.data)

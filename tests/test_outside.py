@@ -175,6 +175,7 @@ def lab(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path, capsys):
     tiny_config.update_from_flattened_dict(FIELDS)
     tiny_config.update_from_flattened_dict(

@@ -108,6 +108,7 @@ def album(setting, tmp_path_factory):
     return root, images, complete
 
 
+@pytest.mark.slow
 def test_results_of_an_image(album, scores):
     root, images, _ = album
     expected = scores(images['one'])
@@ -124,6 +125,7 @@ def test_results_of_an_image(album, scores):
     np.testing.assert_allclose(overlay, (images['one'] + colors) / 2, atol=1.01)
 
 
+@pytest.mark.slow
 def test_all_usable_images_have_results(album):
     root, images, complete = album
     assert not complete
@@ -135,6 +137,7 @@ def test_all_usable_images_have_results(album):
     assert len(found) == 3 * len(images) + 1  # and predict.json; nothing of the bad ones
 
 
+@pytest.mark.slow
 def test_what_failed_is_said_and_the_rest_is_not_done_again(album, setting, capsys):
     root, images, _ = album
     config, workdir = setting
@@ -147,6 +150,7 @@ def test_what_failed_is_said_and_the_rest_is_not_done_again(album, setting, caps
         assert f'failed: {name}: the image cannot be decoded; is the file damaged?' in err
 
 
+@pytest.mark.slow
 def test_a_large_image_is_that_of_its_parts(album, scores):
     root, images, _ = album
     image = images['large']
@@ -176,6 +180,7 @@ def test_cores_cover_an_axis_once(length):
         assert core.stop == length or start + 64 - core.stop >= 8
 
 
+@pytest.mark.slow
 def test_another_plan_or_model_is_refused(album, setting, tmp_path):
     root, _, _ = album
     config, workdir = setting
@@ -263,6 +268,7 @@ def city(rng):
     )
 
 
+@pytest.mark.slow
 def test_files_for_the_server(setting, city, tmp_path, monkeypatch):
     config, workdir = setting
     names, dataset = city
@@ -302,6 +308,7 @@ def test_what_the_server_would_refuse(city, tmp_path):
     assert not (tmp_path / 'submission.zip').exists()
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_whole_files(setting, tmp_path, monkeypatch, capsys):
     config, workdir = setting
     rng = np.random.default_rng(4)

@@ -45,6 +45,7 @@ def _assert_same_bits(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_run_leaves_what_it_promises(tiny_run):
     config, workdir, evaluation = tiny_run
     rows = _rows(workdir)
@@ -72,6 +73,7 @@ def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
     _assert_same_bits(_final(tmp_path / 'again', config), _final(workdir, config))
 
 
+@pytest.mark.slow
 def test_finished_run_only_evaluates(tiny_run, capsys):
     config, workdir, _ = tiny_run
     before = (workdir / 'metrics.jsonl').read_bytes()
@@ -85,6 +87,7 @@ def test_finished_run_only_evaluates(tiny_run, capsys):
     assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
+@pytest.mark.slow
 def test_named_checkpoint_and_split_are_evaluated(tiny_run):
     config, workdir, evaluation = tiny_run
     latest = evaluate.evaluate_workdir(config, workdir, 'validation', 12)
@@ -115,6 +118,7 @@ def _confusion(tiny_run, devices, space, multiple):
         return evaluate_validation(restored.params, restored.stats, progress).matrix
 
 
+@pytest.mark.slow
 def test_evaluation_on_any_mesh_counts_the_same(tiny_run):
     """One device as eight, and 2 x 2, data x space, as one: padded alike, since heads see it."""
     pairs = [
@@ -126,6 +130,7 @@ def test_evaluation_on_any_mesh_counts_the_same(tiny_run):
         assert found.sum() == expected.sum() > 0
 
 
+@pytest.mark.slow
 def test_workdir_of_another_run_is_left_alone(tiny_run):
     config, workdir, _ = tiny_run
     other = config.copy_and_resolve_references()

@@ -32,6 +32,7 @@ def dense(q, k, graph, **options):
     return o.reshape(len(q), H * W, q.shape[3], H * W)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('graph', GRAPHS)
 def test_rows_equal_the_dense_reference(graph):
     q, k, *_ = inputs(2, H, W, 2, 8, 8)

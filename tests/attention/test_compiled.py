@@ -42,6 +42,7 @@ def test_no_array_of_all_pairs(text):
     assert largest_array(compiled) < (h * w) ** 2 / 8
 
 
+@pytest.mark.slow
 def test_temporary_memory_at_128_by_256():
     x = jax.ShapeDtypeStruct((1, 128, 256, 1, 64), jnp.float32)
     for text in ('local:24', 'grid:8', 'grid:24'):
@@ -70,6 +71,7 @@ def test_sharded_batch_needs_no_communication(text):
     assert sharded(graph, ('axis',), (8, 10, 13, 1)) == {}
 
 
+@pytest.mark.slow
 def test_pruned_sharded_batch_needs_no_gather():
     mesh = jax.make_mesh((8,), ('axis',), axis_types=(AxisType.Auto,))
     sharding = NamedSharding(mesh, PartitionSpec('axis'))

@@ -101,6 +101,7 @@ def test_a_gradient_has_a_derivative():
         jax.jvp(lambda q: attend(q, k, v, Local(2)), (q,), (k,))
 
 
+@pytest.mark.slow
 def test_graphs_pass_through_jit_as_arguments():
     q, k, v, _ = inputs(1, 4, 5, 1, 3, 3)
     run = jax.jit(attend)

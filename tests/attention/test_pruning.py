@@ -46,6 +46,7 @@ def test_exactly_n_and_each_query_by_its_own_count(graph):
         assert not (weights[np.asarray(graph.adjacency(h, w)) == 0] > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('graph', [Local(2), Grid(2)], ids=str)
 def test_ties_keep_the_first_in_row_major_order(graph):
     h, w = 5, 7
@@ -120,6 +121,7 @@ def largest_by_sort(x, mask, n):
     return (rank < np.minimum(n, mask.sum(-1))[..., None]) & mask
 
 
+@pytest.mark.slow
 def test_selection_against_a_sort():
     rng = np.random.default_rng(0)
     search = jax.jit(lambda x, mask, n: top_k.largest(x, mask, lambda c: jnp.minimum(c, n)))

@@ -35,6 +35,7 @@ def x64():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('graph', 'dtype'),
     [
@@ -64,6 +65,7 @@ def test_with_x64_on(x64, graph, dtype):
     np.testing.assert_allclose(weights.astype('float64').sum((-1, -2)), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('spec', 'set_mesh'), [(('data',), True), (('data',), False), ((None, 'data'), True)], ids=str
 )
@@ -91,6 +93,7 @@ def test_explicit_mesh(graph, spec, set_mesh):
     assert_close(pruned, attend(*arrays, graph, keep=3), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('graph', 'axis'), [*((graph, 'model') for graph in GRAPHS), (Local(3), 'space')], ids=str
 )
@@ -124,6 +127,7 @@ def test_inside_shard_map(graph, axis):
     assert_close(jax.jit(prune)(q, k, v), attend(q, k, v, graph, keep=3), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
 def test_symbolic_batch(graph):
     (b,) = export.symbolic_shape('b')
@@ -153,6 +157,7 @@ def test_vmap_checkpoint_hessian(graph):
     assert_close(second('auto'), second('reference'), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'top', 'random'])
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
 def test_nan_stays_nan(graph, options):

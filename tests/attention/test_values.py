@@ -38,6 +38,7 @@ def test_engine_equals_reference(graph, shape):
     compare(graph, shape, 1e-5, scale=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('transpose_result', [True, False])
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_many_small_tiles(graph, transpose_result, monkeypatch):
@@ -46,6 +47,7 @@ def test_many_small_tiles(graph, transpose_result, monkeypatch):
     compare(graph, (1, 13, 11, 2), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['local:8', 'grid:4', 'full', 'learned'])
 def test_block_sizes_of_accelerators(text):
     graph = graphs.parse(text)[0]
@@ -55,11 +57,13 @@ def test_block_sizes_of_accelerators(text):
         compare(graph.bind(graph.init(jax.random.key(0))), (1, 50, 44, 1), 1e-5, scale=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full'])
 def test_map_of_48_by_64(text):
     compare(graphs.parse(text)[0], (1, 48, 64, 1), 1e-5, scale=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['local:24', 'grid:24'])
 def test_map_of_97_by_97(text):
     graph = graphs.parse(text)[0]

@@ -164,6 +164,7 @@ def test_a_batch_dealt_to_eight_devices_stays_dealt(images):
 PRUNING = 'local:keep=3,grid:drop=0.5:random'
 
 
+@pytest.mark.slow
 def test_pruning_reaches_the_heads(tiny_config, images, monkeypatch):
     model = compiled(lambda: models.build(tiny_config, CLASSES))
     plan = Plan(pruning=pruning_rules.parse(PRUNING), average='logits')

@@ -31,6 +31,7 @@ def _inspect(workdir, *options):
     inspect_attention.main(inspect_attention.make_parser().parse_args(arguments))
 
 
+@pytest.mark.slow
 def test_an_image_of_a_run(untrained_run, tmp_path):
     options = ('--classes=2', '--image=val_1', '--pruning=grid:keep=3')
     _inspect(untrained_run, f'--out={tmp_path}', *options)

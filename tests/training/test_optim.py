@@ -32,6 +32,7 @@ def test_schedule_is_the_papers(power):
     np.testing.assert_allclose([schedule(step) for step in range(11)], expected, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_updates_equal_torch(rng):
     torch = pytest.importorskip('torch', reason="needs the extra 'parity'")
     start, gradients = rng.normal(size=5), rng.normal(size=(10, 5))

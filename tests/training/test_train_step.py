@@ -54,6 +54,7 @@ def _assert_close(a, b, rtol=2e-4, atol=2e-6):
         np.testing.assert_allclose(x, y, rtol, atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_first_update_is_the_definition(config):
     """params - lr * (gradient of the mean losses + decay * params)."""
     step, state, graphdef = _make(config)
@@ -108,6 +109,7 @@ def test_any_mesh_takes_the_same_steps(config, accumulate, loss, meshes):
         _assert_close(results[0], result, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_sums_over_microbatches(config):
     """Against each microbatch by itself, joined by numbers of pixels."""
     step, state, graphdef = _make(config, accumulate=2)
@@ -145,6 +147,7 @@ def test_every_microbatch_takes_from_every_device():
         assert [(microbatch // 4 == device).sum() for device in range(4)] == [2] * 4
 
 
+@pytest.mark.slow
 def test_not_finite_step_changes_nothing_but_counts(config):
     step, state, _ = _make(config, log_every=3)
     compiled = jax.jit(step)
@@ -164,6 +167,7 @@ def test_not_finite_step_changes_nothing_but_counts(config):
     assert int(recovered.consecutive_skips) == 0 and float(recovered.metric_sums['skipped']) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', [cross_entropy, partial(ohem, threshold=0.7, min_kept=10)])
 def test_all_ignored_batch_is_finite(config, loss):
     step, state, _ = _make(config, loss=loss)
@@ -175,6 +179,7 @@ def test_all_ignored_batch_is_finite(config, loss):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(after.params))
 
 
+@pytest.mark.slow
 def test_running_sums_start_anew_and_parameters_are_averaged(config):
     step, state, _ = _make(config, log_every=2, ema_decay=0.9)
     compiled = jax.jit(step)
@@ -194,6 +199,7 @@ def test_running_sums_start_anew_and_parameters_are_averaged(config):
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step(tiny_config):
     tiny_config.model.dropout = 0.5
     step, state, _ = _make(tiny_config)

@@ -58,6 +58,7 @@ def _write_weights(config, path):
     return tensors
 
 
+@pytest.mark.slow
 def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
     """There with another number of classes and blocks that are not stacked."""
     there = make_tiny_config(camvid_folder, tmp_path)

@@ -73,11 +73,13 @@ def test_nothing_to_restore(state, tmp_path):
     assert _restore_latest(tmp_path, state) == (None, [])
 
 
+@pytest.mark.slow
 def test_latest_two_and_best_are_kept(state, tmp_path):
     _save(tmp_path, state, {1: 0.3, 2: 0.5, 3: None, 4: float('nan'), 5: 0.4, 6: None})
     assert checkpoints.steps(tmp_path) == {2: 0.5, 5: 0.4, 6: None}
 
 
+@pytest.mark.slow
 def test_nan_never_evicts_the_best(state, tmp_path):
     _save(tmp_path, state, {1: 0.1, 2: float('nan'), 3: float('nan'), 4: float('nan')})
     _, params, stats = _abstract(state)
@@ -186,6 +188,7 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('damage', DAMAGES)
 def test_damaged_checkpoint_is_named_set_aside_and_the_one_before_used(
     state, two_steps, tmp_path, damage
@@ -225,6 +228,7 @@ def test_what_a_kill_leaves_is_removed_by_training_and_left_alone_by_readers(sta
     assert sorted(path.name for path in directory.iterdir()) == ['3', '6']
 
 
+@pytest.mark.slow
 def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
     """A limit on the size of files, which fails writes in the middle as a full disk does."""
     _save(tmp_path, state, {3: 0.2})
@@ -245,6 +249,7 @@ def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
     assert int(_restore_latest(tmp_path, state)[0].step) == 6
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_model_is_refused_by_name(state, tiny_config, tmp_path):
     _save(tmp_path, state, {3: 0.2})
     tiny_config.model.heads = 'local:1,grid:2,3'
@@ -254,6 +259,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(state, tiny_config, tmp_
     assert (tmp_path / 'checkpoints' / '3').is_dir()
 
 
+@pytest.mark.slow
 def test_averaged_parameters_are_what_analyses_get(tiny_config, tmp_path):
     tiny_config.train.ema_decay = 0.9
     mesh = mesh_lib.make_mesh()

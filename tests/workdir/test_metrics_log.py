@@ -124,6 +124,7 @@ def test_second_writer_keeps_the_first_event_file_and_purges_later_steps(tmp_pat
     assert starts == [1, 11]
 
 
+@pytest.mark.slow
 def test_rows_survive_a_kill(tmp_path):
     code = (
         'import os, pathlib, sys; from ggcf_jax.workdir.metrics_log import Writer\n'
@@ -135,6 +136,7 @@ def test_rows_survive_a_kill(tmp_path):
     assert json.loads((tmp_path / 'metrics.jsonl').read_text()) == {'step': 1, 'a': 1.0}
 
 
+@pytest.mark.slow
 def test_works_where_tensorflow_and_tensorboard_cannot_be_imported(tmp_path):
     code = (
         'import sys; sys.modules |= {"tensorflow": None, "tensorboard": None}\n'

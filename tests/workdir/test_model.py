@@ -71,6 +71,7 @@ def test_what_a_model_tells_of_itself(model):
     assert len(repr(model)) < 10_000  # not the parameters
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_files(model, predicted):
     paths, out = predicted
     images = [paths[name] if name != 'c' else _image(paths[name]) for name in sorted(paths)]
@@ -80,6 +81,7 @@ def test_labels_are_those_of_the_files(model, predicted):
         np.testing.assert_array_equal(labels, written, err_msg=name)
 
 
+@pytest.mark.slow
 def test_one_image_is_a_list_of_one(model, predicted):
     paths, _ = predicted
     (expected,) = model.predict((str(paths['a']),))
@@ -87,6 +89,7 @@ def test_one_image_is_a_list_of_one(model, predicted):
     assert model.predict([]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['a', 'large'])
 def test_probabilities(model, predicted, name):
     paths, _ = predicted
@@ -106,6 +109,7 @@ def test_sizes_that_were_seen_are_not_compiled_again(model, predicted, monkeypat
     np.testing.assert_array_equal(model.attention(image, (3, 4)), before[1])
 
 
+@pytest.mark.slow
 def test_attention(model, predicted):
     paths, _ = predicted
     found = model.attention(paths['a'], (20, 31))
@@ -126,6 +130,7 @@ def test_a_model_without_heads_has_no_attention(workdirs):
         model.attention(np.zeros((8, 8, 3), np.uint8), (0, 0))
 
 
+@pytest.mark.slow
 def test_evaluates_as_the_mode_does(run, model, tmp_path):
     workdir, config = run
     expected = evaluate.evaluate_workdir(config, workdir, 'validation', 'latest')
@@ -166,6 +171,7 @@ def test_images_and_labels_that_do_not_fit(model, tmp_path):
         model.predict(tmp_path / 'nothing.png')
 
 
+@pytest.mark.slow
 def test_another_way_of_inference(run, model, predicted):
     workdir, _ = run
     config = workdir_config.load(workdir)

@@ -67,6 +67,7 @@ def test_the_python_api_predicts_the_recorded_labels(old):
         assert (found == expected).mean() > 0.998
 
 
+@pytest.mark.slow
 def test_resumes_to_the_recorded_metrics(old, tmp_path):
     config, root, expected = old
     workdir = shutil.copytree(root / 'run', tmp_path / 'run')

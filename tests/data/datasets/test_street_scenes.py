@@ -49,6 +49,7 @@ def _digest(index):
     return hashlib.sha256(example['image'] + example['label']).hexdigest()
 
 
+@pytest.mark.slow
 def test_same_bytes_in_any_order_and_process():
     forward = [_digest(i) for i in range(4)]
     assert [_digest(i) for i in reversed(range(4))] == forward[::-1]
@@ -158,6 +159,7 @@ def _prepare_and_die(data_dir):
     street_scenes.build(data_config(data_dir))
 
 
+@pytest.mark.slow
 def test_killed_preparation_is_done_again(tmp_path):
     process = multiprocessing.get_context('spawn').Process(
         target=_prepare_and_die, args=(tmp_path,)

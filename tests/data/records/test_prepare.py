@@ -140,6 +140,7 @@ def _prepare_and_die(data_dir):
     prepare.prepared_sources(Builder(data_dir, dying))
 
 
+@pytest.mark.slow
 def test_killed_preparation_is_cleared_away_and_done_again(tmp_path):
     spawn = multiprocessing.get_context('spawn')
     process = spawn.Process(target=_prepare_and_die, args=(tmp_path,))

@@ -17,6 +17,7 @@ def test_counts_are_those_of_the_matrix(graph):
     assert row.density == pytest.approx(edges.mean())
 
 
+@pytest.mark.slow
 def test_picture_and_tables(tmp_path, untrained_run):
     options = SimpleNamespace(
         workdir=None, heads='full,local:1,learned', map=(4, 6), matrix=True, out=tmp_path / 'heads'

@@ -66,6 +66,7 @@ def test_a_folder_without_runs_is_named(tmp_path):
         fig4_pruning.main(_options(tmp_path / 'out', tmp_path, [0]))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_taken_as_the_run_left_it(tiny_run):
     _, workdir, _ = tiny_run
     loaded = runs.load(workdir, 'latest')

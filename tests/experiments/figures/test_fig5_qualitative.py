@@ -79,6 +79,7 @@ def _random_predictions(loaded, plan, batches):
         yield batch, rng.integers(0, 11, batch['label'].shape, dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_counted_once(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(fig5_qualitative, 'predict_batches', _random_predictions)
     fig5_qualitative.main(_options(workdirs, tmp_path))

@@ -26,6 +26,7 @@ def _options(workdirs, out, **more):
     )
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_computed_once(workdirs, tmp_path, monkeypatch, rng):
     changes, power = rng.random((15, 2)), rng.random((2, 40, 56))  # 3 x 5 places, 2 query points
     monkeypatch.setattr(receptive_fields, 'make_occlusion', lambda *unused: lambda *unused: changes)

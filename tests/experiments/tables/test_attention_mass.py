@@ -76,6 +76,7 @@ def _random_masses(model):
     return masses
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_summed_once(workdirs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(attention_mass, 'make_masses', _random_masses)
     options = SimpleNamespace(

@@ -52,6 +52,7 @@ def test_multi_grid_of_the_wide_network():
     assert [mods[i][0].convs[1].kernel_dilation for i in (3, 4, 5)] == [2, 4, 8]
 
 
+@pytest.mark.slow
 def test_dropout_of_the_wide_network_drops_channels(rng):
     """Only when training, only in the last two modules, whole channels, by the key alone."""
     model = nnx.eval_shape(_wide)

@@ -9,6 +9,7 @@ from flax import nnx
 from ggcf_jax.models.backbones import dilation
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES, ResNet
 from ggcf_jax.models.layers.repeat import Repeated
+from tests.helpers import compiled
 
 
 def _build(name, width=4, stem='7x7', seed=0, **dilations):
@@ -39,9 +40,10 @@ def _count(model):
 )
 @pytest.mark.parametrize('size', [(33, 48), (17, 9)])
 def test_shapes(name, stride, strides, size):
-    model = _build(name, stride=stride)
+    model = nnx.eval_shape(lambda: _build(name, stride=stride))
     assert model.stride == stride
-    outputs = jax.eval_shape(lambda x: model(x, train=False), jnp.zeros((2, *size, 3)))
+    x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    outputs = nnx.eval_shape(lambda model, x: model(x, train=False), model, x)
     for x, s, features in zip(outputs, strides, model.features):
         assert x.shape == (2, *(-(-length // s) for length in size), features)
 
@@ -61,9 +63,10 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert _count(model) == trunks.get(name, _count(model))
 
 
+@pytest.mark.slow
 def test_repeated_blocks_equal_their_sequence(rng):
     """The scan over stacked blocks against the blocks one by one, in values and statistics."""
-    model = _build('resnet50', width=2)
+    model = compiled(lambda: _build('resnet50', width=2))
     x = jnp.float32(rng.normal(size=(2, 5, 6, model.features[2])))
     stage = model.stages[2]
     graphdef, state = nnx.split(stage[1].blocks)
@@ -92,7 +95,7 @@ def test_repeated_blocks_equal_their_sequence(rng):
 
 
 def test_repeated_blocks_start_from_different_parameters():
-    kernel = _build('resnet50').stages[2][1].blocks.layers[1].conv.kernel[...]
+    kernel = compiled(lambda: _build('resnet50')).stages[2][1].blocks.layers[1].conv.kernel[...]
     assert kernel.shape[0] == 5
     assert all((kernel[i] != kernel[j]).any() for i in range(5) for j in range(i))
 
@@ -100,7 +103,7 @@ def test_repeated_blocks_start_from_different_parameters():
 @pytest.mark.parametrize('stem', ['7x7', '64-64-128'])
 def test_features_lie_on_multiples_of_the_stride(rng, stem):
     """Shifting the image by 8 shifts the features by one, away from the border."""
-    model = _build('resnet10', width=2, stem=stem)
+    model = compiled(lambda: _build('resnet10', width=2, stem=stem))
     image = jnp.float32(rng.normal(size=(1, 128, 136, 3)))
     features = _apply(model, image)[1]
     shifted = _apply(model, image[:, 8:, 8:])[1]
@@ -123,10 +126,10 @@ def test_stem_channels_are_those_of_width_64(stem, channels):
 
 
 def test_only_equal_blocks_are_scanned():
-    plain = _build('resnet50').stages[3]
+    plain = nnx.eval_shape(lambda: _build('resnet50')).stages[3]
     assert len(plain) == 2 and isinstance(plain[1], Repeated)
-    multi_grid = _build('resnet50', multi_grid=(1, 2, 4)).stages[3]
+    multi_grid = nnx.eval_shape(lambda: _build('resnet50', multi_grid=(1, 2, 4))).stages[3]
     assert [block.layers[1].conv.kernel_dilation for block in multi_grid] == [4, 8, 16]
-    half = _build('resnet50', first_dilation='half').stages[2]
+    half = nnx.eval_shape(lambda: _build('resnet50', first_dilation='half')).stages[2]
     assert half[0].layers[1].conv.kernel_dilation == 1
     assert half[1].blocks.layers[1].conv.kernel_dilation == 2

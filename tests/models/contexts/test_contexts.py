@@ -76,6 +76,7 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     np.testing.assert_array_equal(output[..., 5:], reduced)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('heads', 'rules'),
     [('full', ''), ('local:2,2,grid:3', 'local:drop=0.5,grid:keep=1:random'), ('learned', '')],

@@ -31,6 +31,7 @@ def _loss(graphdef, remat, params, stats, x, key):
     return (y**2).mean(), nnx.state(block, nnx.BatchStat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [*BLOCKS, 'repeated'])
 def test_gradients_and_statistics_stay_and_less_is_kept(kind):
     if kind == 'repeated':
@@ -61,6 +62,7 @@ def test_gradients_and_statistics_stay_and_less_is_kept(kind):
     assert kept['block'] < kept['inplace_abn'] < kept['none']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('backbone', ['resnet18', 'wide_resnet38', 'mobilenet_v2'])
 def test_every_backbone_keeps_less(tiny_config, backbone):
     tiny_config.model.backbone.name = backbone

@@ -82,6 +82,7 @@ MMSEG_18 = [[(1, 1)] * 2, [(1, 1)] * 2, [(1, 2), (2, 2)], [(1, 1), (2, 2)]]
 STRIDE_32 = [[(1, 1)] * 2] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('name', 'stem', 'options', 'strides', 'dilations', 'prefix', 'file', 'layout'),
     [
@@ -126,6 +127,7 @@ def test_resnet(tmp_path, name, stem, options, strides, dilations, prefix, file,
     _assert_equal_features(run(_image()), network, _image())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('file', 'norm', 'stride', 'strides', 'dilations'),
     [
@@ -157,6 +159,7 @@ def test_wide_resnet38(tmp_path, file, norm, stride, strides, dilations):
     _assert_equal_features(run(_image()), network, _image())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('grouped', 'options', 'dilations', 'file', 'layout'),
     [
