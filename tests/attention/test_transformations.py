@@ -137,6 +137,7 @@ def test_symbolic_batch(graph):
     assert_close(export.export(run)(*shapes).call(*arrays), run(*arrays), 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
 def test_vmap_checkpoint_hessian(graph):
     q, k, v = inputs(2, 4, 5, 1, 2, 3)[:3]

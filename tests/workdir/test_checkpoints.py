@@ -21,10 +21,15 @@ pytestmark = [
 ]
 
 
+def _state(devices):
+    config = make_tiny_config(pathlib.Path('camvid'), pathlib.Path('data'))
+    return state_lib.creator(config, 5, mesh_lib.make_mesh(jax.devices()[:devices]))()
+
+
 @pytest.fixture(scope='module')
 def state():
-    config = make_tiny_config(pathlib.Path('camvid'), pathlib.Path('data'))
-    return state_lib.creator(config, 5, mesh_lib.make_mesh())()
+    """On one device: one on several is saved by a program for each shape."""
+    return _state(1)
 
 
 def _at(state, step):
@@ -62,7 +67,9 @@ def _restore_latest(workdir, state):
     return None if trees is None else state_lib.TrainState.from_trees(trees), messages
 
 
-def test_everything_comes_back(state, tmp_path):
+@pytest.mark.parametrize('devices', [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_everything_comes_back(devices, tmp_path):
+    state = _state(devices)
     _save(tmp_path, state, {3: None})
     restored, messages = _restore_latest(tmp_path, state)
     _assert_equal(restored, _at(state, 3))

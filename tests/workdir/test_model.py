@@ -99,6 +99,7 @@ def test_probabilities(model, predicted, name):
     np.testing.assert_array_equal(found.argmax(-1), model.predict(paths[name]))
 
 
+@pytest.mark.slow
 def test_sizes_that_were_seen_are_not_compiled_again(model, predicted, monkeypatch):
     paths, _ = predicted
     image = _image(paths['a'])
