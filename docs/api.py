@@ -66,6 +66,8 @@ SECTIONS = (
             'ggcf_jax.attention:Full.',
             'ggcf_jax.attention:Local.',
             'ggcf_jax.attention:Grid.',
+            'ggcf_jax.attention:Row.',
+            'ggcf_jax.attention:Column.',
             'ggcf_jax.attention:Learned.init,bind',
         ),
     ),

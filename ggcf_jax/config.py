@@ -111,9 +111,10 @@ def default() -> ConfigDict:
     # Context module: 'ggcf', 'aspp' (DeepLab v3), 'none', or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
-    # side), 'grid:8' (every 8th position), 'learned', or 'my_package.my_module:Class:8' for a graph
-    # of your own. 'local:8,16' is two heads. The default is the paper's {LOCAL, GRID}_{8,16,24},
-    # made for feature maps of 128 x 256.
+    # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'row',
+    # 'column', 'learned', or 'my_package.my_module:Class:8' for a graph of your own. 'local:8,16'
+    # is two heads. The default is the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of
+    # 128 x 256.
     config.model.heads = 'local:8,16,24,grid:8,16,24'
     # The paper's context module (sections 3.2 to 3.5).
     config.model.ggcf = ConfigDict()

@@ -22,24 +22,28 @@ from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.engine import ENGINES
 from ggcf_jax.attention.graphs import (
     GRAPHS,
+    Column,
     Full,
     Graph,
     Grid,
     Learned,
     Local,
     OffsetGraph,
+    Row,
     parse,
 )
 from ggcf_jax.attention.pruning import Prune
 
 __all__ = [
     'GRAPHS',
+    'Column',
     'Full',
     'Graph',
     'Grid',
     'Learned',
     'Local',
     'OffsetGraph',
+    'Row',
     'attend',
     'attention_weights',
     'neighbor_mask',

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float
 
-from ggcf_jax.attention import full, grid, learned, local, sharded
+from ggcf_jax.attention import axial, full, grid, learned, local, sharded
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.graphs import Full, Graph, Grid, Learned, Local
+from ggcf_jax.attention.graphs import Column, Full, Graph, Grid, Learned, Local, Row
 from ggcf_jax.attention.pruning import Prune
 
 
@@ -61,5 +61,7 @@ ENGINES: dict[type[Graph], Engine] = {
     Full: Engine(full.attend, full.attend_pruned, sharded.full_rows),
     Local: Engine(local.attend, local.attend_pruned, sharded.local_rows),
     Grid: Engine(grid.attend, grid.attend_pruned, sharded.grid_rows),
+    Row: Engine(axial.attend, axial.attend_pruned, sharded.row_rows),
+    Column: Engine(axial.attend, axial.attend_pruned, sharded.column_rows),
     Learned: Engine(learned.attend, learned.attend_pruned, sharded.learned_rows),
 }

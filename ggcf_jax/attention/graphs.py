@@ -13,6 +13,7 @@ import importlib
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray, Shaped
 
+_NUMBER = re.compile(r'[0-9]+(x[0-9]+)?')  # of a head: 8, or 4x12
 OFFSET_UNIT = 32.0  # positions; the unit in which Learned sees offsets, the same for every map
 
 
@@ -33,8 +35,9 @@ class Graph(abc.ABC):
     position should have at least one neighbour (the graphs of this module include self): the
     weights of a position without any are NaN.
 
-    A graph whose constructor takes an integer first can be written 'kind:NUMBER' in a list of
-    heads (`parse`), one whose arguments all have defaults also 'kind'.
+    A graph whose constructor takes an integer first, or an integer for rows and one for columns,
+    can be written 'kind:NUMBER' or 'kind:ROWSxCOLUMNS' in a list of heads (`parse`), one whose
+    arguments all have defaults also 'kind'.
     """
 
     trainable = False  # whether `init` returns parameters
@@ -92,7 +95,10 @@ class Graph(abc.ABC):
         if not parameters:
             return self.kind()
         value = getattr(self, parameters[0].name)
-        return self.kind() if value == parameters[0].default else f'{self.kind()}:{value}'
+        if value == parameters[0].default:
+            return self.kind()
+        number = 'x'.join(map(str, value)) if isinstance(value, tuple) else value
+        return f'{self.kind()}:{number}'
 
 
 class OffsetGraph(Graph):
@@ -164,39 +170,73 @@ class Full(OffsetGraph):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Local(OffsetGraph):
-    """The window of Eq. 4: max(|dy|, |dx|) <= size, truncated at the border of the map.
+    """The window of Eq. 4: |dy| <= S and |dx| <= S, truncated at the border of the map.
 
     Args:
-      size: S, number of positions to each side; an interior position has (2 S + 1)^2 neighbours.
+      size: S, number of positions to each side, at least 1; an interior position has (2 S + 1)^2
+        neighbours. Or one number for rows and one for columns, at least 0.
     """
 
-    size: int
+    size: int | tuple[int, int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'size', _natural(self.size, 'the size of a local graph'))
+        size = _per_axis(self.size, 'the size of a local graph', least=0)
+        object.__setattr__(self, 'size', size)
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """S of rows and of columns."""
+        return _pair(self.size)
 
     def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
         """True where the offset lies in the window."""
-        return (jnp.abs(dy) <= self.size) & (jnp.abs(dx) <= self.size)
+        return (jnp.abs(dy) <= self.sizes[0]) & (jnp.abs(dx) <= self.sizes[1])
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Grid(OffsetGraph):
-    """The grid of Eq. 5: dy and dx both multiples of the stride; any map size, divisible or not.
+    """The grid of Eq. 5: dy and dx both multiples of T; any map size, divisible or not.
 
     Args:
-      stride: T, number of positions from one neighbour to the next along each axis.
+      stride: T, number of positions from one neighbour to the next along each axis, at least 1; or
+        one number for rows and one for columns.
     """
 
-    stride: int
+    stride: int | tuple[int, int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, 'stride', _natural(self.stride, 'the stride of a grid graph'))
+        stride = _per_axis(self.stride, 'the stride of a grid graph', least=1)
+        object.__setattr__(self, 'stride', stride)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """T of rows and of columns."""
+        return _pair(self.stride)
 
     def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
-        """True where both offsets are multiples of the stride."""
-        return (dy % self.stride == 0) & (dx % self.stride == 0)
+        """True where both offsets are multiples of their strides."""
+        return (dy % self.strides[0] == 0) & (dx % self.strides[1] == 0)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Row(OffsetGraph):
+    """The row of the query: dy = 0, one half of axial attention."""
+
+    def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
+        """True in the row of the query."""
+        return jnp.broadcast_to(dy == 0, jnp.broadcast_shapes(dy.shape, dx.shape))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Column(OffsetGraph):
+    """The column of the query: dx = 0, the other half of axial attention."""
+
+    def edges(self, dy: Array, dx: Array) -> Bool[Array, '...']:
+        """True in the column of the query."""
+        return jnp.broadcast_to(dx == 0, jnp.broadcast_shapes(dy.shape, dx.shape))
 
 
 @jax.tree_util.register_dataclass
@@ -312,7 +352,8 @@ def parse(text: str) -> tuple[Graph, ...]:
     and is imported.
 
     Args:
-      text: heads separated by commas; a bare number repeats the kind of the head before it.
+      text: heads separated by commas; a bare number repeats the kind of the head before it, and
+        4x12 gives 4 for rows and 12 for columns.
 
     Returns:
       One graph per head, in order.
@@ -326,15 +367,18 @@ def parse(text: str) -> tuple[Graph, ...]:
     heads: list[Graph] = []
     kind = None
     for head in (part.strip() for part in text.split(',')):
-        if head.isdecimal():
+        if _NUMBER.fullmatch(head):
             if kind is None:
                 raise ValueError(f'head {head!r} is a bare number with no kind before it: {text!r}')
             number: str | None = head
         else:
             kind, number = _split_head(head)
-        if number is not None and not number.isdecimal():
-            raise ValueError(f'head {head!r} needs a whole number of at least 1 after the colon')
-        heads.append(_build(_find(kind, head), None if number is None else int(number), head))
+        if number is not None and not _NUMBER.fullmatch(number):
+            raise ValueError(
+                f'head {head!r} needs a whole number of at least 1 after the colon, or one for '
+                'rows and one for columns as in local:4x12'
+            )
+        heads.append(_build(_find(kind, head), number, head))
     return tuple(heads)
 
 
@@ -368,11 +412,12 @@ def _find(kind: str, head: str) -> type[Graph]:
     return cls
 
 
-def _build(cls: type[Graph], number: int | None, head: str) -> Graph:
+def _build(cls: type[Graph], number: str | None, head: str) -> Graph:
     """The graph of a class with its first argument, where a number was written."""
     parameters = inspect.signature(cls).parameters.values()
     required = sum(p.default is p.empty for p in parameters)
-    given: tuple[Any, ...] = () if number is None else (number,)
+    numbers_given = tuple(map(int, number.split('x'))) if number else ()
+    given: tuple[Any, ...] = (numbers_given,) if len(numbers_given) == 2 else numbers_given
     if not required <= len(given) <= len(parameters):
         if cls.kind() in GRAPHS:
             raise ValueError(f'head {head!r} is not one of {", ".join(map(_usage, GRAPHS))}')
@@ -392,6 +437,27 @@ def _usage(kind: str) -> str:
 def _offsets_from(y: ArrayLike, x: ArrayLike, h: int, w: int) -> tuple[Array, Array]:
     """Offsets i - j from the query i at (y, x) to all j: dy [h, 1], dx [1, w]."""
     return jnp.asarray(y) - jnp.arange(h)[:, None], jnp.asarray(x) - jnp.arange(w)[None]
+
+
+def _per_axis(value: object, what: str, *, least: int) -> int | tuple[int, int]:
+    """One whole number of at least 1, or one for each axis of at least `least`, as Python integers.
+
+    Two equal numbers are one, so that equal graphs compare equal.
+    """
+    if not isinstance(value, (tuple, list)):
+        return _natural(value, what)
+    if len(value) != 2 or any(
+        isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least for n in value
+    ):
+        raise ValueError(
+            f'{what} must be an integer of at least 1, or two of at least {least}, not {value!r}'
+        )
+    rows, columns = map(int, value)
+    return _natural(rows, what) if rows == columns else (rows, columns)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _natural(value: object, what: str) -> int:

@@ -77,7 +77,7 @@ class Piece:
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options) -> jax.Array:
     """GRID attention; `engine.Attend`."""
-    return attend_strides(q, k, v, (graph.stride, graph.stride), options)
+    return attend_strides(q, k, v, graph.strides, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -100,6 +100,13 @@ def attend_pruned(
     q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options, prune: Prune
 ) -> jax.Array:
     """GRID attention with Context Pruning; `engine.AttendPruned`."""
+    return attend_strides_pruned(q, k, v, graph.strides, options, prune)
+
+
+def attend_strides_pruned(
+    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options, prune: Prune
+) -> jax.Array:
+    """As `attend_strides` with Context Pruning, forward only."""
     b, h, w, heads, _ = q.shape
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
 
@@ -113,7 +120,6 @@ def attend_pruned(
         return options.sizes.pruned // (options.sizes.per_device(b * heads) * n * min(n, 64))
 
     specs = [MapSpec(heads, v.shape[-1], v.dtype)]
-    strides = (graph.stride, graph.stride)
     return _over_groups(groups, (q, k, v, positions), strides, specs, most)[0]
 
 

@@ -57,32 +57,32 @@ class Tiling:
     """How a map is cut into tiles of queries with their windows of keys.
 
     Attributes:
-      size: S of the graph.
+      size: S of rows and of columns.
       tile: height and width of the tiles of queries.
       margin: number of rows that the map of keys has more than that of queries, above and below.
       groups: tiles by the shape of their windows.
     """
 
-    size: int
+    size: Size2d
     tile: Size2d
     margin: int
     groups: tuple[WindowGroup, ...]
 
 
 @functools.cache
-def tiling(h: int, w: int, size: int, sizes: BlockSizes, margin: int = 0) -> Tiling:
+def tiling(h: int, w: int, size: Size2d, sizes: BlockSizes, margin: int = 0) -> Tiling:
     """The tiling of h x w queries among h + 2 * margin rows of keys.
 
     Args:
       h, w: height and width of the map of queries.
-      size: S of the graph.
+      size: S of rows and of columns.
       sizes: tile to aim at and number of different window lengths per axis.
       margin: number of additional rows of keys above and below.
     """
-    bh, bw = _tile_length(h, size, sizes.local[0]), _tile_length(w, size, sizes.local[1])
+    bh, bw = (_tile_length(*axis) for axis in zip((h, w), size, sizes.local))
     groups: dict[Size2d, list[tuple[int, ...]]] = {}
-    for row in _axis(h, bh, size, sizes.windows, margin):
-        for column in _axis(w, bw, size, sizes.windows, 0):
+    for row in _axis(h, bh, size[0], sizes.windows, margin):
+        for column in _axis(w, bw, size[1], sizes.windows, 0):
             corners = (row.query, column.query, row.key, column.key)
             groups.setdefault((row.window, column.window), []).append(corners)
     return Tiling(
@@ -95,7 +95,7 @@ def tiling(h: int, w: int, size: int, sizes: BlockSizes, margin: int = 0) -> Til
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options) -> jax.Array:
     """LOCAL attention; `engine.Attend`."""
-    return attend_rows(q, k, v, None, graph.size, options)
+    return attend_rows(q, k, v, None, graph.sizes, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -104,7 +104,7 @@ def attend_rows(
     k: jax.Array,
     v: jax.Array,
     rows_of_map: jax.Array | None,
-    size: int,
+    size: Size2d,
     options: Options,
 ) -> jax.Array:
     """LOCAL attention of a block of rows to its surroundings.
@@ -115,7 +115,7 @@ def attend_rows(
       v: values [b, h + 2 margin, w, heads or 1, dv].
       rows_of_map: int32 [2], first and end of the rows of k and v that belong to the map; None for
         all of them.
-      size: S of the graph.
+      size: S of rows and of columns.
       options: scale and block sizes.
     """
     return _forward(q, k, v, rows_of_map, size, options)[0]
@@ -126,7 +126,7 @@ def attend_pruned(
 ) -> jax.Array:
     """LOCAL attention with Context Pruning; `engine.AttendPruned`."""
     b, h, w, heads, _ = q.shape
-    cut = tiling(h, w, graph.size, options.sizes)
+    cut = tiling(h, w, graph.sizes, options.sizes)
     qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
     out = varying.zeros((b, h, w, heads * v.shape[-1]), v.dtype, q, k, v)
     for group in cut.groups:
@@ -152,7 +152,7 @@ def _forward(
     k: jax.Array,
     v: jax.Array,
     rows_of_map: jax.Array | None,
-    size: int,
+    size: Size2d,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
     """Output [b, h, w, heads, dv] and log-sum-exp [b, h, w, heads, 1]."""
@@ -186,14 +186,14 @@ def _attend_forward(
     k: jax.Array,
     v: jax.Array,
     rows_of_map: jax.Array | None,
-    size: int,
+    size: Size2d,
     options: Options,
 ) -> tuple[jax.Array, tuple]:
     o, lse = _forward(q, k, v, rows_of_map, size, options)
     return o, (q, k, v, rows_of_map, o, lse)
 
 
-def _attend_backward(size: int, options: Options, saved: tuple, do: jax.Array) -> tuple:
+def _attend_backward(size: Size2d, options: Options, saved: tuple, do: jax.Array) -> tuple:
     q, k, v, rows_of_map, o, lse = saved
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
@@ -329,11 +329,11 @@ def _mask(
 
     Of the rows of keys only [first, end) of `rows_of_map` belong to the map, where it is given.
     """
-    rows = _near(query.y + cut.margin, key.y, cut.tile[0], window[0], cut.size)
+    rows = _near(query.y + cut.margin, key.y, cut.tile[0], window[0], cut.size[0])
     if rows_of_map is not None:
         k = key.y[:, None] + jnp.arange(window[0])
         rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
-    columns = _near(query.x, key.x, cut.tile[1], window[1], cut.size)
+    columns = _near(query.x, key.x, cut.tile[1], window[1], cut.size[1])
     return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
 

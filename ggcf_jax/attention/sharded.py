@@ -4,7 +4,8 @@ The partitioner cannot see how little of the map a device needs and would gather
 each device says what it fetches, and then runs the same engine on its share:
 
 - LOCAL: the rows around its own, from its neighbours (collective-permute);
-- GRID: all rows of some residues of columns, in exchange for its own rows (all-to-all);
+- GRID, COLUMN: all rows of some residues of columns, in exchange for its own rows (all-to-all);
+- ROW: nothing;
 - FULL and LEARNED: the keys and values of all rows (all-gather; reduce-scatter backward), which is
   linear in the map where the scores are quadratic.
 """
@@ -19,9 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ggcf_jax.attention import full, grid, learned, local
+from ggcf_jax.attention import axial, full, grid, learned, local
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.graphs import Full, Grid, Learned, Local
+from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local, Row
 
 AXIS = 'space'
 
@@ -85,20 +86,40 @@ def local_rows(
 ) -> jax.Array:
     """LOCAL attention of one device's rows; `engine.Attend`."""
     count, rows = lax.axis_size(AXIS), q.shape[1]
-    margin = min(graph.size, (count - 1) * rows)
+    margin = min(graph.sizes[0], (count - 1) * rows)
     k, v = (_with_neighbours(x, margin, count) for x in (k, v))
     above = margin - lax.axis_index(AXIS) * rows  # rows before the first of the map
     rows_of_map = jnp.stack([above, above + count * rows])
-    return local.attend_rows(q, k, v, rows_of_map, graph.size, options)
+    return local.attend_rows(q, k, v, rows_of_map, graph.sizes, options)
 
 
 def grid_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options) -> jax.Array:
     """GRID attention of one device's rows; `engine.Attend`."""
-    stride, count, (b, rows, w, heads, _) = graph.stride, lax.axis_size(AXIS), q.shape
-    maps = [grid.split(x, (1, stride))[:, :, 0] for x in (q, k, v)]  # [b, rows, ., tx, heads, c]
+    return _grid_rows(q, k, v, graph.strides, options)
+
+
+def row_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Row, options: Options) -> jax.Array:
+    """ROW attention of one device's rows, which are whole; `engine.Attend`."""
+    return axial.attend(q, k, v, graph, options)
+
+
+def column_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Column, options: Options
+) -> jax.Array:
+    """COLUMN attention of one device's rows; `engine.Attend`."""
+    return _grid_rows(q, k, v, axial.strides(graph, q), options)
+
+
+def _grid_rows(
+    q: jax.Array, k: jax.Array, v: jax.Array, strides: grid.Strides, options: Options
+) -> jax.Array:
+    """GRID attention of one device's rows, with one stride of rows and another of columns."""
+    count, (b, rows, w, heads, _) = lax.axis_size(AXIS), q.shape
+    # Each [b, rows, ., tx, heads, c].
+    maps = [grid.split(x, (1, strides[1]))[:, :, 0] for x in (q, k, v)]
     out = jnp.zeros((*maps[0].shape[:4], heads, v.shape[-1]), v.dtype)
     swap = functools.partial(lax.all_to_all, axis_name=AXIS, tiled=True)
-    for run in grid.residues(w, stride):
+    for run in grid.residues(w, strides[1]):
         # Residues of equally many members, filled up so that every device gets equally many.
         residues = run.end - run.first
         share = math.ceil(residues / count)
@@ -106,7 +127,7 @@ def grid_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Op
         runs = [jnp.pad(x[:, :, : run.members, run.first : run.end], fill) for x in maps]
         columns = [swap(x, split_axis=3, concat_axis=1) for x in runs]
         columns = [x.reshape(b, count * rows, run.members * share, *x.shape[4:]) for x in columns]
-        o = grid.attend_strides(*columns, (stride, share), options)
+        o = grid.attend_strides(*columns, (strides[0], share), options)
         o = o.reshape(b, count * rows, run.members, share, heads, -1)
         o = swap(o, split_axis=1, concat_axis=3)
         out = lax.dynamic_update_slice(out, o[:, :, :, :residues], (0, 0, 0, run.first, 0, 0))

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ggcf_jax.attention import GRAPHS
+from ggcf_jax.attention import GRAPHS, Grid, Local
 
 
 def every_graph(numbers=(1, 3, 30)):
-    """Instances of every graph of the head grammar; those that need a number with each of these."""
+    """Instances of every graph of the head grammar; those that need a number with each of these.
+
+    Graphs with a number per axis are `per_axis`.
+    """
     found = []
     for cls in GRAPHS.values():
         first = next(iter(inspect.signature(cls).parameters.values()), None)
@@ -53,3 +56,8 @@ def assert_close(actual, expected, rel):
         assert a.shape == e.shape
         # A gradient that is zero in theory is rounding noise of terms of order 1.
         assert np.abs(a - e).max(initial=0) <= rel * max(np.abs(e).max(initial=0), 1.0)
+
+
+def per_axis():
+    """Graphs with different numbers for rows and for columns."""
+    return [Local((1, 4)), Local((0, 2)), Grid((2, 3)), Grid((30, 2))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ggcf_jax.attention import graphs
-from ggcf_jax.attention.graphs import Full, Grid, Learned, Local
+from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local, Row
 from tests.attention.cases import every_graph
 
 SIZES = ((1, 1), (1, 7), (5, 3), (13, 17))
@@ -43,6 +43,18 @@ def test_local_and_grid_by_hand():
     assert grid[4].reshape(3, 3).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
+def test_sizes_per_axis_by_hand():
+    at = np.s_[3 * 8 + 4]  # row 3 and column 4 of a map of 6 x 8
+    wide = np.asarray(Local((1, 2)).adjacency(6, 8))[at].reshape(6, 8)
+    assert wide[2:5, 2:7].all() and wide.sum() == 15
+    grid = np.asarray(Grid((2, 3)).adjacency(6, 8))[at].reshape(6, 8)
+    assert np.argwhere(grid).tolist() == [[y, x] for y in (1, 3, 5) for x in (1, 4, 7)]
+    row = np.asarray(Row().adjacency(6, 8))[at].reshape(6, 8)
+    assert row[3].all() and row.sum() == 8
+    column = np.asarray(Column().adjacency(6, 8))[at].reshape(6, 8)
+    assert column[:, 4].all() and column.sum() == 6
+
+
 def test_counts_of_the_paper():
     n = 128 * 256
     pairs = [g.num_edges(128, 256) / n for g in graphs.parse('local:8,16,24,grid:8,16,24')]
@@ -57,7 +69,11 @@ def test_parse_and_print():
     assert graphs.parse(' full , learned:32,8,learned') == (
         Full(), Learned(32), Learned(8), Learned(),
     )  # fmt: skip
-    for text in ('full', 'local:8', 'grid:3', 'learned', 'learned:32'):
+    assert graphs.parse('local:4x12,0x3,grid:2x5,row,column') == (
+        Local((4, 12)), Local((0, 3)), Grid((2, 5)), Row(), Column(),
+    )  # fmt: skip
+    assert graphs.parse('local:4x4') == (Local(4),)
+    for text in ('full', 'local:8', 'local:4x12', 'grid:3', 'row', 'learned', 'learned:32'):
         assert str(graphs.parse(text)[0]) == text
     assert len(set(heads)) == 6
 
@@ -65,7 +81,7 @@ def test_parse_and_print():
 @pytest.mark.parametrize(
     ('text', 'words'),
     [
-        ('gird:8', "head 'gird:8' is not one of full, local:SIZE, grid:STRIDE, learned"),
+        ('gird:8', "head 'gird:8' is not one of full, local:SIZE, grid:STRIDE, row"),
         ('local', "head 'local' is not one of"),
         ('full:3', "head 'full:3' is not one of"),
         ('full,3', "head '3' is not one of"),
@@ -82,6 +98,13 @@ def test_parse_and_print():
 def test_bad_heads_are_named(text, words):
     with pytest.raises(ValueError, match=words):
         graphs.parse(text)
+
+
+@pytest.mark.parametrize('make', [Local, Grid])
+@pytest.mark.parametrize('numbers', [(1,), (1, 2, 3), (1.0, 2), (True, 2), (-1, 2), (0, 0)])
+def test_bad_numbers_per_axis_are_refused(make, numbers):
+    with pytest.raises(ValueError, match='at least'):
+        make(numbers)
 
 
 @pytest.mark.parametrize('make', [Local, Grid, Learned])

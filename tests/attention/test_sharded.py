@@ -13,6 +13,7 @@ from tests.attention.test_compiled import collectives, forward_and_backward
 FETCHED = {
     'local': {'collective-permute'},
     'grid': {'all-to-all'},
+    'column': {'all-to-all'},
     # The transposed gather; XLA:CPU writes a reduce-scatter as all-reduce or all-to-all.
     'full': {'all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all'},
 }
@@ -25,7 +26,20 @@ def mesh():
 
 # 12 rows, 3 on each device: halos of less, of more than one neighbour and of more than the map;
 # residues that do and do not divide rows, columns and devices.
-@pytest.mark.parametrize('text', ['local:2', 'local:5', 'local:40', 'grid:4', 'grid:5', 'full'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'local:2',
+        'local:5',
+        'local:40',
+        'local:1x3',
+        'grid:4',
+        'grid:5',
+        'grid:4x3',
+        'column',
+        'full',
+    ],
+)
 def test_rows_over_devices(mesh, text):
     graph = graphs.parse(text)[0]
     arrays = inputs(2, 12, 11, 1, 8, 4)[:3]
@@ -62,3 +76,15 @@ def test_rows_that_cannot_be_dealt(mesh):
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=r'height 10 .* divisible by 4'):
         attend(q, k, v, graphs.Local(1))
     assert sharded.num_devices() == 1
+
+
+def test_rows_need_no_communication(mesh):
+    q, k, v = inputs(2, 12, 11, 1, 8, 4)[:3]
+    sharding = NamedSharding(mesh, PartitionSpec('data', 'space'))
+    expected = forward_and_backward(graphs.Row())(q, k, v)
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, sharding) for x in (q, k, v)]
+        f = jax.jit(forward_and_backward(graphs.Row()), out_shardings=sharding)
+        compiled = f.lower(*placed).compile()
+        assert_close(compiled(*placed), expected, 1e-5)
+    assert collectives(compiled) == {}

@@ -9,7 +9,7 @@ import pytest
 
 from ggcf_jax import attention
 from ggcf_jax.attention import Graph, attend, block_sizes, graphs, target
-from tests.attention.cases import assert_close, every_graph, inputs, values_and_gradients
+from tests.attention.cases import assert_close, every_graph, inputs, per_axis, values_and_gradients
 
 SMALL = dataclasses.replace(block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
 
@@ -39,6 +39,11 @@ def test_engine_equals_reference(graph, shape):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('graph', per_axis(), ids=str)
+def test_numbers_per_axis(graph):
+    compare(graph, (2, 13, 17, 1), 1e-5, scale=0.5)
+
+
 @pytest.mark.parametrize('transpose_result', [True, False])
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_many_small_tiles(graph, transpose_result, monkeypatch):
