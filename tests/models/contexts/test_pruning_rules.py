@@ -35,7 +35,7 @@ def test_grammar(text, rules):
         ('full:drop=0.1.2', 'could not convert string to float'),
         ('full:keep=0', 'full:keep=0 must be at least 1'),
         ('full:keep=1.5', 'not of this form'),
-        ('ful:keep=1', "'ful' is not one of full, local, grid, learned"),
+        ('ful:keep=1', "'ful' is not one of full, local, grid, row"),
         ('full:keep=1:best', 'not of this form'),
         ('full:keep=1,', "'': it is not of this form"),
         ('full:keep=1,full:keep=2', 'two rules for full heads'),
