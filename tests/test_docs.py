@@ -21,7 +21,8 @@ from ggcf_jax import attention
 from tests.helpers import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-SLOW = ('attention.md', 'tutorial.md')  # compiles every graph; trains a network
+# Compile every graph, train a network, load one.
+SLOW = ('attention.md', 'tutorial.md', 'README.md')
 _BLOCK = re.compile(r'(.*)\n+```python(.*)\n((?:.*\n)*?)```', re.M)
 _LINK = re.compile(r'\]\(([^)#\s]+)(?:#[^)\s]*)?\)')
 

@@ -5,6 +5,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ggcf_jax.attention import GRAPHS, Grid, Local
 
@@ -14,14 +15,22 @@ def every_graph(numbers=(1, 3, 30)):
 
     Graphs with a number per axis are `per_axis`.
     """
-    found = []
-    for cls in GRAPHS.values():
-        first = next(iter(inspect.signature(cls).parameters.values()), None)
-        needs_number = first is not None and first.default is first.empty
-        for graph in [cls(number) for number in numbers] if needs_number else [cls()]:
-            params = graph.init(jax.random.key(0))
-            found.append(graph.bind(jax.tree.map(lambda x: x + 0.2, params)))
-    return found
+    fixed = [cls() for cls in GRAPHS.values() if not _needs_number(cls)]
+    bound = [
+        graph.bind(jax.tree.map(lambda x: x + 0.2, graph.init(jax.random.key(0))))
+        for graph in fixed
+    ]
+    return [*bound, *numbered(numbers)]
+
+
+def numbered(numbers):
+    """Instances of the graphs that need a number, with each of these."""
+    return [cls(number) for cls in GRAPHS.values() if _needs_number(cls) for number in numbers]
+
+
+def _needs_number(cls):
+    first = next(iter(inspect.signature(cls).parameters.values()), None)
+    return first is not None and first.default is first.empty
 
 
 def inputs(b, h, w, heads, dk, dv, *, v_heads=None, dtype=jnp.float32, seed=0):
@@ -61,3 +70,8 @@ def assert_close(actual, expected, rel):
 def per_axis():
     """Graphs with different numbers for rows and for columns."""
     return [Local((1, 4)), Local((0, 2)), Grid((2, 3)), Grid((30, 2))]
+
+
+def slow(values):
+    """The values as parameters of tests that are marked slow."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]

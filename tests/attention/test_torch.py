@@ -43,6 +43,7 @@ def torch_attend(q, k, v, bias, mask):
     return (s.softmax(-1) @ v).transpose(1, 2).reshape(b, h, w, heads, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['full', 'local:1', 'local:4', 'grid:2', 'grid:5', 'learned:8'])
 @pytest.mark.parametrize('shape', [(2, 7, 11, 2), (1, 1, 7, 1)], ids=str)
 def test_values_and_gradients(text, shape):

@@ -9,7 +9,15 @@ import pytest
 
 from ggcf_jax import attention
 from ggcf_jax.attention import Graph, attend, block_sizes, graphs, target
-from tests.attention.cases import assert_close, every_graph, inputs, per_axis, values_and_gradients
+from tests.attention.cases import (
+    assert_close,
+    every_graph,
+    inputs,
+    numbered,
+    per_axis,
+    slow,
+    values_and_gradients,
+)
 
 SMALL = dataclasses.replace(block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
 
@@ -30,7 +38,7 @@ def compare(graph, shape, rel, *, dtype=jnp.float32, v_heads=None, scale=1.0):
     assert_close(actual, expected, rel)
 
 
-@pytest.mark.parametrize('graph', every_graph(), ids=str)
+@pytest.mark.parametrize('graph', [*every_graph((3,)), *slow(numbered((1, 30)))], ids=str)
 @pytest.mark.parametrize(
     'shape', [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3), (2, 13, 17, 1)], ids=str
 )
@@ -44,7 +52,7 @@ def test_numbers_per_axis(graph):
     compare(graph, (2, 13, 17, 1), 1e-5, scale=0.5)
 
 
-@pytest.mark.parametrize('transpose_result', [True, False])
+@pytest.mark.parametrize('transpose_result', [True, *slow([False])])
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
 def test_many_small_tiles(graph, transpose_result, monkeypatch):
     small = dataclasses.replace(SMALL, transpose_result=transpose_result)
@@ -78,7 +86,7 @@ def test_map_of_97_by_97(text):
     assert_close(run(q, k, v, graph), expected, 1e-5)
 
 
-@pytest.mark.parametrize('text', ['full', 'local:3', 'grid:4', 'learned'])
+@pytest.mark.parametrize('text', ['local:3', 'grid:4', *slow(['full', 'learned'])])
 def test_bfloat16_and_one_shared_v(text):
     graph = graphs.parse(text)[0]
     if text == 'learned':

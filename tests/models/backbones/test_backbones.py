@@ -34,7 +34,12 @@ def _mobile(stride=8):
 
 @pytest.mark.parametrize('build', [_wide, _mobile])
 @pytest.mark.parametrize(
-    ('stride', 'strides'), [(8, (4, 8, 8, 8)), (16, (4, 8, 16, 16)), (32, (4, 8, 16, 32))]
+    ('stride', 'strides'),
+    [
+        (8, (4, 8, 8, 8)),
+        pytest.param(16, (4, 8, 16, 16), marks=pytest.mark.slow),
+        pytest.param(32, (4, 8, 16, 32), marks=pytest.mark.slow),
+    ],
 )
 def test_features_of_four_stages(build, stride, strides):
     model = nnx.eval_shape(lambda: build(stride))
@@ -107,6 +112,7 @@ def test_inputs_of_published_weights():
     np.testing.assert_allclose(rgb, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['wide_resnet38', 'mobilenet_v2', 'resnet50'])
 def test_network_of_each_backbone(tiny_config, name):
     tiny_config.model.backbone.name = name

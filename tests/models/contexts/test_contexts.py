@@ -62,7 +62,7 @@ def _equation_3(module, x, scale):
 
 
 @pytest.mark.parametrize('heads', ['full', 'local:1,grid:2', 'local:2,2,grid:3,full', 'learned'])
-@pytest.mark.parametrize('scale', [1.0, 0.5])
+@pytest.mark.parametrize('scale', [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     module = _ggcf(heads, scale=scale)
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
