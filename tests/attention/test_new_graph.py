@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.tables import efficiency
+from ggcf_jax import models
 from ggcf_jax.attention import (
     attend,
     attention_weights,
@@ -96,6 +97,15 @@ def test_pruning_rules_name_it(ring):
     assert (rule.kind, rule.drop_rate) == (ring, 0.5)
     heads = parse(f'{ring}:2,full')
     assert pruning_rules.assign([rule], heads) == (rule, None)
+
+
+def test_a_network_has_it_for_a_head(ring, tiny_config):
+    tiny_config.model.heads = f'{ring}:1,local:1'
+    model = models.build(tiny_config, 3)
+    assert ','.join(map(str, model.heads)) == tiny_config.model.heads
+    images = jax.ShapeDtypeStruct((1, 32, 24, 3), jnp.uint8)
+    logits = jax.eval_shape(lambda x: model(x, train=False)[0], images)
+    assert logits.shape == (1, 4, 3, 3)
 
 
 @pytest.mark.parametrize(
