@@ -78,8 +78,16 @@ class Peers:
     jax: dict[str, JaxAttention] = dataclasses.field(default_factory=dict)
 
 
+def _square(numbers: tuple[int, int]) -> int:
+    """The number that a graph has for both axes; the peers know no other graphs."""
+    rows, columns = numbers
+    if rows != columns:
+        raise ValueError(f'the peers have no graph of {rows} x {columns}: give one number')
+    return rows
+
+
 def _peers_of_local(graph: graphs.Local, h: int, w: int, d: int) -> Peers:
-    small, s = h * w < SMALL, graph.size
+    small, s = h * w < SMALL, _square(graph.sizes)
     found = {'halo': peers.halo_local(h, w, s)}
     if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256
         found['flex'] = peers.flex_local(h, w, s)
@@ -91,7 +99,7 @@ def _peers_of_local(graph: graphs.Local, h: int, w: int, d: int) -> Peers:
 
 
 def _peers_of_grid(graph: graphs.Grid, h: int, w: int, d: int) -> Peers:
-    return Peers({'sdpa groups': peers.grid_sdpa(h, w, graph.stride)})
+    return Peers({'sdpa groups': peers.grid_sdpa(h, w, _square(graph.strides))})
 
 
 def _peers_of_full(graph: graphs.Full, h: int, w: int, d: int) -> Peers:
