@@ -12,20 +12,27 @@ from ggcf_jax.attention.graphs import Column, Row
 from ggcf_jax.attention.pruning import Prune
 
 
-def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Row | Column, options: Options
+def attend_row(q: jax.Array, k: jax.Array, v: jax.Array, graph: Row, options: Options) -> jax.Array:
+    """ROW attention, also of some of the rows of a map; `engine.Attend`."""
+    return grid.attend_strides(q, k, v, (q.shape[1], 1), options)
+
+
+def attend_column(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Column, options: Options
 ) -> jax.Array:
-    """ROW or COLUMN attention; `engine.Attend`."""
-    return grid.attend_strides(q, k, v, strides(graph, q), options)
+    """COLUMN attention; `engine.Attend`."""
+    return grid.attend_strides(q, k, v, (1, q.shape[2]), options)
 
 
-def attend_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Row | Column, options: Options, prune: Prune
+def attend_row_pruned(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Row, options: Options, prune: Prune
 ) -> jax.Array:
-    """ROW or COLUMN attention with Context Pruning; `engine.AttendPruned`."""
-    return grid.attend_strides_pruned(q, k, v, strides(graph, q), options, prune)
+    """ROW attention with Context Pruning; `engine.AttendPruned`."""
+    return grid.attend_strides_pruned(q, k, v, (q.shape[1], 1), options, prune)
 
 
-def strides(graph: Row | Column, q: jax.Array) -> grid.Strides:
-    """Strides of the GRID graph that is this graph on the map of q [b, h, w, heads, dk]."""
-    return (q.shape[1], 1) if isinstance(graph, Row) else (1, q.shape[2])
+def attend_column_pruned(
+    q: jax.Array, k: jax.Array, v: jax.Array, graph: Column, options: Options, prune: Prune
+) -> jax.Array:
+    """COLUMN attention with Context Pruning; `engine.AttendPruned`."""
+    return grid.attend_strides_pruned(q, k, v, (1, q.shape[2]), options, prune)

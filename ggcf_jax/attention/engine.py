@@ -61,7 +61,7 @@ ENGINES: dict[type[Graph], Engine] = {
     Full: Engine(full.attend, full.attend_pruned, sharded.full_rows),
     Local: Engine(local.attend, local.attend_pruned, sharded.local_rows),
     Grid: Engine(grid.attend, grid.attend_pruned, sharded.grid_rows),
-    Row: Engine(axial.attend, axial.attend_pruned, sharded.row_rows),
-    Column: Engine(axial.attend, axial.attend_pruned, sharded.column_rows),
+    Row: Engine(axial.attend_row, axial.attend_row_pruned, axial.attend_row),
+    Column: Engine(axial.attend_column, axial.attend_column_pruned, sharded.column_rows),
     Learned: Engine(learned.attend, learned.attend_pruned, sharded.learned_rows),
 }

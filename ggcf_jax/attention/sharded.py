@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ggcf_jax.attention import axial, full, grid, learned, local
+from ggcf_jax.attention import full, grid, learned, local
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local, Row
+from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local
 
 AXIS = 'space'
 
@@ -98,16 +98,11 @@ def grid_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Op
     return _grid_rows(q, k, v, graph.strides, options)
 
 
-def row_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Row, options: Options) -> jax.Array:
-    """ROW attention of one device's rows, which are whole; `engine.Attend`."""
-    return axial.attend(q, k, v, graph, options)
-
-
 def column_rows(
     q: jax.Array, k: jax.Array, v: jax.Array, graph: Column, options: Options
 ) -> jax.Array:
     """COLUMN attention of one device's rows; `engine.Attend`."""
-    return _grid_rows(q, k, v, axial.strides(graph, q), options)
+    return _grid_rows(q, k, v, (1, q.shape[2]), options)
 
 
 def _grid_rows(
