@@ -222,7 +222,18 @@ def attention_weights(
     prune = arguments.prune(keep, drop_rate, pruning, key)
     q, factor = arguments.scaled(q, scale)
     at = arguments.check_positions(positions, *q.shape[1:3])
-    return attention_maps.attention_weights(q, k, graph, at, scale=factor, prune=prune)
+
+    def run(
+        q: jax.Array, k: jax.Array, graph: Graph, at: jax.Array, prune: Prune | None
+    ) -> jax.Array:
+        return attention_maps.attention_weights(q, k, graph, at, scale=factor, prune=prune)
+
+    explicit = _explicit_sharding(q)
+    if explicit is None:
+        return run(q, k, graph, at, prune)
+    images, _, _, heads = explicit.spec
+    out = NamedSharding(explicit.mesh, PartitionSpec(images, None, heads))
+    return jax.sharding.auto_axes(run, out_sharding=out)(q, k, graph, jnp.asarray(at), prune)
 
 
 def neighbor_mask(

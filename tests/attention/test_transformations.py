@@ -11,6 +11,7 @@ from ggcf_jax.attention import Full, Grid, Local, attend, attention_weights, par
 from tests.attention.cases import assert_close, every_graph, inputs
 
 GRAPHS = every_graph((3,))
+AT = np.array([[0, 1], [3, 3]])  # positions of queries
 PRUNED = [{'keep': 3}, {'drop_rate': 0.5, 'pruning': 'random', 'key': jax.random.key(1)}]
 
 
@@ -81,16 +82,18 @@ def test_explicit_mesh(graph, spec, set_mesh):
 
     def both():
         pruned = jax.jit(lambda *x: attend(*x, graph, keep=3))(*placed)
-        return f(*placed, params_of(graph)), pruned
+        weights = jax.jit(lambda q, k: attention_weights(q, k, graph, AT, keep=3))(*placed[:2])
+        return f(*placed, params_of(graph)), pruned, weights
 
     if set_mesh:
         with jax.set_mesh(mesh):
-            found, pruned = both()
+            found, pruned, weights = both()
     else:
-        found, pruned = both()
+        found, pruned, weights = both()
     assert jax.typeof(found[0]).sharding.spec[: len(spec)] == spec
     assert_close(found, expected, 1e-5)
     assert_close(pruned, attend(*arrays, graph, keep=3), 1e-5)
+    assert_close(weights, attention_weights(*arrays[:2], graph, AT, keep=3), 1e-5)
 
 
 @pytest.mark.slow
