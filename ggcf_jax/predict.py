@@ -3,7 +3,7 @@
 import hashlib
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -114,6 +114,10 @@ def predict(
             def run(images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
                 if reason := stop_requested():  # between the parts of a large image, too
                     raise _Stopped(reason)
+                if not network.is_compiled(images):
+                    count, height, width, _ = images.shape
+                    with progress.compiling(f'the network for {count} x {height} x {width} pixels'):
+                        network.compile(images)
                 return network(images)
 
             decoding = _decode(pool, inputs, jobs[0]) if jobs else {}
@@ -129,10 +133,11 @@ def predict(
                         failed.append(str(error))
                 if job.in_parts:
                     for name, image in images.items():
-                        _predict_large(run, name, image, job, results)
+                        _predict_large(run, name, image, job, results, advance)
                 elif images:
                     _predict_small(run, images, job, results, pool)
-                advance(len(job.members))
+                    advance(len(images))
+                advance(len(job.members) - len(images))  # those that cannot be used
     except _Stopped as stopped:
         print(f'stopped by {stopped}; the same command goes on')
     except OSError as error:  # errors of reading are in `failed`
@@ -224,13 +229,14 @@ def _predict_large(
     image: UInt8[np.ndarray, 'h w 3'],
     job: Job,
     results: outputs.Results,
+    advance: Callable[[float], None],
 ) -> None:
     """Predicts an image of any size in parts, and writes its results."""
     height, width, _ = image.shape
     labels = np.empty((height, width), np.uint8)
     if results.probabilities:
         with results.probabilities_file(name, (height, width, len(results.colors))) as file:
-            large_images.predict(run, image, Prediction(labels, file), job)
+            large_images.predict(run, image, Prediction(labels, file), job, advance)
     else:
-        large_images.predict(run, image, Prediction(labels, None), job)
+        large_images.predict(run, image, Prediction(labels, None), job, advance)
     results.write(name, image, labels)

@@ -22,6 +22,7 @@ from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import inputs, large_images, outputs
+from ggcf_jax.prediction.batches import Job, Prediction
 from ggcf_jax.workdir import checkpoints, classes
 from tests.helpers import ROOT, make_tiny_config, one_device, save_untrained, write_camvid
 
@@ -168,6 +169,16 @@ def test_a_large_image_is_that_of_its_parts(album, scores):
     chosen = np.take_along_axis(probabilities, found[..., None], -1)[..., 0]
     np.testing.assert_allclose(chosen, probabilities.max(-1), atol=1e-3)  # float16 has ties
     np.testing.assert_allclose(probabilities.astype(np.float32).sum(-1), 1, atol=5e-3)
+
+
+def test_a_large_image_advances_by_parts():
+    image = np.zeros((40, 100, 3), np.uint8)
+    job = Job((0,), (64, 64), 1, in_parts=True)
+    into = Prediction(np.full((40, 100), 9, np.uint8), None)
+    shares = []
+    run = lambda images: Prediction(np.ones(images.shape[:3], np.uint8), None)  # noqa: E731
+    large_images.predict(run, image, into, job, shares.append)
+    assert shares == [0.5, 0.5] and (into.labels == 1).all()
 
 
 @pytest.mark.parametrize('length', [1, 63, 64, 65, 100, 112, 113, 1000])

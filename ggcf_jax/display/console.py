@@ -1,6 +1,7 @@
 """Console output of a run: progress, throughput and the table of an evaluation.
 
-On a terminal there is a live progress bar; elsewhere (log file, batch queue, CI) a line an update.
+On a terminal there is a live progress bar; elsewhere (log file, batch queue, CI) a line an update,
+and during longer work on images one every ten seconds.
 """
 
 import contextlib
@@ -16,12 +17,14 @@ from rich.text import Text
 
 # More classes than this are listed in two columns side by side.
 _ROWS = 12
+# Seconds between two lines about work that goes on, where there is no terminal.
+_SILENCE = 10.0
 
 
 class Progress:
     """Progress of training and of work on many images, with messages in between.
 
-    Use as a context manager. The live bar appears with the first update.
+    Use as a context manager. The live bar of the training appears with the first update.
     """
 
     def __init__(self, total_steps: int = 0, start_step: int = 0, console: Console | None = None):
@@ -36,6 +39,7 @@ class Progress:
         self._total = total_steps
         self._start = start_step
         self._started = time.monotonic()
+        self._compiled = 0.0  # seconds spent in `compiling`
         # Time and step of the first update; the time before it includes compilation.
         self._steady: tuple[float, int] | None = None
         self._train: TaskID | None = None
@@ -96,15 +100,17 @@ class Progress:
 
     def evaluating(
         self, total: int, split: str = 'validation'
-    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+    ) -> contextlib.AbstractContextManager[Callable[[float], None]]:
         """Shows the evaluation of the `total` images of a split; see `working`."""
         return self.working('evaluate', 'evaluated', total, split)
 
     @contextlib.contextmanager
     def working(
         self, verb: str, past: str, total: int, name: str
-    ) -> Iterator[Callable[[int], None]]:
+    ) -> Iterator[Callable[[float], None]]:
         """Shows work on many images, and prints a line with their number and the time at the end.
+
+        Rate and time left do not count the time that was spent in `compiling`.
 
         Args:
             verb: what is done, such as 'predict'.
@@ -113,26 +119,61 @@ class Progress:
             name: name of the images, such as that of a split.
 
         Yields:
-            A function to call with the number of images that were finished since the last call.
+            A function to call with the number of images that were finished since the last call;
+            of a large image it may be a share, such as 0.25.
         """
-        began = time.monotonic()
-        done = 0
+        began = told = time.monotonic()
+        compiled = self._compiled
+        done = 0.0
         live = self._live
         task = None if live is None else live.add_task(f'{verb} {name}', total=total, status='')
 
-        def advance(images: int) -> None:
-            nonlocal done
+        def advance(images: float) -> None:
+            nonlocal done, told
             done += images
-            if live is not None and task is not None:
-                rate = done / max(time.monotonic() - began, 1e-9)
-                live.update(task, completed=done, status=f'{rate:.3g} images/s')
+            now = time.monotonic()
+            if live is None and now - told < _SILENCE:
+                return
+            told = now
+            rate = done / max(now - began - (self._compiled - compiled), 1e-9)
+            left = _clock(max(total - done, 0) / rate if rate else None)
+            status = f'{rate:.3g} images/s  left {left}'
+            if live is None:
+                share = f'{done / total:.0%}' if total else ''
+                # A sum of shares such as 3 x 1/3 may lie a rounding error below its number.
+                self.print(f'{verb} {name}: {int(done + 1e-6)} of {total} ({share})  {status}')
+            elif task is not None:
+                live.update(task, completed=done, status=status)
 
         try:
             yield advance
         finally:
             if live is not None and task is not None:
                 live.remove_task(task)
-        self.print(f'{past} {done} images of {name} in {time.monotonic() - began:.1f} s')
+        seconds = time.monotonic() - began
+        self.print(f'{past} {round(done)} images of {name} in {seconds:.1f} s')
+
+    @contextlib.contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Says that a program is being compiled, and how long that took.
+
+        Args:
+            what: what the program is for, such as 'the training step'.
+        """
+        began = time.monotonic()
+        live = self._live
+        task = None
+        if live is None:
+            self.print(f'compiling {what}')
+        else:
+            task = live.add_task(f'compiling {what}', total=None, status='')
+        try:
+            yield
+        finally:
+            if live is not None and task is not None:
+                live.remove_task(task)
+            self._compiled += time.monotonic() - began
+        self.print(f'compiled {what} in {time.monotonic() - began:.1f} s')
 
     def _seconds_left(self, step: int) -> float | None:
         """Estimate from the average since the first update, with evaluations and checkpoints."""

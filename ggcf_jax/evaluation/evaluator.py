@@ -82,6 +82,8 @@ class Evaluator:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=metrics.default)
     num_samples: int = 0
     num_worst: int = 0
+    # Shapes of the batches that `step` was compiled for.
+    _compiled: set[tuple[int, ...]] = dataclasses.field(default_factory=set, init=False)
 
     def __call__(self, params: nnx.State, stats: nnx.State, progress: Progress) -> Evaluation:
         """Evaluates a network; in a run of several processes all call this together.
@@ -96,7 +98,7 @@ class Evaluator:
         samples: dict[int, Sample] = {}
         worst = Worst(self.num_worst)
         with progress.evaluating(len(dataset.source(split)), split) as advance:
-            batches = self._dispatch(params, stats, confusion, advance)
+            batches = self._dispatch(params, stats, confusion, progress)
             # While the device computes a batch, the host collects the pictures of the one before;
             # so at most two wait on the device, however many images the split has.
             for batch in _one_behind(batches):
@@ -104,6 +106,7 @@ class Evaluator:
                     worst.add(index, ranked)
                     if index < self.num_samples:
                         samples[index] = ranked.sample
+                advance(batch.num_images)
             matrix = confusion.total()
         return Evaluation(
             split,
@@ -120,23 +123,25 @@ class Evaluator:
         params: nnx.State,
         stats: nnx.State,
         confusion: '_Confusion',
-        advance: Callable[[int], None],
+        progress: Progress,
     ) -> Iterator['_Batch']:
         """Starts the step on each batch, and yields it without waiting for the results."""
         shard = mesh_lib.shard(self.mesh)
         loaded = self.batches.load(shard=shard, loader=self.loader)
-        first = True
         for indices, batch in zip(self.batches.indices, loaded, strict=True):
             processes.report_progress(f'evaluating images of {self.batches.split}')
             arrays = mesh_lib.global_batch(self.mesh, batch)
             images = {name: arrays[name] for name in ('image', 'label')}
-            if first:
-                processes.compile_together(self.step, params, stats, confusion.on_device, images)
-                first = False
+            if images['label'].shape not in self._compiled:
+                _, height, width = images['label'].shape
+                with progress.compiling(f'the evaluation of {height} x {width} pixels'):
+                    processes.compile_together(
+                        self.step, params, stats, confusion.on_device, images
+                    )
+                self._compiled.add(images['label'].shape)
             matrix, ious, predictions = self.step(params, stats, confusion.on_device, images)
             confusion.update(matrix, pixels=batch['label'].size * shard.count)
-            advance(int((indices >= 0).sum()))
-            yield _Batch(arrays, ious, predictions)
+            yield _Batch(arrays, ious, predictions, int((indices >= 0).sum()))
 
     def _wanted(self, batch: '_Batch', worst: Worst) -> Iterator[tuple[int, Ranked]]:
         """The images of a computed batch whose pictures are kept, with their index."""
@@ -166,11 +171,13 @@ class _Batch(NamedTuple):
         arrays: what was evaluated, see `pipeline.EvaluationBatches.load`.
         ious: mean IoU of each image, float32 [b].
         predictions: uint8 [b, h, w].
+        num_images: number of its images, without those that fill it up.
     """
 
     arrays: dict[str, jax.Array]
     ious: jax.Array
     predictions: jax.Array
+    num_images: int
 
 
 class _Confusion:

@@ -127,6 +127,47 @@ def predict_padded(
     return found
 
 
+class Network:
+    """The network as a function of host arrays, a `Run`; every new shape is compiled once.
+
+    To be used under `jax.set_mesh(mesh)`, with a number of images that is divisible by the devices
+    of its axis `data`.
+    """
+
+    def __init__(self, step: jax.stages.Wrapped, params: nnx.State, stats: nnx.State, mesh: Mesh):
+        """
+        Args:
+            step: jitted (params, stats, images) -> (labels, probabilities or None).
+            params: parameters of the network, replicated on the mesh.
+            stats: its batch statistics, likewise.
+            mesh: devices that share a batch.
+        """
+        self._step = step
+        self._params = params
+        self._stats = stats
+        self._mesh = mesh
+        self._compiled: set[tuple[int, ...]] = set()
+
+    def __call__(self, images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
+        self._compiled.add(images.shape)
+        return Prediction(*jax.device_get(self._step(*self._arguments(images))))
+
+    def is_compiled(self, images: UInt8[np.ndarray, 'b h w 3']) -> bool:
+        """Whether a program for images of this shape was compiled."""
+        return images.shape in self._compiled
+
+    def compile(self, images: UInt8[np.ndarray, 'b h w 3']) -> None:
+        """Compiles the program for images of this shape, which the first call would do."""
+        self._step.lower(*self._arguments(images)).compile()
+        self._compiled.add(images.shape)
+
+    def _arguments(
+        self, images: UInt8[np.ndarray, 'b h w 3']
+    ) -> tuple[nnx.State, nnx.State, jax.Array]:
+        arrays = mesh_lib.global_batch(self._mesh, {'image': images})
+        return self._params, self._stats, arrays['image']
+
+
 def make_run(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -135,11 +176,8 @@ def make_run(
     plan: inference.Plan,
     mesh: Mesh,
     probabilities: jnp.dtype | None,
-) -> Run:
-    """Builds the network as a function of host arrays; every new shape of images is compiled once.
-
-    To be called under `jax.set_mesh(mesh)`, with a number of images that is divisible by the
-    devices of its axis `data`.
+) -> Network:
+    """Builds the network as a function of host arrays.
 
     Args:
         graphdef: structure of the network.
@@ -160,12 +198,7 @@ def make_run(
         return labels, inference.probabilities(scores, plan).astype(probabilities)
 
     step = jax.jit(predict_step, out_shardings=mesh_lib.by_batch(mesh))
-
-    def run(images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
-        arrays = mesh_lib.global_batch(mesh, {'image': images})
-        return Prediction(*jax.device_get(step(params, stats, arrays['image'])))
-
-    return run
+    return Network(step, params, stats, mesh)
 
 
 def _round_up(number: int, multiple: int) -> int:

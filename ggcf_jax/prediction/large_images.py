@@ -1,6 +1,7 @@
 """Images that are too large for the network go through it in overlapping parts."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -35,6 +36,7 @@ def predict(
     image: UInt8[np.ndarray, 'h w 3'],
     into: Prediction,
     job: Job,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Fills in the labels and probabilities of an image of any size, part by part.
 
@@ -45,6 +47,7 @@ def predict(
         image: RGB; where it is smaller than a part it is padded.
         into: arrays at the image's size that are written; probabilities may be None.
         job: size of the parts, and number of parts that go through the network together.
+        advance: called with the share of the parts that was finished since the last call.
     """
     axes = (cores(*axis) for axis in zip(into.labels.shape, job.size))
     parts = list(itertools.product(*axes))
@@ -66,3 +69,4 @@ def predict(
             if into.probabilities is not None:
                 assert found.probabilities is not None
                 into.probabilities[rows, columns] = found.probabilities[inside]
+        advance(len(chunk) / len(parts))

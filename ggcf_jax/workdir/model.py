@@ -217,7 +217,7 @@ class TrainedModel:
         program = self._program(function, *shapes)
         return jax.device_get(program(self.params, self.stats, *arrays))
 
-    def batch_run(self, probabilities: np.dtype | None) -> batches.Run:
+    def batch_run(self, probabilities: np.dtype | None) -> batches.Network:
         """The network on batches of host arrays, as `batches.make_run` builds it, built once.
 
         Args:
@@ -235,7 +235,7 @@ class TrainedModel:
         return self._runs[probabilities]
 
     @functools.cached_property
-    def _runs(self) -> dict[np.dtype | None, batches.Run]:
+    def _runs(self) -> dict[np.dtype | None, batches.Network]:
         return {}
 
     @functools.cached_property

@@ -98,6 +98,37 @@ def test_evaluation_without_training_prints_one_line():
     assert len(lines) == 1 and lines[0].startswith('evaluated 3 images of validation in ')
 
 
+def test_long_work_without_a_terminal_tells_every_ten_seconds_without_compilation(monkeypatch):
+    clock = _Clock()
+    monkeypatch.setattr(console, 'time', clock)
+    output = _plain(width=20)
+    with (
+        Progress(console=output) as progress,
+        progress.working('predict', 'done', 8, 'a') as advance,
+    ):
+        with progress.compiling('the network'):
+            clock.now = 30
+        for now, images in ((32, 1), (39, 1), (45, 1.5), (46, 0.5), (56, 1.75), (57, 2.25)):
+            clock.now = now
+            advance(images)
+    assert output.file.getvalue().splitlines() == [
+        'compiling the network',
+        'compiled the network in 30.0 s',
+        'predict a: 1 of 8 (12%)  0.5 images/s  left 0:00:14',
+        'predict a: 3 of 8 (44%)  0.233 images/s  left 0:00:19',
+        'predict a: 5 of 8 (72%)  0.221 images/s  left 0:00:10',
+        'done 8 images of a in 57.0 s',
+    ]
+
+
+def test_a_terminal_shows_what_is_being_compiled():
+    output = _terminal()
+    with Progress(console=output) as progress, progress.compiling('the network'):
+        pass
+    text = output.file.getvalue()
+    assert 'compiling the network' in text and 'compiled the network in 0.0 s' in text
+
+
 def test_failed_evaluation_is_not_reported_as_done():
     output = _terminal()
     progress = Progress(1, console=output)
