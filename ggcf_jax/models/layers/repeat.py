@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,9 +19,11 @@ def scan(
 ) -> tuple[_Carry, Any]:
     """`jax.lax.scan`, except that XLA:CPU gets the steps one after the other instead of a loop.
 
-    XLA:CPU uses its fast convolution kernels only outside of loops: inside one, the gradient of a
-    ResNet-50 (97 x 97, batch 2, two cores) took 10.6 s instead of 0.62 s. On other platforms a loop
-    saves minutes of compilation and costs nothing.
+    XLA:CPU brings the axes of weight gradients into the order that its fast kernels need only in
+    the entry computation of a program (xla/service/cpu/conv_canonicalization.cc): from inside a
+    loop, even one that it unrolls, the gradient of a ResNet-50 (97 x 97, batch 2, two cores) took
+    10.6 s instead of 0.62 s. On other platforms a loop saves minutes of compilation and costs
+    nothing.
 
     Args:
         body: (carry, slice of `xs`) -> (carry, output of this step).
@@ -30,7 +33,12 @@ def scan(
     Returns:
         Carry after the last step, and the outputs of all steps stacked on a leading axis.
     """
-    return jax.lax.scan(body, carry, xs, unroll=True if target.current() == 'cpu' else 1)
+    if target.current() != 'cpu':
+        return jax.lax.scan(body, carry, xs)
+    if jax.tree.leaves(xs)[0].shape[0] == 1:  # `unroll=True` leaves a loop of one step a loop
+        carry, y = body(carry, jax.tree.map(lambda x: x[0], xs))
+        return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], y)
+    return jax.lax.scan(body, carry, xs, unroll=True)
 
 
 class Repeated(nnx.Module):

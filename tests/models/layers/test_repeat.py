@@ -21,3 +21,12 @@ def test_only_cpus_get_the_steps_one_after_the_other(platform, unrolled):
         jaxpr = str(jax.make_jaxpr(jax.jit(doubled))(1.0))
     assert ('unroll=3' in jaxpr or 'unroll=True' in jaxpr) == unrolled
     assert doubled(1.0) == 8.0
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+def test_outputs_are_stacked(steps):
+    carry, outputs = scan(lambda carry, x: (carry + x, (carry, 2 * x)), 1, jnp.arange(steps))
+    expected = jax.lax.scan(lambda carry, x: (carry + x, (carry, 2 * x)), 1, jnp.arange(steps))
+    assert jax.tree.map(lambda x: x.tolist(), (carry, outputs)) == jax.tree.map(
+        lambda x: x.tolist(), expected
+    )

@@ -1,0 +1,75 @@
+"""The compiled training step: XLA:CPU has a fast form for every convolution of every backbone."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ggcf_jax import models
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.backbones import mobilenet, resnet, wide_resnet
+from ggcf_jax.models.layers.repeat import scan
+from ggcf_jax.training import state as state_lib
+from ggcf_jax.training import train_step
+from tests.helpers import TINY_MODEL
+
+QUICK = ('resnet10', 'resnet18')
+FAST = 'b01f_01io->b01f'
+
+
+def slow_convolutions(compiled: jax.stages.Compiled) -> list[str]:
+    """The convolutions whose axes are in no order that XLA:CPU has a kernel for.
+
+    It transposes those of the entry computation, and only those: weight gradients inside of loops,
+    conditionals and calls keep their order, and run as nested scalar loops, ten times slower
+    (xla/service/cpu/conv_canonicalization.cc and ir_emission_utils.cc).
+    """
+    return [
+        line
+        for line in compiled.as_text().splitlines()
+        if ' convolution(' in line and f'dim_labels={FAST}' not in line
+    ]
+
+
+def compile_step(config) -> jax.stages.Compiled:
+    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        graphdef, _, _ = models.abstract(config, 3)
+        state = jax.eval_shape(state_lib.creator(config, 3, mesh))
+        batch = {
+            'image': jax.ShapeDtypeStruct((2, 17, 17, 3), jnp.uint8),
+            'label': jax.ShapeDtypeStruct((2, 17, 17), jnp.uint8),
+        }
+        step = train_step.build(config.train, (), graphdef, mesh)
+        return step.lower(state, batch).compile()
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for family in (resnet, wide_resnet, mobilenet)
+        for name in family.BACKBONES
+    ],
+)
+def test_every_convolution_of_a_training_step_is_fast(tiny_config, name):
+    tiny_config.update_from_flattened_dict(
+        {**TINY_MODEL, 'model.backbone.name': name, 'model.context': 'none'}
+    )
+    tiny_config.model.backbone.width = 2
+    tiny_config.train.accumulate = 2 if name == 'resnet10' else 1  # a loop, too
+    compiled = compile_step(tiny_config)
+    assert FAST in compiled.as_text()
+    assert slow_convolutions(compiled) == []
+
+
+@pytest.mark.parametrize('steps', [1, 3])
+@pytest.mark.parametrize(('loop', 'slow'), [(scan, False), (jax.lax.scan, True)])
+def test_slow_convolutions_are_found(loop, slow, steps):
+    def step(x, kernel):
+        numbers = ('NHWC', 'HWIO', 'NHWC')
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=numbers), x
+
+    x, kernels = jnp.ones((2, 5, 6, 4)), jnp.ones((steps, 3, 3, 4, 4))
+    total = lambda kernels: (loop(step, x, kernels)[0] ** 2).sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(total)).lower(kernels).compile()
+    assert bool(slow_convolutions(compiled)) == slow
