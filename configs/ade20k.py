@@ -51,3 +51,7 @@ def get_config() -> ConfigDict:
 
 def sweep() -> Iterator[table1.Row]:
     return table1.table2()
+
+
+def peers() -> Iterator[table1.Row]:
+    return table1.peers()

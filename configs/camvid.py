@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
     config.model.ggcf.value_channels = 48
     config.model.aspp.channels = 96
     config.model.aspp.rates = (6, 12, 18)
+    config.model.psp.channels = 96
+    config.model.non_local.channels = 96
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 
@@ -58,3 +60,7 @@ def get_config() -> ConfigDict:
 def sweep() -> Iterator[table1.Row]:
     """The rows of Table 1, sizes scaled as the heads above (10 to 4)."""
     return table1.table1(sizes=(3, 6, 9), single=4)
+
+
+def peers() -> Iterator[table1.Row]:
+    return table1.peers(sizes=(3, 6, 9))

@@ -122,3 +122,7 @@ def get_config(variant: str = 'r101') -> ConfigDict:
 
 def sweep() -> Iterator[table1.Row]:
     return table1.table1()
+
+
+def peers() -> Iterator[table1.Row]:
+    return table1.peers()

@@ -32,6 +32,8 @@ def small(config: ConfigDict) -> None:
     config.model.ggcf.key_channels = 16
     config.model.ggcf.value_channels = 32
     config.model.aspp.channels = 64
+    config.model.psp.channels = 64
+    config.model.non_local.channels = 64
     config.model.aux_channels = 32
     config.train.steps = 300
     config.train.eval_every = 300
@@ -62,6 +64,8 @@ def get_config(variant: str = 'demo') -> ConfigDict:
     config.model.ggcf.value_channels = 48
     config.model.aspp.channels = 96
     config.model.aspp.rates = (3, 6, 9)
+    config.model.psp.channels = 96
+    config.model.non_local.channels = 96
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 
@@ -85,3 +89,7 @@ def get_config(variant: str = 'demo') -> ConfigDict:
 def sweep() -> Iterator[table1.Row]:
     """The rows of Table 1, sizes scaled as the heads above (10 to 3)."""
     return table1.table1(sizes=(2, 4, 6), single=3)
+
+
+def peers() -> Iterator[table1.Row]:
+    return table1.peers(sizes=(2, 4, 6))

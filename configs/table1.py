@@ -1,4 +1,9 @@
-"""The rows of Tables 1 and 2 under the paper's names: what `sweep()` of a recipe yields."""
+"""Rows of comparisons: what `sweep()` and `peers()` of a recipe yield.
+
+Those of `sweep()` are Tables 1 and 2 under the paper's names. Those of `peers()` are the context
+modules of other papers beside the paper's own, under one recipe (docs/contexts.md); the paper
+compares with some of them in Table 4, across recipes.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,3 +54,15 @@ def table2() -> Iterator[Row]:
     """Yields (name, overrides of fields) for each row of Table 2, which are rows of Table 1."""
     names = ('Baseline', 'FULL', _LOCAL_GRID, f'{_LOCAL_GRID} + ContextPruning')
     return (row for row in table1() if row[0] in names)
+
+
+def peers(sizes: Sequence[int] = (8, 16, 24)) -> Iterator[Row]:
+    """Yields (name, overrides of fields) for the published modules and what they compare with.
+
+    Args:
+        sizes: as for `table1`.
+    """
+    names = ('Baseline', 'ASPP', 'FULL', _LOCAL_GRID)
+    yield from (row for row in table1(sizes) if row[0] in names)
+    yield 'PSPNet', {'model.context': 'psp'}
+    yield 'Non-local', {'model.context': 'nonlocal'}

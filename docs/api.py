@@ -119,6 +119,7 @@ SECTIONS = (
             'ggcf_jax.models.contexts:ContextBuilder',
             'ggcf_jax.models.contexts:Context',
             'ggcf_jax.models.contexts:AttentionContext',
+            'ggcf_jax.models.contexts:PrunedContext',
             'ggcf_jax.data.records.dataset:DatasetBuilder',
             'ggcf_jax.data.records.dataset:Dataset.',
             'ggcf_jax.data.records.dataset:RecordSource',

@@ -31,7 +31,6 @@ from ggcf_jax import attention
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
-from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.models.segmenter import Segmenter
 
@@ -151,7 +150,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
     at = nearest_positions(np.asarray(points), stride, label.shape)
 
     def attend(network: Segmenter, image: jax.Array, at: jax.Array) -> jax.Array:
-        return pruned(network, selection.rules).attention(image[None], at)[0]
+        return pruning_rules.pruned(network, selection.rules).attention(image[None], at)[0]
 
     weights = model.run(attend, image, at)  # [queries, heads, rows, columns]
     masks = [

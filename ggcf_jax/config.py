@@ -108,7 +108,8 @@ def default() -> ConfigDict:
     config.model.activation = 'relu'  # 'relu', 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.
     # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
     config.model.norm = 'batch_norm'
-    # Context module: 'ggcf', 'aspp' (DeepLab v3), 'none', or 'my_package.my_module:build'.
+    # Context module (docs/contexts.md): 'ggcf', 'aspp' (DeepLab v3), 'psp' (PSPNet), 'nonlocal',
+    # 'none', or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
     # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'row',
@@ -128,6 +129,22 @@ def default() -> ConfigDict:
     config.model.aspp = ConfigDict()
     config.model.aspp.channels = 256  # Channels of each branch and of the output (DeepLab v3).
     config.model.aspp.rates = (12, 24, 36)  # Dilations (DeepLab v3 at output stride 8).
+    # PSPNet's context module.
+    config.model.psp = ConfigDict()
+    config.model.psp.channels = 512  # Channels of each branch and of the output (PSPNet, mmseg).
+    config.model.psp.pool_scales = (1, 2, 3, 6)  # Bins of each branch, down and across (PSPNet).
+    # Whether the outermost bins lie on the outermost positions of the map (PSPNet, CCNet; mmseg for
+    # crops of 769), or the edges of the bins on its edges (mmseg for others).
+    config.model.psp.align_corners = True
+    # mmseg's non-local context module ('nonlocal' is a keyword of Python).
+    config.model.non_local = ConfigDict()
+    config.model.non_local.channels = 512  # Channels of the block and of the output (mmseg).
+    # Channels of the block over those of its queries, keys and values (mmseg).
+    config.model.non_local.reduction = 2
+    # Whether affinities are divided by the square root of the channels of the keys (mmseg).
+    config.model.non_local.use_scale = True
+    # Whether the backbone's features are joined behind the block (mmseg).
+    config.model.non_local.concat_input = True
     # Channels of the auxiliary head, which reads stage 3. openseg, OCNet: 512; mmseg: 256.
     config.model.aux_channels = 256
     # Dropout rate before the classifiers, in [0, 1). mmseg: 0.1; OCNet, openseg: 0.05.
@@ -249,7 +266,8 @@ _BOUNDS = (
             'train.steps', 'train.batch_size', 'train.accumulate', 'train.eval_every',
             'train.checkpoint_every', 'train.log_every', 'train.max_skipped', 'eval.batch_size',
             'eval.size_multiple', 'eval.max_sizes', 'eval.windows_at_once', 'data.threads',
-            'mesh.space',
+            'mesh.space', 'model.psp.channels', 'model.non_local.channels',
+            'model.non_local.reduction',
         ),
     ),
     _Bound(

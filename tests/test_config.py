@@ -3,6 +3,7 @@ import importlib.util
 import pytest
 
 from ggcf_jax import config as config_lib
+from ggcf_jax import models
 from ggcf_jax.errors import InputError
 from tests.helpers import RECIPES, ROOT, load_config, load_module
 
@@ -95,6 +96,28 @@ def test_rows_of_table_1_have_the_sizes_of_the_recipe(name, expected):
     assert rows['FULL, {LOCAL, GRID}_{8,16,24}'] == {'model.heads': expected}
     assert rows['{LOCAL, GRID}_{8,16,24}'] == {'model.heads': load_config(name).model.heads}
     assert set(rows['FULL + ContextPruning']) == {'model.heads', 'eval.pruning'}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize(
+    ('context', 'heads'), [('none', ()), ('aspp', ()), ('psp', ()), ('nonlocal', ('full',))]
+)
+def test_every_recipe_takes_every_context_module(name, context, heads):
+    config = load_config(name)
+    config.model.context = context
+    config_lib.check(config, devices=1)
+    assert tuple(map(str, models.prunable_heads(config.model))) == heads
+
+
+@pytest.mark.parametrize('name', ['ade20k', 'camvid', 'cityscapes', 'street_scenes'])
+def test_peers_are_compared_with_rows_of_table_1(name):
+    module = load_module(name)
+    rows, table1 = dict(module.peers()), dict(module.sweep())
+    assert list(rows) == [
+        'Baseline', 'ASPP', 'FULL', '{LOCAL, GRID}_{8,16,24}', 'PSPNet', 'Non-local',
+    ]  # fmt: skip
+    assert all(rows[row] == table1[row] for row in rows.keys() & table1.keys())
+    assert len(rows.keys() & table1.keys()) == (3 if name == 'ade20k' else 4)
 
 
 def test_rows_of_table_2():

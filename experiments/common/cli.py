@@ -95,6 +95,19 @@ def comma_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(',')]
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Parses HxW, such as 128x256.
+
+    Raises:
+        argparse.ArgumentTypeError: a text of another form.
+    """
+    try:
+        h, w = map(int, text.split('x'))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r}; sizes are written 128x256') from error
+    return h, w
+
+
 def parse_override(text: str) -> tuple[str, str]:
     """Splits 'field=value' at its first equals sign.
 

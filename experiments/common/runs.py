@@ -187,6 +187,9 @@ def common_dataset(selected: Sequence[SelectedRun]) -> Dataset:
     return first
 
 
+_NAMES = {'none': 'Baseline', 'nonlocal': 'Non-local', 'psp': 'PSPNet', 'ccnet': 'CCNet'}
+
+
 def paper_name(model: ConfigDict) -> str:
     """Names a context module as the paper does, 'FULL, LOCAL_{8,16,24}'.
 
@@ -194,7 +197,7 @@ def paper_name(model: ConfigDict) -> str:
         model: `config.model`.
     """
     if model.context != 'ggcf':
-        return {'none': 'Baseline'}.get(model.context, model.context.upper())
+        return _NAMES.get(model.context, model.context.upper())
     kinds: list[tuple[str, list[str]]] = []
     for graph in graphs.parse(model.heads):
         kind = graph.kind()

@@ -132,11 +132,13 @@ def trained_heads(workdirs: Sequence[str], checkpoint: str) -> list[Graph]:
     """
     found: list[Graph] = []
     for run, loaded in runs.load_each(runs.select(workdirs), checkpoint):
-        context = loaded.model.network.context
-        if not isinstance(context, GGCF):
+        network = loaded.model.network
+        if not network.heads:
             raise InputError(f'{run.workdir}: {run.model} has no heads')
-        for graph, params in zip(context.heads, context.graph_params):
-            found.append(graph.bind({name: p[...] for name, p in params.items()}))
+        if isinstance(network.context, GGCF):  # the one whose graphs may have parameters
+            found += network.context.bound_heads
+        else:
+            found += network.heads
     return found
 
 

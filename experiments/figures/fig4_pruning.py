@@ -31,7 +31,7 @@ from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference
-from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.contexts import PrunedContext, pruning_rules
 
 Priority = Literal['top', 'random']
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
@@ -95,15 +95,15 @@ def measure(
     Raises:
         InputError: a model without heads.
     """
-    model, heads = loaded.model, loaded.model.network.heads
-    if not heads:
+    model, context = loaded.model, loaded.model.network.context
+    if not isinstance(context, PrunedContext):
         raise InputError(f'{model.workdir}: this model has no heads to prune')
     mesh = mesh_lib.make_mesh()
     batches = data.evaluation_batches(model.config, loaded.dataset, split)
     params, stats = jax.device_put((model.params, model.stats), mesh_lib.replicated(mesh))
     with jax.set_mesh(mesh), Progress(model.step) as progress:
         for percent in percents:
-            plan = inference.Plan(average='logits', pruning=rules(heads, percent, priority))
+            plan = inference.Plan(average='logits', pruning=rules(context.heads, percent, priority))
             evaluate = evaluator.Evaluator(
                 evaluator.make_eval_step(model.graphdef, loaded.dataset.num_classes, mesh, plan),
                 batches,

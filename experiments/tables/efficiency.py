@@ -216,7 +216,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--size',
         default=(128, 256),
-        type=_parse_size,
+        type=cli.parse_size,
         metavar='HxW',
         help='size of the feature map [128x256]',
     )
@@ -245,14 +245,6 @@ def _check_heads(text: str) -> str:
             f'{error}; heads are written local:8,16,24,grid:8,16,24'
         ) from error
     return text
-
-
-def _parse_size(text: str) -> tuple[int, int]:
-    try:
-        h, w = map(int, text.split('x'))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f'{text!r}; sizes are written 128x256') from error
-    return h, w
 
 
 if __name__ == '__main__':

@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from experiments.common import cli
-from ggcf_jax import data
-from ggcf_jax.attention import graphs
+from ggcf_jax import data, models
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -40,12 +39,13 @@ def plans(config: ConfigDict) -> dict[str, dict[str, Any]]:
         config: configuration of the run.
 
     Returns:
-        Name of a plan -> the fields of `config.eval` that it changes.
+        Name of a plan -> the fields of `config.eval` that it changes; none that prunes for a
+        network without heads.
     """
-    kinds = dict.fromkeys(head.kind() for head in graphs.parse(config.model.heads))
+    kinds = dict.fromkeys(head.kind() for head in models.prunable_heads(config.model))
     half = ','.join(f'{kind}:drop=0.5' for kind in kinds)
     many = {'scales': SCALES, 'flip': True}
-    return {
+    found: dict[str, dict[str, Any]] = {
         'whole image': {},
         'half of each context pruned': {'pruning': half},
         f'scales {", ".join(map(str, SCALES))}, flip': many,
@@ -53,6 +53,7 @@ def plans(config: ConfigDict) -> dict[str, dict[str, Any]]:
         'half of each context at random': {'pruning': half.replace('0.5', '0.5:random')},
         'windows of the training crop': {'window': tuple(config.data.crop_size)},
     }
+    return {name: fields for name, fields in found.items() if half or 'pruning' not in fields}
 
 
 def evaluate_plans(

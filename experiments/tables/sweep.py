@@ -5,6 +5,9 @@
     python -m experiments.tables.sweep run   --config=... --out=... --index=$SLURM_ARRAY_TASK_ID
     python -m experiments.tables.sweep table --config=... --out=... --seeds=3
 
+`--sweep=peers` takes the rows of another function of the configuration than `sweep()`: those of
+configs/table1.py `peers()` are context modules of other papers beside the paper's own.
+
 Arguments of the form --config.field=value apply to every run. `run` starts main.py for the runs
 that are not finished, so that the same command resumes after an interruption; Ctrl-C and SIGTERM
 let the runs save first. Compiled programs are cached in <out>/compiled (or in
@@ -149,7 +152,9 @@ def main(options: argparse.Namespace) -> int:
     """Lists or finishes the runs of a sweep, or writes their table; returns the exit code."""
     if options.jobs < 1 or options.seeds < 1:
         raise InputError('--jobs and --seeds must be at least 1')
-    todo = sweep_runs.runs(options.config, options.out, options.seeds, options.config_overrides)
+    todo = sweep_runs.runs(
+        options.config, options.out, options.seeds, options.config_overrides, options.sweep
+    )
     todo = _select_rows(todo, options.row)
     if options.action == 'table':
         table1.write(todo, options.out)
@@ -182,6 +187,11 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_config(parser)
     parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
     parser.add_argument('--jobs', default=1, type=int, help='number of runs at a time [1]')
+    parser.add_argument(
+        '--sweep',
+        default='sweep',
+        help='function of the configuration that yields the rows, such as peers [sweep]',
+    )
     parser.add_argument('--row', action='append', help='take only this row; may be repeated')
     parser.add_argument('--index', type=int, help='take only the run with this number of the list')
     return parser

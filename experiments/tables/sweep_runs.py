@@ -1,9 +1,9 @@
 """The runs of a configuration's sweep: their rows, their workdirs, and which are finished.
 
-A configuration with `sweep()`, a generator of (row name, overrides of fields), has a run for each
-of its rows and each seed. A row with fields of `eval`, such as `eval.pruning`, trains nothing: it
-is another evaluation of the run that has its other fields. Configuration, seeds and output folder
-determine everything.
+A configuration with `sweep()` (or another function that is named), a generator of (row name,
+overrides of fields), has a run for each of its rows and each seed. A row with fields of `eval`,
+such as `eval.pruning`, trains nothing: it is another evaluation of the run that has its other
+fields. Configuration, seeds and output folder determine everything.
 """
 
 import dataclasses
@@ -97,7 +97,27 @@ class Run:
         return arguments
 
 
-def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -> list[Run]:
+def rows_of(path: str, sweep: str = 'sweep') -> dict[str, dict[str, str]]:
+    """Returns the overrides of each row, as text, that a function of a configuration yields.
+
+    Args:
+        path: configuration file, with its variant where there is one: configs/x.py:variant.
+        sweep: name of the function.
+
+    Raises:
+        InputError: no such configuration, or one without this function.
+    """
+    rows = _sweep(path, sweep)()
+    return {row: {name: str(value) for name, value in each.items()} for row, each in rows}
+
+
+def runs(
+    path: str,
+    out: pathlib.Path,
+    seeds: int,
+    common: Sequence[str] = (),
+    sweep: str = 'sweep',
+) -> list[Run]:
     """Returns all runs of a sweep, checked before any of them starts.
 
     Args:
@@ -105,12 +125,13 @@ def runs(path: str, out: pathlib.Path, seeds: int, common: Sequence[str] = ()) -
         out: directory of the sweep.
         seeds: number of runs of a row; seeds count from 0.
         common: 'field=value' overrides of every run.
+        sweep: name of the configuration's function that yields the rows.
 
     Raises:
         InputError: no such configuration, one without a sweep, an unknown field or a bad value, a
             row that evaluates what no row trains, or a workdir that holds another run.
     """
-    own = {row: {name: str(value) for name, value in each.items()} for row, each in _sweep(path)()}
+    own = rows_of(path, sweep)
     trained = {row: fields for row, fields in own.items() if fields == _of_training(fields)}
     for row, fields in own.items():
         if _of_training(fields) not in trained.values():
@@ -144,15 +165,15 @@ def _of_training(fields: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in fields.items() if not name.startswith('eval.')}
 
 
-def _sweep(path: str) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
-    """Imports a configuration file and returns its `sweep`."""
+def _sweep(path: str, name: str) -> Callable[[], Iterator[tuple[str, dict[str, Any]]]]:
+    """Imports a configuration file and returns the function that yields the rows."""
     file = cli.config_file(path)
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None  # it is a .py file
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, 'sweep'):
+    if not hasattr(module, name):
         raise InputError(
-            f'--config={path} has no sweep(); give it one that yields (row, overrides)'
+            f'--config={path} has no {name}(); give it one that yields (row, overrides)'
         )
-    return module.sweep
+    return getattr(module, name)

@@ -9,11 +9,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 from ml_collections import ConfigDict
 
-from ggcf_jax import registry
-from ggcf_jax.attention import graphs
+from ggcf_jax import models, registry
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
-from ggcf_jax.models.contexts.ggcf import pruned
 from ggcf_jax.models.layers.resize import resize, upsample
 from ggcf_jax.models.segmenter import Segmenter
 
@@ -124,7 +122,7 @@ def scores(
     Raises:
         ValueError: a pruning rule for a kind of head that the model does not have.
     """
-    model = pruned(model, plan.pruning)
+    model = pruning_rules.pruned(model, plan.pruning)
     size = (images.shape[1], images.shape[2])
     views = [(scale, flip) for scale in plan.scales for flip in (False, True)[: 1 + plan.flip]]
     total: Any = 0.0
@@ -219,10 +217,10 @@ def build(config: ConfigDict) -> Plan:
     registry.check(evaluation.average, AVERAGES, 'config.eval.average')
     try:
         rules = pruning_rules.parse(evaluation.pruning)
-        if rules and config.model.context != 'ggcf':
+        heads = models.prunable_heads(config.model) if rules else ()
+        if rules and not heads:
             raise ValueError(f'config.model.context={config.model.context!r} has no heads to prune')
-        if rules:
-            pruning_rules.assign(rules, graphs.parse(config.model.heads))
+        pruning_rules.assign(rules, heads)
     except ValueError as error:
         raise InputError(f'config.eval.pruning={evaluation.pruning!r}: {error}') from error
     try:

@@ -10,9 +10,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from ggcf_jax import registry
+from ggcf_jax.attention import Graph
 from ggcf_jax.models import backbones, contexts
 from ggcf_jax.models.backbones import BackboneBuilder
-from ggcf_jax.models.contexts import ContextBuilder
+from ggcf_jax.models.contexts import ContextBuilder, PrunedContext
 from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
 from ggcf_jax.models.layers.remat import REMATS
 from ggcf_jax.models.segmenter import INPUTS, Segmenter
@@ -45,9 +46,7 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     build_backbone: BackboneBuilder = registry.find(
         backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name'
     )
-    build_context: ContextBuilder = registry.find(
-        contexts, 'CONTEXTS', model.context, 'config.model.context'
-    )
+    build_context = _find_context(model)
     dtype = DTYPES[train.dtype]
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     rngs = nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
@@ -90,3 +89,25 @@ def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmen
 def abstract(config: ConfigDict, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Returns `split(build(config, num_classes))` as shapes, without computing the parameters."""
     return split(nnx.eval_shape(lambda: build(config, num_classes)))
+
+
+def prunable_heads(model: ConfigDict) -> tuple[Graph, ...]:
+    """Returns the graphs of the heads that Context Pruning applies to, without a network.
+
+    Args:
+        model: `config.model`; `context` and the fields that this context module reads are read.
+
+    Returns:
+        () where the context module has no such heads.
+
+    Raises:
+        InputError: a context module or graph that does not exist.
+    """
+    build_context = _find_context(model)
+    # Heads are those of any number of input channels.
+    context = nnx.eval_shape(lambda: build_context(model, 64, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    return context.heads if isinstance(context, PrunedContext) else ()
+
+
+def _find_context(model: ConfigDict) -> ContextBuilder:
+    return registry.find(contexts, 'CONTEXTS', model.context, 'config.model.context')

@@ -36,6 +36,9 @@ MAY_DIFFER = frozenset(
     }
 )  # fmt: skip
 
+# Sections of fields that one context module alone reads, or code of another package.
+_CONTEXT_SECTIONS = {'model.psp.': 'psp', 'model.non_local.': 'nonlocal'}
+
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes `config.json` into the workdir, atomically."""
@@ -149,8 +152,19 @@ def _describe(saved: ConfigDict, given: ConfigDict, matters: Callable[[str], boo
     return ''.join(
         f'\n  {name}: {old!r} there, {new!r} now'
         for name, (old, new) in differing(saved, given).items()
-        if matters(name)
+        if matters(name) and _is_read(name, given)
     )
+
+
+def _is_read(name: str, config: ConfigDict) -> bool:
+    """Whether anything of this configuration's network reads a field.
+
+    The modules that it does not have may be of another size in a newer version of its recipe.
+    """
+    for section, context in _CONTEXT_SECTIONS.items():
+        if name.startswith(section):
+            return config.model.context == context or ':' in config.model.context
+    return True
 
 
 def _parse(text: str) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:

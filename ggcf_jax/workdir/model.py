@@ -27,7 +27,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
-from ggcf_jax.models.contexts.ggcf import pruned
+from ggcf_jax.models.contexts.pruning_rules import pruned
 from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.prediction import batches, inputs, large_images

@@ -196,7 +196,7 @@ def test_pruning_that_keeps_all_changes_nothing(tiny_config, images):
 def test_rules_without_heads(tiny_config, images):
     tiny_config.model.context = 'none'
     model = compiled(lambda: models.build(tiny_config, CLASSES))
-    with pytest.raises(ValueError, match='the model has no GGCF heads'):
+    with pytest.raises(ValueError, match='the model has no heads to prune'):
         inference.scores(model, images, Plan(pruning=pruning_rules.parse(PRUNING)))
 
 

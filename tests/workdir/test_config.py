@@ -63,6 +63,24 @@ def test_older_run_resumes(edit, tiny_config, tmp_path):
         workdir_config.claim_workdir(tiny_config, tmp_path)
 
 
+def test_context_modules_that_the_network_does_not_have_may_be_of_another_size(
+    edit, tiny_config, tmp_path
+):
+    """Recipes set them; runs from before they existed have the defaults."""
+    edit(lambda saved: [saved['model'].pop(name) for name in ('psp', 'non_local')])
+    assert tiny_config.model.psp.channels != config_lib.default().model.psp.channels
+    workdir_config.claim_workdir(tiny_config, tmp_path)
+    workdir_config.check_model(tiny_config, tmp_path)
+    tiny_config.model.context = 'my_package.mine:build'  # which may read any field
+    with pytest.raises(InputError, match=r'context: .*\n  model.non_local.channels: 512 there'):
+        workdir_config.claim_workdir(tiny_config, tmp_path)
+    tiny_config.model.context = 'psp'
+    workdir_config.save(tiny_config, tmp_path)
+    tiny_config.model.psp.pool_scales = (1, 2)
+    with pytest.raises(InputError, match=r'model.psp.pool_scales: \[1, 2, 3, 6\] there'):
+        workdir_config.check_model(tiny_config, tmp_path)
+
+
 def test_what_was_completed_is_printed_once(edit, tmp_path, capsys):
     edit(_without_new_fields)
     for _ in range(2):

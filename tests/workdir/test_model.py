@@ -9,7 +9,7 @@ from ggcf_jax import data, evaluate, models, predict
 from ggcf_jax.data.datasets import camvid
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
-from ggcf_jax.models.contexts.ggcf import pruned
+from ggcf_jax.models.contexts.pruning_rules import pruned
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from tests.helpers import make_tiny_config, save_untrained, write_camvid

@@ -6,7 +6,7 @@ A module here offers its context module in a dictionary `CONTEXTS`, name -> buil
 has to inherit from them.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -64,6 +64,19 @@ class AttentionContext(Context, Protocol):
             float32 attention weights over the map; those of a query and head sum to one.
         """
         ...
+
+
+@runtime_checkable
+class PrunedContext(AttentionContext, Protocol):
+    """A context module whose heads follow Context Pruning; without this member they cannot.
+
+    Attributes:
+        pruning: the rule of each head (`pruning_rules.Rule`), None where it keeps all neighbours;
+            a new module has None for each. `pruning_rules.pruned` sets it, and
+            `pruning_rules.options` says what `attend` is called with.
+    """
+
+    pruning: tuple[Any, ...]
 
 
 class ContextBuilder(Protocol):

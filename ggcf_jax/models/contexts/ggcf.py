@@ -1,7 +1,6 @@
 """The Graph Guided Context Fusion module (sections 3.2 to 3.5, Fig. 2)."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,6 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.norm import Activation, Norm
-
-_Module = TypeVar('_Module', bound=nnx.Module)
 
 
 class Head(NamedTuple):
@@ -46,7 +43,8 @@ class GGCF(nnx.Module):
     Attributes:
         features: number of channels of the output, concat(y, x).
         heads: graph of each head.
-        pruning: rule of each head, None where all neighbours are kept; see `pruned`.
+        pruning: rule of each head, None where all neighbours are kept; see
+            `pruning_rules.pruned`.
     """
 
     def __init__(
@@ -134,41 +132,23 @@ class GGCF(nnx.Module):
         ]
         return jnp.concatenate(rows, axis=2)
 
+    @property
+    def bound_heads(self) -> tuple[Graph, ...]:
+        """`heads` with the parameters of learned graphs."""
+        return tuple(
+            graph.bind({name: p[...] for name, p in params.items()})
+            for graph, params in zip(self.heads, self.graph_params)
+        )
+
     def _heads(self, x: jax.Array) -> list[Head]:
         """The heads over the reduced x."""
         b, h, w, _ = x.shape
         q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         heads = []
-        for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
-            graph = graph.bind({name: p[...] for name, p in self.graph_params[i].items()})
-            options: dict[str, Any] = {'scale': self.scale}
-            if rule is not None:
-                options |= {'keep': rule.keep, 'drop_rate': rule.drop_rate}
-                options |= {'pruning': rule.priority, 'key': rule.key(i)}
+        for i, (graph, rule) in enumerate(zip(self.bound_heads, self.pruning)):
+            options = {'scale': self.scale, **pruning_rules.options(rule, i)}
             heads.append(Head(graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
         return heads
-
-
-def pruned(module: _Module, rules: Iterable[pruning_rules.Rule]) -> _Module:
-    """A module on the same arrays whose heads prune their contexts (section 3.4, inference only).
-
-    Args:
-        module: module that is or holds a GGCF, such as a `Segmenter`.
-        rules: at most one rule per kind of head; () changes nothing.
-
-    Raises:
-        ValueError: a rule for a kind that no head has, or no GGCF there.
-    """
-    rules = tuple(rules)
-    if not rules:
-        return module
-    module = nnx.merge(*nnx.split(module))
-    found = [node for _, node in nnx.iter_graph(module) if isinstance(node, GGCF)]
-    if not found:
-        raise ValueError(f'pruning {",".join(map(str, rules))!r}: the model has no GGCF heads')
-    for ggcf in found:
-        ggcf.pruning = pruning_rules.assign(rules, ggcf.heads)
-    return module
 
 
 def _init(graph: Graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:

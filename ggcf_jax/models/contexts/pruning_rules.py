@@ -1,14 +1,18 @@
-"""Context Pruning for each kind of head (section 3.4): the rules, and their grammar."""
+"""Context Pruning for each kind of head (section 3.4): rules, their grammar, modules that obey."""
 
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
+from flax import nnx
 from jaxtyping import PRNGKeyArray
 
 from ggcf_jax.attention import GRAPHS, Graph
+from ggcf_jax.models.contexts import PrunedContext
+
+_Module = TypeVar('_Module', bound=nnx.Module)
 
 _RULE = re.compile(
     r'(?P<kind>[A-Za-z_][\w.:]*?):(?:drop=(?P<drop>[0-9.]+)|keep=(?P<keep>[0-9]+))'
@@ -113,3 +117,42 @@ def assign(rules: Iterable[Rule], heads: Sequence[Graph]) -> tuple[Rule | None, 
                 f'are {", ".join(map(str, heads))}'
             )
     return tuple(by_kind.get(kind) for kind in kinds)
+
+
+def options(rule: Rule | None, head: int) -> dict[str, Any]:
+    """The named arguments of `attend` and `attention_weights` by which a head follows its rule.
+
+    Args:
+        rule: rule of the head; None keeps all neighbours.
+        head: number of the head.
+    """
+    if rule is None:
+        return {}
+    return {
+        'keep': rule.keep,
+        'drop_rate': rule.drop_rate,
+        'pruning': rule.priority,
+        'key': rule.key(head),
+    }
+
+
+def pruned(module: _Module, rules: Iterable[Rule]) -> _Module:
+    """A module on the same arrays whose heads prune their contexts (inference only).
+
+    Args:
+        module: module that is or holds a `contexts.PrunedContext`, such as a `Segmenter`.
+        rules: at most one rule per kind of head; () changes nothing.
+
+    Raises:
+        ValueError: a rule for a kind that no head has, or no heads that can be pruned.
+    """
+    rules = tuple(rules)
+    if not rules:
+        return module
+    module = nnx.merge(*nnx.split(module))
+    found = [node for _, node in nnx.iter_graph(module) if isinstance(node, PrunedContext)]
+    if not found:
+        raise ValueError(f'pruning {",".join(map(str, rules))!r}: the model has no heads to prune')
+    for context in found:
+        context.pruning = assign(rules, context.heads)
+    return module

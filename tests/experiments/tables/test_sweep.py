@@ -34,6 +34,16 @@ def test_rows_are_the_papers_and_pruned_ones_are_not_trained(name, tmp_path):
         assert len({row.result for row in run.rows}) == len(run.rows)
 
 
+def test_rows_of_another_function_share_the_runs_of_equal_rows(tmp_path):
+    peers = sweep_runs.runs('configs/camvid.py', tmp_path, 1, sweep='peers')
+    ours = {run.row: run for run in sweep_runs.runs('configs/camvid.py', tmp_path, 1)}
+    by_row = {run.row: run for run in peers}
+    assert by_row['FULL'].trained == ours['FULL'].trained
+    assert dict(by_row['PSPNet'].trained.overrides) == {'model.context': 'psp', 'seed': '0'}
+    with pytest.raises(InputError, match=r'configs/folder.py has no peers\(\); give it one'):
+        sweep_runs.runs('configs/folder.py', tmp_path, 1, sweep='peers')
+
+
 def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
     found = sweep_runs.runs('configs/cityscapes.py:r50', tmp_path, 2, ['train.steps=9'])
     assert [run.index for run in found] == list(range(len(found)))

@@ -7,7 +7,7 @@ from flax import nnx
 from ggcf_jax.attention import graphs
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.aspp import ASPP
-from ggcf_jax.models.contexts.ggcf import GGCF, pruned
+from ggcf_jax.models.contexts.ggcf import GGCF
 from tests.helpers import compiled
 
 
@@ -82,7 +82,7 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     [('full', ''), ('local:2,2,grid:3', 'local:drop=0.5,grid:keep=1:random'), ('learned', '')],
 )
 def test_attention_of_ggcf_is_what_its_output_sums_with(rng, heads, rules):
-    module = pruned(_ggcf(heads, scale=0.5), pruning_rules.parse(rules))
+    module = pruning_rules.pruned(_ggcf(heads, scale=0.5), pruning_rules.parse(rules))
     x = jnp.float32(rng.normal(size=(2, 5, 4, 6)))
     at = np.stack(np.divmod(np.arange(20), 4), axis=1)
 
