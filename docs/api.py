@@ -68,6 +68,10 @@ SECTIONS = (
             'ggcf_jax.attention:Grid.',
             'ggcf_jax.attention:Row.',
             'ggcf_jax.attention:Column.',
+            'ggcf_jax.attention:Cross.',
+            'ggcf_jax.attention:Block.',
+            'ggcf_jax.attention:Union.',
+            'ggcf_jax.attention:Intersection.',
             'ggcf_jax.attention:Learned.init,bind',
         ),
     ),
@@ -104,7 +108,7 @@ SECTIONS = (
         '\n'
         '| what | field | contract |\n'
         '|---|---|---|\n'
-        '| graph | `model.heads` | a subclass of `OffsetGraph` or `Graph` |\n'
+        '| graph | `model.heads` | a subclass of `OffsetGraph`, `SeparableGraph` or `Graph` |\n'
         '| backbone | `model.backbone.name` | `BackboneBuilder` |\n'
         '| context module | `model.context` | `ContextBuilder` |\n'
         '| data set | `data.name` | `DatasetBuilder` |\n'
@@ -113,7 +117,8 @@ SECTIONS = (
         '| optimiser | `train.optimizer` | `OptimizerBuilder` |',
         (
             'ggcf_jax.attention:OffsetGraph.edges',
-            'ggcf_jax.attention:Graph.adjacency,num_edges,max_degree,init,bind',
+            'ggcf_jax.attention:SeparableGraph.axis_edges',
+            'ggcf_jax.attention:Graph.adjacency,degrees,num_edges,max_degree,init,bind',
             'ggcf_jax.models.backbones:BackboneBuilder',
             'ggcf_jax.models.backbones:Backbone',
             'ggcf_jax.models.contexts:ContextBuilder',

@@ -112,10 +112,12 @@ def default() -> ConfigDict:
     # 'none', or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
-    # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'row',
-    # 'column', 'learned', or 'my_package.my_module:Class:8' for a graph of your own. 'local:8,16'
-    # is two heads. The default is the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of
-    # 128 x 256.
+    # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'local:3@4'
+    # (every 4th position, 3 to each side), 'local:3:shift' (windows moved inward at the border),
+    # 'row', 'column', 'cross', 'block:8' (non-overlapping windows), 'block:8+4' (shifted by 4),
+    # 'local:8|cross' (either), 'local:12&grid:4' (both), 'learned', or
+    # 'my_package.my_module:Class:8' for a graph of your own. 'local:8,16' is two heads. The default
+    # is the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256.
     config.model.heads = 'local:8,16,24,grid:8,16,24'
     # The paper's context module (sections 3.2 to 3.5).
     config.model.ggcf = ConfigDict()

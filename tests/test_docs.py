@@ -103,7 +103,8 @@ def test_api_reference_is_that_of_the_source():
     entries = dict(re.findall(r'^### `([\w.]+)`\n\n((?:    .*\n)*)', text, re.M))
     for module, names in ((ggcf_jax, ('load',)), (attention, attention.__all__)):
         assert {f'{module.__name__}.{name}' for name in names} - {
-            'ggcf_jax.attention.GRAPHS'
+            'ggcf_jax.attention.GRAPHS',
+            'ggcf_jax.attention.KINDS',
         } <= set(entries)
     for path, signature in entries.items():
         module, _, name = path.rpartition('.')

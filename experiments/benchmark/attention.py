@@ -87,6 +87,8 @@ def _square(numbers: tuple[int, int]) -> int:
 
 
 def _peers_of_local(graph: graphs.Local, h: int, w: int, d: int) -> Peers:
+    if graph != graphs.Local(graph.size):
+        raise ValueError(f'the peers have no graph {graph}: give the size alone')
     small, s = h * w < SMALL, _square(graph.sizes)
     found = {'halo': peers.halo_local(h, w, s)}
     if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256

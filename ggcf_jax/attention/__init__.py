@@ -22,28 +22,40 @@ from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.engine import ENGINES
 from ggcf_jax.attention.graphs import (
     GRAPHS,
+    KINDS,
+    Block,
     Column,
+    Cross,
     Full,
     Graph,
     Grid,
+    Intersection,
     Learned,
     Local,
     OffsetGraph,
     Row,
+    SeparableGraph,
+    Union,
     parse,
 )
 from ggcf_jax.attention.pruning import Prune
 
 __all__ = [
     'GRAPHS',
+    'KINDS',
+    'Block',
     'Column',
+    'Cross',
     'Full',
     'Graph',
     'Grid',
+    'Intersection',
     'Learned',
     'Local',
     'OffsetGraph',
     'Row',
+    'SeparableGraph',
+    'Union',
     'attend',
     'attention_weights',
     'neighbor_mask',
@@ -273,12 +285,17 @@ def resolve_implementation(
             f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
         )
     arguments.check_graph(graph)
-    has_engine = type(graph) in ENGINES
+    has_engine = type(graph) in ENGINES and not _only_by_reference(graph)
     if implementation == 'xla' and not has_engine:
         raise ValueError(
             f"implementation 'xla' has no engine for {graph!r}; use 'reference', or 'auto'"
         )
     return 'xla' if has_engine and implementation != 'reference' else 'reference'
+
+
+def _only_by_reference(graph: Graph) -> bool:
+    """Whether the engine of its class does not know this graph."""
+    return isinstance(graph, Local) and graph != Local(graph.size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import GRAPHS, Grid, Local
+from ggcf_jax.attention import GRAPHS, Grid, Local, parse
 
 
 def every_graph(numbers=(1, 3, 30)):
@@ -65,6 +65,16 @@ def assert_close(actual, expected, rel):
         assert a.shape == e.shape
         # A gradient that is zero in theory is rounding noise of terms of order 1.
         assert np.abs(a - e).max(initial=0) <= rel * max(np.abs(e).max(initial=0), 1.0)
+
+
+def with_options():
+    """Graphs with dilation, shifted borders and shifted blocks, and combinations of graphs."""
+    return [
+        *parse('local:1@3,2x1@2x5,1@30,30@2,local:2:shift,30:shift,1x2@2x3:shift'),
+        *parse('block:4+3,3x5+1x2,30+4,7x1+5'),
+        *parse('local:2|cross,local:1|grid:3|row,block:3|local:1,local:7&grid:3,block:4&cross'),
+        *parse('(local:2:shift|column)&grid:2,row&local:2@2'),
+    ]
 
 
 def per_axis():

@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray
 
-from ggcf_jax.attention import GRAPHS, Graph
+from ggcf_jax.attention import KINDS, Graph
 from ggcf_jax.models.contexts import PrunedContext
 
 _Module = TypeVar('_Module', bound=nnx.Module)
@@ -26,7 +26,7 @@ class Rule:
 
     Attributes:
         kind: kind of the heads' graphs as written in a list of heads: 'local',
-            'package.module:Class'.
+            'package.module:Class'; 'union' and 'intersection' where graphs are combined.
         keep: number of neighbours to keep per query, or None.
         drop_rate: instead, share of each query's own neighbours to drop, or None.
         priority: 'top' keeps the neighbours of largest affinity, 'random' random ones.
@@ -43,8 +43,8 @@ class Rule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in GRAPHS and '.' not in self.kind:
-            raise ValueError(f'{self.kind!r} is not one of {", ".join(GRAPHS)}')
+        if self.kind not in KINDS and '.' not in self.kind:
+            raise ValueError(f'{self.kind!r} is not one of {", ".join(KINDS)}')
         if (self.keep is None) == (self.drop_rate is None):
             raise ValueError(f'pruning of {self.kind} heads needs either keep or drop')
         if self.keep is not None and self.keep < 1:

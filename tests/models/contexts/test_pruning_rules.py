@@ -18,6 +18,7 @@ from ggcf_jax.models.contexts.pruning_rules import Rule
         ),
         ('learned:drop=0:random', (Rule('learned', drop_rate=0.0, priority='random'),)),
         ('grid:keep=1:random=7', (Rule('grid', keep=1, priority='random', seed=7),)),
+        ('block:keep=9,union:drop=0.5', (Rule('block', keep=9), Rule('union', drop_rate=0.5))),
     ],
 )
 def test_grammar(text, rules):
@@ -47,9 +48,10 @@ def test_mistakes(text, message):
 
 
 def test_rules_are_assigned_by_kind():
-    rules = pruning_rules.parse('local:keep=9,learned:drop=0.5')
-    heads = graphs.parse('local:8,16,grid:8,learned:4')
-    assert pruning_rules.assign(rules, heads) == (rules[0], rules[0], None, rules[1])
+    rules = pruning_rules.parse('local:keep=9,learned:drop=0.5,union:keep=3,cross:keep=4')
+    heads = graphs.parse('local:8,16@2,grid:8,learned:4,local:1|cross,cross')
+    expected = (rules[0], rules[0], None, rules[1], rules[2], rules[3])
+    assert pruning_rules.assign(rules, heads) == expected
     with pytest.raises(ValueError, match=r"'local:keep=9': the model has no local head.* full"):
         pruning_rules.assign(rules, graphs.parse('full,learned'))
 
