@@ -22,7 +22,10 @@ FILES = {
 """A backbone: four stages of patch embeddings, at 1/4 and then 1/8 of the image."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+
+from ggcf_jax.models.layers.extent import strided, zero_outside
 
 
 class Patches(nnx.Module):
@@ -30,17 +33,21 @@ class Patches(nnx.Module):
         self.features = (width, width, width, 2 * width)
         self.stride = 8
         conv = lambda n, m, size: nnx.Conv(
-            n, m, (size, size), strides=size, padding='SAME', dtype=dtype, rngs=rngs
+            n, m, (size, size), strides=size, padding='VALID', dtype=dtype, rngs=rngs
         )
         self.stages = nnx.List(
             [conv(3, width, 4), conv(width, width, 2), conv(width, width, 1),
              conv(width, 2 * width, 1)]
         )
 
-    def __call__(self, x, *, train, key):
+    def __call__(self, x, *, train, key, extent=None):
         outputs = []
         for stage in self.stages:
+            size = stage.kernel_size[0]
+            x = zero_outside(x, extent)
+            x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, -x.shape[2] % size), (0, 0)))
             x = jax.nn.relu(stage(x))
+            extent = strided(extent, size)
             outputs.append(x)
         return tuple(outputs)
 
@@ -54,16 +61,18 @@ def build(model, *, remat, dtype, rngs):
 import jax.numpy as jnp
 from flax import nnx
 
+from ggcf_jax.models.layers.pool import mean
+
 
 class Mean(nnx.Module):
     def __init__(self, in_features, channels, dtype, rngs):
         self.features = channels + in_features
         self.project = nnx.Linear(in_features, channels, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x, *, train):
-        mean = self.project(x.mean((1, 2), keepdims=True))
-        mean = jnp.broadcast_to(mean, (*x.shape[:3], mean.shape[-1]))
-        return jnp.concatenate([mean, x], axis=-1)
+    def __call__(self, x, *, train, extent=None):
+        seen = self.project(mean(x, extent))
+        seen = jnp.broadcast_to(seen, (*x.shape[:3], seen.shape[-1]))
+        return jnp.concatenate([seen, x], axis=-1)
 
 
 def build(model, in_features, *, dtype, rngs):

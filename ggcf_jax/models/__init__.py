@@ -4,6 +4,9 @@ Backbones and context modules are looked up by name; `models.backbones` and `mod
 the contracts for new ones.
 """
 
+import inspect
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.attention import Graph
+from ggcf_jax.errors import InputError
 from ggcf_jax.models import backbones, contexts
 from ggcf_jax.models.backbones import BackboneBuilder
 from ggcf_jax.models.contexts import ContextBuilder, PrunedContext
@@ -33,7 +37,8 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
         num_classes: number of classes of the data set.
 
     Raises:
-        InputError: a name that does not exist, or an option that the backbone does not have.
+        InputError: a name that does not exist, an option that the backbone does not have, or a
+            part of another package that does not know of padded batches.
     """
     model, train = config.model, config.train
     registry.check(model.activation, ACTIVATIONS, 'config.model.activation')
@@ -51,9 +56,11 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     rngs = nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
     backbone = build_backbone(model, remat=train.remat, dtype=dtype, rngs=rngs)
+    _check_extent(backbone, f'config.model.backbone.name={model.backbone.name!r}')
     if statistics == 'running':
         freeze(backbone)
     context = build_context(model, backbone.features[-1], dtype=dtype, rngs=rngs)
+    _check_extent(context, f'config.model.context={model.context!r}')
     return Segmenter(
         backbone,
         context,
@@ -66,6 +73,16 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
         dtype=dtype,
         rngs=rngs,
     )
+
+
+def _check_extent(part: Callable, field: str) -> None:
+    """Refuses a part that would let padding into the images of a batch."""
+    arguments = inspect.signature(part).parameters
+    if 'extent' not in arguments:
+        raise InputError(
+            f'{field}: its __call__ has no argument extent, by which the results of an image do '
+            'not depend on its padding; the contract in ggcf_jax/models has it'
+        )
 
 
 def split(model: Segmenter) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray, UInt8
 from ggcf_jax.models.backbones import Backbone
 from ggcf_jax.models.contexts import AttentionContext, Context
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
+from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
@@ -113,7 +114,12 @@ class Segmenter(nnx.Module):
 
     @overload
     def __call__(
-        self, images: Array, *, train: Literal[False] = ..., key: PRNGKeyArray | None = ...
+        self,
+        images: Array,
+        *,
+        train: Literal[False] = ...,
+        key: PRNGKeyArray | None = ...,
+        extent: Extent | None = ...,
     ) -> tuple[Array, None]: ...
 
     @overload
@@ -127,6 +133,7 @@ class Segmenter(nnx.Module):
         *,
         train: bool = False,
         key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> tuple[Float32[Array, 'b _ _ classes'], Float32[Array, 'b _ _ classes'] | None]:
         """Computes class logits.
 
@@ -134,15 +141,23 @@ class Segmenter(nnx.Module):
             images: RGB images; normalised here, on the device.
             train: whether batch statistics are used and updated and dropout is active.
             key: random key for dropout, needed when training.
+            extent: how far the images of a padded batch reach; inside `strided(extent, stride)` the
+                logits are those of each image alone, outside they are arbitrary. None where the
+                images are filled, as they are when training.
 
         Returns:
             (logits, auxiliary logits when training or else None) on maps of
             ceil(h / stride) x ceil(w / stride) positions.
+
+        Raises:
+            ValueError: an extent when training.
         """
+        if train and extent is not None:
+            raise ValueError('padded images are for inference: batch statistics would see padding')
         main_key, aux_key, trunk_key = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = self.normalization(images).astype(self.dtype)
-        *_, stage3, stage4 = self.backbone(x, train=train, key=trunk_key)
-        features = self.context(stage4, train=train)
+        *_, stage3, stage4 = self.backbone(x, train=train, key=trunk_key, extent=extent)
+        features = self.context(stage4, train=train, extent=strided(extent, self.stride))
         if not train:
             return self.classifier(features).astype(jnp.float32), None
         logits = self.classifier(self.dropout(features, rngs=main_key))
@@ -151,13 +166,19 @@ class Segmenter(nnx.Module):
         return logits.astype(jnp.float32), aux_logits.astype(jnp.float32)
 
     def attention(
-        self, images: UInt8[Array, 'b h w 3'], positions: Int[Array, 'm 2']
+        self,
+        images: UInt8[Array, 'b h w 3'],
+        positions: Int[Array, 'm 2'],
+        *,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b m heads _ _']:
         """Computes where the heads attend to from chosen positions; needs an `AttentionContext`.
 
         Args:
             images: RGB images.
             positions: row and column of each query in the map of logits (pixel / stride).
+            extent: how far the images of a padded batch reach, outside of which nothing is attended
+                to; None where they are filled.
 
         Returns:
             float32 attention weights over the map of ceil(h / stride) x ceil(w / stride)
@@ -165,4 +186,5 @@ class Segmenter(nnx.Module):
         """
         x = self.normalization(images).astype(self.dtype)
         context = cast(AttentionContext, self.context)
-        return context.attention(self.backbone(x, train=False, key=None)[-1], positions)
+        features = self.backbone(x, train=False, key=None, extent=extent)[-1]
+        return context.attention(features, positions, extent=strided(extent, self.stride))

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.remat import Remat
 
 
@@ -33,7 +34,12 @@ class Backbone(Protocol):
     stride: int
 
     def __call__(
-        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None
+        self,
+        x: Float[Array, 'b h w 3'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None,
+        extent: Extent | None = None,
     ) -> tuple[Float[Array, 'b _ _ _'], ...]:
         """Computes the features of a batch of images.
 
@@ -43,6 +49,9 @@ class Backbone(Protocol):
                 `jax.jit` over a batch-sharded array a mean over the batch axis is one over all
                 devices.
             key: random key for dropout; None unless `train`.
+            extent: extent of the images in a padded batch, whose features must be those of each
+                image alone: `layers.extent` says how. What x and the features hold outside of it is
+                arbitrary. None where the images are filled, and always when training.
 
         Returns:
             Features of the four stages. The third one feeds the auxiliary head, whose logits are

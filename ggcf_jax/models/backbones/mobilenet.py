@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
 from ggcf_jax.models.layers.conv import HE_FAN_OUT, ConvNorm
+from ggcf_jax.models.layers.extent import Extent, strided, zero_outside
 from ggcf_jax.models.layers.norm import ActivatedNorm, Norm
 from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
 from ggcf_jax.models.layers.repeat import Repeated
@@ -75,7 +76,11 @@ class Depthwise(nnx.Module):
 
 
 class DepthwiseNorm(nnx.Module):
-    """Depthwise convolution -> batch norm -> ReLU6."""
+    """Depthwise convolution -> batch norm -> ReLU6.
+
+    Attributes:
+        stride: stride of the convolution.
+    """
 
     def __init__(
         self,
@@ -97,23 +102,29 @@ class DepthwiseNorm(nnx.Module):
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
+        self.stride = stride
         self.conv = Depthwise(features, stride=stride, dilation=dilation, dtype=dtype, rngs=rngs)
         self.norm = ActivatedNorm(features, 'relu6', norm=norm, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, 'b h w features'], *, train: bool
+        self, x: Float[Array, 'b h w features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) features']:
         """Applies convolution, norm and activation.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
-        return self.norm(mark_convolution(self.conv(x)), train=train)
+        return self.norm(mark_convolution(self.conv(zero_outside(x, extent))), train=train)
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 expansion, depthwise 3x3, linear 1x1; a skip where the shape stays."""
+    """1x1 expansion, depthwise 3x3, linear 1x1; a skip where the shape stays.
+
+    Attributes:
+        stride: stride of the depthwise convolution.
+    """
 
     def __init__(
         self,
@@ -151,20 +162,23 @@ class InvertedResidual(nnx.Module):
         )
         layers.append(pointwise(hidden, out_features, activation='identity'))
         self.layers = nnx.List(layers)
+        self.stride = stride
         self.skip = stride == 1 and in_features == out_features
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) out_features']:
         """Applies the layers, and adds x where the shape stays.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
         y = x
         for layer in self.layers:
-            y = layer(y, train=train)
+            y = layer(y, train=train, extent=extent)
+            extent = strided(extent, layer.stride)
         return x + y if self.skip else y
 
 
@@ -203,7 +217,7 @@ class MobileNetV2(nnx.Module):
         self.features = tuple(_divisible(width * row[-1][1] / 32) for row in STAGES)
         rows = []
         for i, (row, stage) in enumerate(zip(STAGES, stages)):
-            blocks: list[nnx.Module] = []
+            blocks: list[InvertedResidual | Repeated] = []
             for j, (expansion, number, count) in enumerate(row):
                 # Stage 1 has its stride in its second group, the others in their first.
                 stride, first = (2, 1) if (i, j) == (0, 1) else (1, stage.dilations[0])
@@ -228,7 +242,12 @@ class MobileNetV2(nnx.Module):
         self.stages = nnx.List(rows)
 
     def __call__(
-        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, 'b h w 3'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> tuple[Float[Array, 'b _ _ _'], ...]:
         """Computes the features of the four stages.
 
@@ -236,17 +255,20 @@ class MobileNetV2(nnx.Module):
             x: normalised images.
             train: whether batch statistics are used and updated.
             key: not used, this network has no dropout.
+            extent: extent of the images; None where they are filled.
 
         Returns:
             Features at 1/4, 1/8, 1/16 and 1/32 of the image or, past the output stride, at the
             output stride; heights and widths are rounded up.
         """
         del key
-        x = self.stem(x, train=train)
+        x = self.stem(x, train=train, extent=extent)
+        extent = strided(extent, self.stem.stride)
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = run(block, x, remat=self.remat, train=train)
+                x = run(block, x, remat=self.remat, train=train, extent=extent)
+                extent = strided(extent, block.stride)
             outputs.append(x)
         return tuple(outputs)
 

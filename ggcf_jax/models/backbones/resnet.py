@@ -15,7 +15,9 @@ from ml_collections import ConfigDict
 from ggcf_jax import registry
 from ggcf_jax.models.backbones import dilation as dilation_lib
 from ggcf_jax.models.layers.conv import ConvNorm
+from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import ACTIVATIONS, Activation, Norm
+from ggcf_jax.models.layers.pool import max_pool
 from ggcf_jax.models.layers.remat import Remat, run
 from ggcf_jax.models.layers.repeat import Repeated
 
@@ -30,7 +32,11 @@ _ZEROS = nnx.initializers.zeros_init()
 
 
 class BasicBlock(nnx.Module):
-    """Two 3x3 convolutions around a skip connection."""
+    """Two 3x3 convolutions around a skip connection.
+
+    Attributes:
+        stride: stride of the first convolution.
+    """
 
     expansion = 1
 
@@ -67,23 +73,29 @@ class BasicBlock(nnx.Module):
                 layer(width, width, 3, 'identity', dilation=dilation, scale_init=_ZEROS),
             ]
         )
+        self.stride = stride
         self.skip = _skip(layer, in_features, width, stride)
         self.activation = activation
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) width*expansion']:
         """Adds the residual branch to the skip connection.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
-        return _residual(self, x, train=train)
+        return _residual(self, x, train=train, extent=extent)
 
 
 class Bottleneck(nnx.Module):
-    """1x1 reduce, 3x3, 1x1 expand around a skip connection; the stride is in the 3x3."""
+    """1x1 reduce, 3x3, 1x1 expand around a skip connection; the stride is in the 3x3.
+
+    Attributes:
+        stride: stride of the 3x3 convolution.
+    """
 
     expansion = 4
 
@@ -123,19 +135,21 @@ class Bottleneck(nnx.Module):
                 layer(width, out_features, 1, 'identity', scale_init=_ZEROS),
             ]
         )
+        self.stride = stride
         self.skip = _skip(layer, in_features, out_features, stride)
         self.activation = activation
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) width*expansion']:
         """Adds the residual branch to the skip connection.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
-        return _residual(self, x, train=train)
+        return _residual(self, x, train=train, extent=extent)
 
 
 def _skip(
@@ -147,10 +161,13 @@ def _skip(
     return layer(in_features, out_features, 1, 'identity', stride=stride)
 
 
-def _residual(block: BasicBlock | Bottleneck, x: jax.Array, *, train: bool) -> jax.Array:
+def _residual(
+    block: BasicBlock | Bottleneck, x: jax.Array, *, train: bool, extent: Extent | None
+) -> jax.Array:
     y = x
     for layer in block.layers:
-        y = layer(y, train=train)
+        y = layer(y, train=train, extent=extent)
+        extent = strided(extent, layer.stride)
     skip = x if block.skip is None else block.skip(x, train=train)
     return ACTIVATIONS[block.activation](y + skip)
 
@@ -272,7 +289,12 @@ class ResNet(nnx.Module):
         self.stages = nnx.List(blocks)
 
     def __call__(
-        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, 'b h w 3'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> tuple[Float[Array, 'b _ _ _'], ...]:
         """Computes the features of the four stages.
 
@@ -280,6 +302,7 @@ class ResNet(nnx.Module):
             x: normalised images.
             train: whether batch statistics are used and updated.
             key: not used, this network has no dropout.
+            extent: extent of the images; None where they are filled.
 
         Returns:
             Features at 1/4, 1/8, 1/16 and 1/32 of the image or, past the output stride, at the
@@ -287,12 +310,15 @@ class ResNet(nnx.Module):
         """
         del key
         for layer in self.stem:
-            x = layer(x, train=train)
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = layer(x, train=train, extent=extent)
+            extent = strided(extent, layer.stride)
+        x = max_pool(x, extent)
+        extent = strided(extent, 2)
         outputs = []
         for stage in self.stages:
             for block in stage:
-                x = run(block, x, remat=self.remat, train=train)
+                x = run(block, x, remat=self.remat, train=train, extent=extent)
+                extent = strided(extent, block.stride)
             outputs.append(x)
         return tuple(outputs)
 

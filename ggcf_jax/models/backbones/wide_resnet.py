@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
-from ggcf_jax.models.layers.conv import conv
+from ggcf_jax.models.layers.conv import conv, convolve
+from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
+from ggcf_jax.models.layers.pool import max_pool
 from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
 from ggcf_jax.models.layers.repeat import Repeated
 
@@ -33,6 +35,9 @@ class PreActivationBlock(nnx.Module):
     """Norm and convolution two (3x3, 3x3) or three times (1x1, 3x3, 1x1) around a skip.
 
     Where the shape changes, the skip is a 1x1 convolution of the first norm's output.
+
+    Attributes:
+        stride: stride of the first convolution.
     """
 
     def __init__(
@@ -73,12 +78,18 @@ class PreActivationBlock(nnx.Module):
                 for i, (n, m, kernel) in enumerate(zip(inputs, channels, kernels))
             ]
         )
+        self.stride = stride
         changes = stride != 1 or in_features != channels[-1]
         self.skip = layer(in_features, channels[-1], 1, stride=stride) if changes else None
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, 'b h w in_features'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) channels[-1]']:
         """Adds the residual branch to the skip connection.
 
@@ -86,14 +97,16 @@ class PreActivationBlock(nnx.Module):
             x: features.
             train: whether batch statistics are used and updated, and dropout is active.
             key: random key for dropout, needed when training with a dropout rate above 0.
+            extent: extent of x; None where the maps are filled.
         """
         y = self.norms[0](x, train=train)
         skip = x if self.skip is None else self.skip(y)
         for layer, norm in zip(self.convs, self.norms[1:]):
-            y = norm(mark_convolution(layer(y)), train=train)
+            y = norm(mark_convolution(convolve(layer, y, extent)), train=train)
+            extent = strided(extent, self.stride if layer is self.convs[0] else 1)
         if self.dropout.rate:
             y = self.dropout(y, deterministic=not train, rngs=key)
-        return skip + self.convs[-1](y)
+        return skip + convolve(self.convs[-1], y, extent)
 
 
 class WideResNet(nnx.Module):
@@ -145,7 +158,9 @@ class WideResNet(nnx.Module):
                 norm=norm,
                 dtype=dtype,
             )
-            blocks: list[nnx.Module] = [make(features, stride=strides[i], rngs=rngs)]
+            blocks: list[PreActivationBlock | Repeated] = [
+                make(features, stride=strides[i], rngs=rngs)
+            ]
             features = channels[-1]
             if depth > 1:
                 equal = functools.partial(make, features)
@@ -158,7 +173,12 @@ class WideResNet(nnx.Module):
         self.features = tuple(width * CHANNELS[i][-1] for i in (1, 2, 4, 5))
 
     def __call__(
-        self, x: Float[Array, 'b h w 3'], *, train: bool, key: PRNGKeyArray | None = None
+        self,
+        x: Float[Array, 'b h w 3'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> tuple[Float[Array, 'b _ _ _'], ...]:
         """Computes the features of four stages, of which only the last one is normalised.
 
@@ -166,6 +186,7 @@ class WideResNet(nnx.Module):
             x: normalised images.
             train: whether batch statistics are used and updated, and dropout is active.
             key: random key for dropout, needed when training.
+            extent: extent of the images; None where they are filled.
 
         Returns:
             Outputs of mod3 (at 1/4 of the image), mod4 (1/8), mod6 and mod7 (at the output stride);
@@ -176,16 +197,18 @@ class WideResNet(nnx.Module):
         """
         if train and key is None:
             raise ValueError('wide_resnet38 has dropout: training needs a key')
-        x = self.stem(x)
+        x = convolve(self.stem, x, extent)
         outputs = []
         for i, blocks in enumerate(self.mods):
             if i < 2:
-                x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+                x = max_pool(x, extent)
+                extent = strided(extent, 2)
             for block in blocks:
                 own = None
                 if DROPOUT[i] and train and key is not None:
                     key, own = jax.random.split(key)
-                x = run(block, x, remat=self.remat, train=train, key=own)
+                x = run(block, x, remat=self.remat, train=train, key=own, extent=extent)
+                extent = strided(extent, block.stride)
             outputs.append(x)
         _, mod3, mod4, _, mod6, mod7 = outputs
         return mod3, mod4, mod6, self.norm(mod7, train=train)

@@ -12,6 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from ggcf_jax.models.layers.extent import Extent
+
 
 class Context(Protocol):
     """What stands between backbone and classifier: an `nnx.Module` on the last stage's features.
@@ -27,16 +29,19 @@ class Context(Protocol):
     features: int
 
     def __call__(
-        self, x: Float[Array, 'b h w c'], *, train: bool
+        self, x: Float[Array, 'b h w c'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w {self.features}']:
         """Computes the features that the classifier, a 1x1 convolution, reads.
 
         Args:
             x: features of the backbone's last stage, in the dtype of the computation.
             train: whether batch statistics are used and updated.
+            extent: extent of x in a padded batch; what the module computes inside it must not
+                depend on what x holds outside, which is arbitrary (`layers.extent` says how). None
+                where the maps are filled, and always when training.
 
         Returns:
-            Features at the same positions.
+            Features at the same positions; arbitrary ones outside of the extent.
         """
         ...
 
@@ -52,13 +57,18 @@ class AttentionContext(Context, Protocol):
     heads: tuple[Any, ...]
 
     def attention(
-        self, x: Float[Array, 'b h w c'], positions: Int[Array, 'm 2']
+        self,
+        x: Float[Array, 'b h w c'],
+        positions: Int[Array, 'm 2'],
+        *,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b m heads h w']:
         """Computes where each head attends to from chosen positions.
 
         Args:
             x: features of the backbone's last stage.
-            positions: row and column of each query in the map of features.
+            positions: row and column of each query in the map of features, inside the extent.
+            extent: extent of x, as for `__call__`.
 
         Returns:
             float32 attention weights over the map; those of a query and head sum to one.

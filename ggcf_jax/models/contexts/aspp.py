@@ -8,7 +8,9 @@ from jaxtyping import Array, DTypeLike, Float
 from ml_collections import ConfigDict
 
 from ggcf_jax.models.layers.conv import ConvNorm
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.norm import Activation, Norm
+from ggcf_jax.models.layers.pool import mean
 
 
 class ASPP(nnx.Module):
@@ -50,19 +52,20 @@ class ASPP(nnx.Module):
         self.project = layer((2 + len(rates)) * channels, channels, 1)
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w features']:
         """Applies the branches and projects them.
 
         Args:
             x: features of the backbone.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
         branches = [
             self.point(x, train=train),
-            *(branch(x, train=train) for branch in self.atrous),
+            *(branch(x, train=train, extent=extent) for branch in self.atrous),
         ]
-        pooled = self.pool(x.mean((1, 2), keepdims=True), train=train)
+        pooled = self.pool(mean(x, extent), train=train)
         branches.append(jnp.broadcast_to(pooled, branches[0].shape))
         return self.project(jnp.concatenate(branches, axis=-1), train=train)
 

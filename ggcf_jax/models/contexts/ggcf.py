@@ -12,6 +12,7 @@ from ggcf_jax.attention import Graph, attend, attention_weights, parse
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
@@ -97,38 +98,45 @@ class GGCF(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w features']:
         """Computes concat(y, x).
 
         Args:
             x: features of the backbone.
             train: whether batch statistics are used and updated.
+            extent: extent of x, outside of which nothing is attended to; None where the maps are
+                filled.
         """
-        x = self.reduce(x, train=train)
+        x = self.reduce(x, train=train, extent=extent)
         b, h, w, _ = x.shape
         v = self.g(x)[:, :, :, None]
         contexts = [
-            attend(head.q, head.k, v, head.graph, **head.options) for head in self._heads(x)
+            attend(head.q, head.k, v, head.graph, **head.options) for head in self._heads(x, extent)
         ]
         y = self.w(jnp.concatenate(contexts, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
 
     def attention(
-        self, x: Float[Array, 'b h w in_features'], positions: Int[Array, 'm 2']
+        self,
+        x: Float[Array, 'b h w in_features'],
+        positions: Int[Array, 'm 2'],
+        *,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b m heads h w']:
         """Where single queries look: the weights 1/C_ik E_k(i, j) exp(theta_k . phi_k) of Eq. 3.
 
         Args:
             x: features of the backbone.
             positions: row and column of each query.
+            extent: extent of x, inside which the queries lie; None where the maps are filled.
 
         Returns:
-            float32, one in sum over the map; zero for pruned neighbours.
+            float32, one in sum over the map; zero for pruned neighbours and outside of the extent.
         """
         rows = [
             attention_weights(head.q, head.k, head.graph, positions, **head.options)
-            for head in self._heads(self.reduce(x, train=False))
+            for head in self._heads(self.reduce(x, train=False, extent=extent), extent)
         ]
         return jnp.concatenate(rows, axis=2)
 
@@ -140,13 +148,15 @@ class GGCF(nnx.Module):
             for graph, params in zip(self.heads, self.graph_params)
         )
 
-    def _heads(self, x: jax.Array) -> list[Head]:
-        """The heads over the reduced x."""
+    def _heads(self, x: jax.Array, extent: Extent | None) -> list[Head]:
+        """The heads over the reduced x of an extent."""
         b, h, w, _ = x.shape
         q, k = (p(x).reshape(b, h, w, len(self.heads), -1) for p in (self.theta, self.phi))
         heads = []
         for i, (graph, rule) in enumerate(zip(self.bound_heads, self.pruning)):
             options = {'scale': self.scale, **pruning_rules.options(rule, i)}
+            if extent is not None:
+                options['valid'] = extent.mask(h, w)
             heads.append(Head(graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
         return heads
 

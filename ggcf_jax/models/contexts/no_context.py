@@ -5,6 +5,7 @@ from jaxtyping import Array, DTypeLike, Float
 from ml_collections import ConfigDict
 
 from ggcf_jax.models.layers.conv import ConvNorm
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
@@ -41,15 +42,16 @@ class NoContext(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w features']:
         """Reduces the features.
 
         Args:
             x: features of the backbone.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
-        return self.reduce(x, train=train)
+        return self.reduce(x, train=train, extent=extent)
 
 
 def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NoContext:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.attention import Full, Graph, attend, attention_weights
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import ConvNorm, conv
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
@@ -96,41 +97,56 @@ class NonLocal(nnx.Module):
         self.fuse = layer(in_features + channels, channels, 3) if concat_input else None
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w features']:
         """Applies block and convolutions.
 
         Args:
             x: features of the backbone.
             train: whether batch statistics are used and updated.
+            extent: extent of x, outside of which nothing is attended to; None where the maps are
+                filled.
         """
-        reduced = self.reduce(x, train=train)
+        reduced = self.reduce(x, train=train, extent=extent)
         v = self.g(reduced)[:, :, :, None]
-        y = attend(*self._queries_and_keys(reduced), v, self.heads[0], **self._options())
-        y = self.refine(reduced + self.w(y[:, :, :, 0], train=train), train=train)
-        return y if self.fuse is None else self.fuse(jnp.concatenate([x, y], -1), train=train)
+        q, k = self._queries_and_keys(reduced)
+        y = attend(q, k, v, self.heads[0], **self._options(q, extent))
+        y = reduced + self.w(y[:, :, :, 0], train=train)
+        y = self.refine(y, train=train, extent=extent)
+        if self.fuse is None:
+            return y
+        return self.fuse(jnp.concatenate([x, y], -1), train=train, extent=extent)
 
     def attention(
-        self, x: Float[Array, 'b h w in_features'], positions: Int[Array, 'm 2']
+        self,
+        x: Float[Array, 'b h w in_features'],
+        positions: Int[Array, 'm 2'],
+        *,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b m 1 h w']:
         """Computes where single queries look.
 
         Args:
             x: features of the backbone.
             positions: row and column of each query.
+            extent: extent of x, inside which the queries lie; None where the maps are filled.
 
         Returns:
-            float32, one in sum over the map; zero for pruned neighbours.
+            float32, one in sum over the map; zero for pruned neighbours and outside of the extent.
         """
-        q, k = self._queries_and_keys(self.reduce(x, train=False))
-        return attention_weights(q, k, self.heads[0], positions, **self._options())
+        q, k = self._queries_and_keys(self.reduce(x, train=False, extent=extent))
+        return attention_weights(q, k, self.heads[0], positions, **self._options(q, extent))
 
     def _queries_and_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """theta and phi of the reduced x, [b, h, w, 1, c] each."""
         return self.theta(x)[:, :, :, None], self.phi(x)[:, :, :, None]
 
-    def _options(self) -> dict[str, Any]:
-        return {'scale': self.scale, **pruning_rules.options(self.pruning[0], 0)}
+    def _options(self, q: jax.Array, extent: Extent | None) -> dict[str, Any]:
+        """Named arguments of `attend` for queries of an extent."""
+        options = {'scale': self.scale, **pruning_rules.options(self.pruning[0], 0)}
+        if extent is not None:
+            options['valid'] = extent.mask(q.shape[1], q.shape[2])
+        return options
 
 
 def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NonLocal:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.layers import bins
 from ggcf_jax.models.layers.conv import ConvNorm
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.norm import Activation, Norm
 
 
@@ -57,19 +58,20 @@ class PSP(nnx.Module):
         self.bottleneck = layer(in_features + len(pool_scales) * channels, channels, 3)
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b h w features']:
         """Pools the features and fuses them with their averages.
 
         Args:
             x: features of the backbone.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
         maps, (_, h, w, _) = [x], x.shape
         for scale, branch in zip(self.pool_scales, self.branches):
-            averages = branch(bins.adaptive_average(x, scale), train=train)
-            maps.append(bins.stretch(averages, (h, w), align_corners=self.align_corners))
-        return self.bottleneck(jnp.concatenate(maps, axis=-1), train=train)
+            averages = branch(bins.adaptive_average(x, scale, extent), train=train)
+            maps.append(bins.stretch(averages, (h, w), extent, align_corners=self.align_corners))
+        return self.bottleneck(jnp.concatenate(maps, axis=-1), train=train, extent=extent)
 
 
 def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> PSP:

@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from ggcf_jax.models.layers.extent import Extent, zero_outside
 from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
 from ggcf_jax.models.layers.remat import mark_convolution
 
@@ -54,8 +55,29 @@ def conv(
     )
 
 
+def convolve(
+    layer: nnx.Conv, x: Float[Array, 'b h w c'], extent: Extent | None = None
+) -> Float[Array, 'b _ _ _']:
+    """Applies a convolution of `conv`, to which maps of a given extent end there.
+
+    Args:
+        layer: the convolution.
+        x: features.
+        extent: extent of x; None where the maps are filled.
+
+    Returns:
+        Features of the extent `strided(extent, stride of the layer)`.
+    """
+    is_pointwise = set(layer.kernel_size) == {1}  # reads no position but its own
+    return layer(x if is_pointwise else zero_outside(x, extent))
+
+
 class ConvNorm(nnx.Module):
-    """Convolution without bias -> batch norm -> activation."""
+    """Convolution without bias -> batch norm -> activation.
+
+    Attributes:
+        stride: stride of the convolution.
+    """
 
     def __init__(
         self,
@@ -85,6 +107,7 @@ class ConvNorm(nnx.Module):
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
+        self.stride = stride
         self.conv = conv(
             in_features,
             out_features,
@@ -99,12 +122,13 @@ class ConvNorm(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, 'b h w in_features'], *, train: bool
+        self, x: Float[Array, 'b h w in_features'], *, train: bool, extent: Extent | None = None
     ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) out_features']:
         """Applies convolution, norm and activation.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
         """
-        return self.norm(mark_convolution(self.conv(x)), train=train)
+        return self.norm(mark_convolution(convolve(self.conv, x, extent)), train=train)

@@ -9,6 +9,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ggcf_jax.models.layers.extent import Extent
+
 Remat = Literal['none', 'inplace_abn', 'block']
 
 REMATS = ('none', 'inplace_abn', 'block')
@@ -27,11 +29,13 @@ def run(
     remat: Remat,
     train: bool,
     key: PRNGKeyArray | None = None,
+    extent: Extent | None = None,
 ) -> Float[Array, 'b _ _ _']:
     """Calls a block; its batch statistics are updated as without rematerialisation.
 
     Args:
-        block: module that is called with (x, train=train), and with key=key if there is a key.
+        block: module that is called with (x, train=train, extent=extent), and with key=key if there
+            is a key.
         x: features that the block is applied to.
         remat: what the backward pass finds in memory. 'none': everything it needs. 'inplace_abn':
             the output of each convolution, from which norms and activations are computed again;
@@ -39,11 +43,14 @@ def run(
             'block': the block's input only, from which the whole block is computed again.
         train: whether batch statistics are used and updated.
         key: random key for dropout.
+        extent: extent of x; None where the maps are filled.
     """
     inputs = (x,) if key is None else (x, key)
 
     def call(block: Callable[..., jax.Array], x: jax.Array, *keys: jax.Array) -> jax.Array:
-        return block(x, train=train, key=keys[0]) if keys else block(x, train=train)
+        if keys:
+            return block(x, train=train, extent=extent, key=keys[0])
+        return block(x, train=train, extent=extent)
 
     if remat == 'none' or not train or hasattr(block, 'remat'):  # Repeated does it by itself
         return call(block, *inputs)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ggcf_jax.attention import target
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.remat import Remat, run
 
 _Carry = TypeVar('_Carry')
@@ -46,7 +47,12 @@ class Repeated(nnx.Module):
 
     The 23 blocks of ResNet-101's third stage take minutes to compile one by one. Parameters and
     batch statistics of the blocks are stacked on a leading axis.
+
+    Attributes:
+        stride: 1, since the blocks keep the shape.
     """
+
+    stride = 1
 
     def __init__(
         self,
@@ -59,7 +65,8 @@ class Repeated(nnx.Module):
         """Draws the parameters of all blocks.
 
         Args:
-            make: builds one block, which is called with (x, train=train) and keeps the shape of x.
+            make: builds one block, which is called with (x, train=train, extent=extent) and keeps
+                the shape of x.
             count: number of blocks, at least 1.
             remat: what the backward pass of each block keeps in memory, see `remat.run`.
             rngs: random streams; the blocks' parameters are drawn with one key of `params`.
@@ -70,12 +77,15 @@ class Repeated(nnx.Module):
         stacked = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys)
         self.blocks = nnx.merge(graphdef, stacked)
 
-    def __call__(self, x: Float[Array, 'b h w c'], *, train: bool) -> Float[Array, 'b h w c']:
+    def __call__(
+        self, x: Float[Array, 'b h w c'], *, train: bool, extent: Extent | None = None
+    ) -> Float[Array, 'b h w c']:
         """Applies the blocks in order.
 
         Args:
             x: features.
             train: whether batch statistics are used and updated.
+            extent: extent of x; None where the maps are filled.
 
         Returns:
             Features of the last block.
@@ -84,7 +94,7 @@ class Repeated(nnx.Module):
 
         def apply(x: jax.Array, arrays: tuple[nnx.State, ...]) -> tuple[jax.Array, nnx.State]:
             block = nnx.merge(graphdef, *arrays, copy=True)
-            x = run(block, x, remat=self.remat, train=train)
+            x = run(block, x, remat=self.remat, train=train, extent=extent)
             return x, nnx.state(block, nnx.BatchStat)
 
         x, stats = scan(apply, x, tuple(state))

@@ -5,9 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
+from ggcf_jax.models.layers.extent import Extent
+
 
 def upsample(
-    x: Float[Array, 'b h w c'], stride: int, size: tuple[int, int]
+    x: Float[Array, 'b h w c'],
+    stride: int,
+    size: tuple[int, int],
+    extent: Extent | None = None,
 ) -> Float[Array, 'b {size[0]} {size[1]} c']:
     """Upsamples features that are centred on multiples of `stride` to every pixel.
 
@@ -20,6 +25,7 @@ def upsample(
         x: features, h = ceil(size[0] / stride) and w = ceil(size[1] / stride).
         stride: pixels per position of the features.
         size: (height, width) of the output in pixels.
+        extent: extent of x, whose last features are those repeated; None where the maps are filled.
 
     Returns:
         Interpolated features in the dtype of x.
@@ -33,8 +39,9 @@ def upsample(
             f'features of {x.shape[1:3]} cannot be upsampled by {stride} to {tuple(size)}: '
             f'that needs {expected}'
         )
-    x = _upsample_axis(x, 1, stride)[:, : size[0]]
-    return _upsample_axis(x, 2, stride)[:, :, : size[1]]
+    heights, widths = (None, None) if extent is None else (extent.heights, extent.widths)
+    x = _upsample_axis(x, 1, stride, heights)[:, : size[0]]
+    return _upsample_axis(x, 2, stride, widths)[:, :, : size[1]]
 
 
 def nearest_positions(
@@ -54,12 +61,15 @@ def nearest_positions(
     return np.minimum((np.asarray(pixels) + stride // 2) // stride, last).astype(np.int32)
 
 
-def _upsample_axis(x: jax.Array, axis: int, stride: int) -> jax.Array:
+def _upsample_axis(
+    x: jax.Array, axis: int, stride: int, lengths: Int32[Array, ' b'] | None
+) -> jax.Array:
     length = x.shape[axis]
     # Padded, not concatenated with the last one: concatenation would reshard the map.
     padding = [(0, int(i == axis)) for i in range(x.ndim)]
     following = jnp.pad(jax.lax.slice_in_dim(x, 1, length, axis=axis), padding)
-    last = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == length - 1
+    end = length if lengths is None else lengths.reshape((-1,) + (1,) * (x.ndim - 1))
+    last = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == end - 1
     following = jnp.where(last, x, following)
     x, following = (jnp.expand_dims(a, axis + 1) for a in (x, following))
     weight = jnp.arange(stride, dtype=x.dtype) / stride
