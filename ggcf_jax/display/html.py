@@ -2,8 +2,11 @@
 
 import base64
 import html
+import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
+_NUMBER = re.compile(r'[-+]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?( ?%)?|undefined')
 _STYLE = """
 :root { color-scheme: light dark;
   --page: #f5f6f8; --card: #ffffff; --ink: #1c2430; --soft: #5b6675; --line: #dfe3e9;
@@ -38,6 +41,8 @@ svg { display: block; width: 100%; height: auto; }
 svg text { font-family: inherit !important; }
 figure { margin: 0 0 14px; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
+figure a { display: block; cursor: zoom-in; }
+figure a:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 figcaption { font-size: 13px; color: var(--soft); margin-top: 3px; }
 .legend { display: flex; flex-wrap: wrap; gap: 5px 18px; margin: 0 0 14px; padding: 0;
   list-style: none; font-size: 13px; }
@@ -52,7 +57,9 @@ tr:last-child td { border-bottom: 0; }
 .columns table { width: 100%; }
 .columns tr { break-inside: avoid; }
 td { overflow-wrap: anywhere; }
-td:first-child { white-space: nowrap; }
+td:first-child, td.number { white-space: nowrap; }
+.wide table { min-width: 100%; }
+.wide td { overflow-wrap: normal; }
 pre { margin: 0 0 14px; padding: 11px 14px; background: var(--page); border-radius: 6px;
   border: 1px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -103,12 +110,17 @@ def verbatim(content: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """A table of text cells."""
+    """A table of text cells; those that are numbers are never broken."""
     head = ''.join(f'<th>{html.escape(cell)}</th>' for cell in header)
     lines = [f'<tr>{head}</tr>'] if header else []
     for row in rows:
-        lines.append('<tr>' + ''.join(f'<td>{html.escape(cell)}</td>' for cell in row) + '</tr>')
+        lines.append('<tr>' + ''.join(map(_cell, row)) + '</tr>')
     return '<table>\n' + '\n'.join(lines) + '\n</table>'
+
+
+def _cell(text: str) -> str:
+    number = ' class="number"' if _NUMBER.fullmatch(text) else ''
+    return f'<td{number}>{html.escape(text)}</td>'
 
 
 def legend(colors: Mapping[str, tuple[int, int, int]]) -> str:
@@ -120,11 +132,19 @@ def legend(colors: Mapping[str, tuple[int, int, int]]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def image(png: bytes, caption: str) -> str:
-    """An embedded picture with a caption."""
-    data = base64.b64encode(png).decode('ascii')
+def thumbnail(webp: bytes, caption: str, target: str) -> str:
+    """An embedded picture with a caption, which leads to the picture in full.
+
+    Args:
+        webp: the picture, small.
+        caption: text below it.
+        target: path of the full picture, relative to the page, with slashes.
+    """
+    data = base64.b64encode(webp).decode('ascii')
     caption = html.escape(caption)
+    link = html.escape(urllib.parse.quote(target))
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+        f'<figure><a href="{link}" title="open the full picture"><img alt="{caption}" '
+        f'loading="lazy" src="data:image/webp;base64,{data}"></a>'
         f'<figcaption>{caption}</figcaption></figure>'
     )

@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page about a run, made from its workdir alone."""
+"""`report.html`: one page about a run, made from its workdir alone."""
 
 import json
 import math
@@ -26,15 +26,18 @@ _SINGLE = 'whole image'
 # Classes in one bar chart; more are shown in several side by side.
 _BARS = 50
 
-# Wider panels are embedded at this width: a row of four at full size would be many megabytes.
-_PANEL_WIDTH = 2400
+# Panels are embedded at the width of the page, with this WebP quality: rows of four at full size
+# would be many megabytes.
+_PANEL_WIDTH = 1200
+_PANEL_QUALITY = 80
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
     """Writes `report.html` into the workdir of a run, finished or not.
 
     Reads metrics.jsonl, config.json, run.json, evaluations/*.json and the latest panels; what is
-    not there yet is left out and said so. The page has no scripts and refers to no other file.
+    not there yet is left out and said so. The page has no scripts and everything that it shows is
+    inside; its thumbnails lead to the full panels in the workdir.
 
     Returns:
         The path of the report.
@@ -64,9 +67,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     body += [
         _worst_images(workdir, each, _inference(each)) for each in evaluations if each.get('worst')
     ][-1:]
-    history = [_evaluations(evaluations)] if evaluations else []
-    body.append(html.group('pair', [*history, _provenance(run)]))
-    body.append(_configuration(config))
+    body += [_evaluations(evaluations)] if evaluations else []
+    body += [_provenance(run), _configuration(config)]
     title = str(config.get('data', {}).get('name') or workdir.resolve().name)
     document = html.page(f'GGCF on {title}', _subtitle(config, run), body)
 
@@ -233,7 +235,7 @@ def _predictions(workdir: pathlib.Path, evaluations: Rows) -> str:
     parts = [
         html.text(
             f'Step {int(folder.name)}. Errors are red on the dimmed image, ignored pixels grey '
-            '(black in the ground truth).'
+            '(black in the ground truth). A click opens the full panel.'
         )
     ]
     if evaluations:
@@ -241,7 +243,7 @@ def _predictions(workdir: pathlib.Path, evaluations: Rows) -> str:
         parts.append(html.legend(dict(zip(names, map(tuple, colors)))))
     for path in sorted(folder.glob('*.png'), key=lambda each: _panel_index(each.name)):
         name = path.stem.partition('_')[2] or path.stem
-        parts.append(html.image(_shrunk(path), name))
+        parts.append(_thumbnail(workdir, path, name))
     return html.section('Predictions', *parts)
 
 
@@ -265,7 +267,7 @@ def _worst_images(workdir: pathlib.Path, evaluation: Content, inference: str) ->
     for image in evaluation['worst']:
         path = workdir / image['panel']
         if path.is_file():  # or it was removed
-            parts.append(html.image(_shrunk(path), f'{image["name"]}: {image["miou"]:.3f}'))
+            parts.append(_thumbnail(workdir, path, f'{image["name"]}: {image["miou"]:.3f}'))
     return html.section('Worst images', *parts)
 
 
@@ -274,19 +276,19 @@ def _panel_index(name: str) -> tuple[int, str]:
     return (int(index) if index.isdigit() else 0, name)
 
 
-def _shrunk(path: pathlib.Path) -> bytes:
-    """The PNG file, at most `_PANEL_WIDTH` pixels wide."""
+def _thumbnail(workdir: pathlib.Path, path: pathlib.Path, caption: str) -> str:
+    """A panel at most `_PANEL_WIDTH` pixels wide, which leads to the file."""
     data = path.read_bytes()
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
     if picture is None:
         raise InputError(f'{path} is not a readable PNG; delete it')
     height, width = picture.shape[:2]
-    if width <= _PANEL_WIDTH:
-        return data
-    size = (_PANEL_WIDTH, max(round(height * _PANEL_WIDTH / width), 1))
-    return cv2.imencode('.png', cv2.resize(picture, size, interpolation=cv2.INTER_AREA))[
-        1
-    ].tobytes()
+    if width > _PANEL_WIDTH:
+        size = (_PANEL_WIDTH, max(round(height * _PANEL_WIDTH / width), 1))
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    options = (cv2.IMWRITE_WEBP_QUALITY, _PANEL_QUALITY)
+    small = cv2.imencode('.webp', picture, options)[1].tobytes()
+    return html.thumbnail(small, caption, path.relative_to(workdir).as_posix())
 
 
 def _evaluations(evaluations: Rows) -> str:

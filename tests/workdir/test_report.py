@@ -1,7 +1,10 @@
 import base64
 import html.parser
 import json
+import os
+import pathlib
 import re
+import urllib.parse
 import xml.etree.ElementTree as ElementTree
 
 import cv2
@@ -12,6 +15,7 @@ from ggcf_jax.display import pictures as visualize
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import report
 from ggcf_jax.workdir.metrics_log import Writer
+from tests import browser
 
 _CLASSES = ['road', 'car', 'fence <b>&']
 _COLORS = [[128, 64, 128], [0, 0, 142], [190, 153, 153]]
@@ -83,6 +87,7 @@ def _run(workdir):
         'data': {'name': 'street_scenes', 'crop_size': [64, 128]},
         'train': {'steps': 40},
         'note': '<img src=x>',
+        'weights': ','.join(['4.1'] * 30),
         'model': {'context': 'ggcf', 'heads': 'local:2,grid:2', 'backbone': {'name': 'resnet18'}},
     }
     (workdir / 'config.json').write_text(json.dumps(config))
@@ -104,7 +109,7 @@ def _run(workdir):
 
 def _pictures(page):
     sources = [attrs['src'] for tag, attrs in page.attributes if tag == 'img']
-    head = 'data:image/png;base64,'
+    head = 'data:image/webp;base64,'
     assert all(source.startswith(head) for source in sources)
     data = [np.frombuffer(base64.b64decode(source[len(head) :]), np.uint8) for source in sources]
     return [cv2.imdecode(each, cv2.IMREAD_COLOR) for each in data]
@@ -142,12 +147,15 @@ def test_absent_classes_gaps_command_versions_and_config_are_told(finished):
     assert 'data.crop_size [64, 128]' in text and 'model.backbone.name resnet18' in text
 
 
-def test_page_is_self_contained_and_escaped(finished):
+def test_page_shows_what_is_inside_and_is_escaped(finished):
     page = _Page(finished)
     tags = {tag for tag, _ in page.attributes}
-    assert not tags & {'script', 'link', 'iframe', 'object', 'a'}
+    assert not tags & {'script', 'link', 'iframe', 'object'}
     assert 'fence <b>' not in finished and '<script' not in finished
-    for _, attributes in page.attributes:
+    for tag, attributes in page.attributes:
+        if tag == 'a':  # the full panels
+            assert attributes['href'].startswith('panels/00000040/')
+            continue
         for name in ('src', 'href', 'xlink:href'):
             value = attributes.get(name, '')
             assert value == '' or value.startswith(('data:', '#'))
@@ -161,13 +169,65 @@ def test_charts_are_well_formed_svg(finished):
         ElementTree.fromstring(chart)
 
 
-def test_latest_panels_are_embedded_in_order_and_wide_ones_shrunk(finished):
+def test_latest_panels_are_thumbnails_in_order_that_lead_to_the_files(finished):
     page = _Page(finished)
     names = [attrs['alt'] for tag, attrs in page.attributes if tag == 'img']
     assert names == ['scene_40_2', 'scene_40_10']
+    links = [attrs['href'] for tag, attrs in page.attributes if tag == 'a']
+    assert links == ['panels/00000040/2_scene_40_2.png', 'panels/00000040/10_scene_40_10.png']
     pictures = _pictures(page)
-    assert [picture.shape[:2] for picture in pictures] == [(8, 2400), (10, 40)]
-    assert all((picture == 40).all() for picture in pictures)
+    assert [picture.shape[:2] for picture in pictures] == [(4, 1200), (10, 40)]
+    assert all(np.abs(picture.astype(int) - 40).max() <= 2 for picture in pictures)
+
+
+def test_thumbnails_of_odd_names_lead_to_their_files(tmp_path):
+    path = tmp_path / 'panels' / '00000001' / '0_a b#1?"ä.png'
+    visualize.write_png(path, np.zeros((4, 4, 3), np.uint8))
+    page = _Page(report.write(tmp_path).read_text())
+    (link,) = (attrs['href'] for tag, attrs in page.attributes if tag == 'a')
+    assert tmp_path / urllib.parse.unquote(link) == path
+
+
+def test_numbers_are_not_broken_across_lines(finished):
+    page = _Page(finished)
+    assert re.findall(r'<td class="number">([^<]+)', finished)[:3] == ['20', '0.7386', '0.8500']
+    assert '.number { white-space: nowrap' in finished and page.open == []
+
+
+@pytest.mark.slow
+def test_the_report_in_a_browser(tmp_path):
+    """At 1280 pixels: numbers on one line, nothing wider than the page, full panels on click."""
+    path = browser.find()
+    if path is None:
+        pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+    _run(tmp_path)
+    file = tmp_path / 'evaluations' / 'validation_00000040.json'
+    content = json.loads(file.read_text())
+    content['inference'] = 'windows of 769 x 769, scales 0.5, 0.75, 1, 1.25, 1.5, 1.75, mirrored'
+    names = ('mean_accuracy', 'mean_precision', 'mean_f1', 'frequency_weighted_iou', 'boundary_iou')
+    content['metrics'] = dict.fromkeys(names, 0.123456)
+    file.write_text(json.dumps(content))
+    document = report.write(tmp_path)
+    lines = (
+        '[...document.querySelectorAll("td.number, .fact b")]'
+        '.map(e => Math.round(e.getClientRects().length && (() => {'
+        ' const r = document.createRange(); r.selectNodeContents(e);'
+        ' return new Set([...r.getClientRects()].map(b => b.top)).size; })()))'
+    )
+    with browser.open_page(path) as page:
+        page.call('Page.navigate', url=document.as_uri())
+        page.wait('document.querySelectorAll("figure img").length == 2')
+        found = page.run(lines)
+        assert len(found) >= 20 and set(found) == {1}
+        wide = (
+            '[...document.querySelectorAll("section")].filter(e => e.scrollWidth > e.clientWidth)'
+        )
+        assert page.run(f'{wide}.length') == 0
+        if 'SCREENSHOTS' in os.environ:
+            page.screenshot(pathlib.Path(os.environ['SCREENSHOTS']) / 'report_test.png')
+        page.click('figure a')
+        page.wait('location.href.endsWith("2_scene_40_2.png")')
+        assert page.run('document.images[0].naturalWidth') == 3000
 
 
 def test_empty_workdir_says_what_is_missing(tmp_path):
