@@ -8,12 +8,13 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
+from logging import LogRecord
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import doctor, evaluate, export, predict, serve, train
-from ggcf_jax.distributed import processes
+from ggcf_jax.distributed import platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
 
@@ -67,6 +68,14 @@ _WORKDIR = flags.DEFINE_string(
 )
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 
+_PLATFORM = flags.DEFINE_enum(
+    'platform',
+    '',
+    list(platforms.PLATFORMS),
+    'Devices to compute on: cpu, gpu or tpu (default: what JAX finds, but the CPU only where JAX '
+    'is not installed for accelerators).',
+)
+
 flags.DEFINE(_CheckpointParser(), 'checkpoint', 'best', 'Checkpoint to use.')
 flags.DEFINE_string('split', 'validation', 'evaluate: split of the data set to evaluate.')
 flags.DEFINE_string(
@@ -116,14 +125,22 @@ def main(argv: list[str]) -> int:
         return _error('--config is missing; try --config=configs/street_scenes.py')
     mode = MODES[_MODE.value]
     workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}')
-    logging.set_verbosity(logging.ERROR)  # library logs would drown ours
+    logging.set_verbosity(logging.WARNING)  # what libraries inform about would drown ours
+    logging.get_absl_logger().addFilter(_is_news)
     try:
+        platforms.choose(_PLATFORM.value)
         if not mode.several_processes:
+            platforms.check()
             return mode.run(config, workdir, flags.FLAGS)
         with processes.joined(_launch()):
             return mode.run(config, workdir, flags.FLAGS)
     except InputError as error:
         return _error(str(error))
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Whether a warning of a library tells something: to TFDS, every data set here is custom."""
+    return not record.getMessage().startswith('Using custom data configuration')
 
 
 def _launch() -> processes.Launch:

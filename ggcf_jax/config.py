@@ -196,6 +196,9 @@ def default() -> ConfigDict:
     config.train.log_every = 50  # Steps between two rows of training metrics.
     config.train.eval_every = 5_000  # Steps between two evaluations of the validation split.
     config.train.checkpoint_every = 1_000  # Steps between two checkpoints.
+    # Steps to profile, 'START:STOP' with both, such as '10:12': a trace of them for XProf or
+    # TensorBoard is written into WORKDIR/profile. '': none.
+    config.train.profile = ''
     # Number of consecutive steps with a loss or gradients that are not finite (they are skipped)
     # after which training stops.
     config.train.max_skipped = 50

@@ -1,8 +1,8 @@
 """Examination of a configuration, its data and this machine before hours are spent on training."""
 
 import contextlib
+import dataclasses
 import itertools
-import os
 import pathlib
 import shutil
 import time
@@ -18,21 +18,26 @@ from rich.table import Table
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
-from ggcf_jax.data import mixture, pipeline
+from ggcf_jax.data import advice, mixture, pipeline
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.scan import Scan, scan
 from ggcf_jax.display import pictures
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.distributed import platforms
 from ggcf_jax.errors import InputError
-from ggcf_jax.evaluation import inference
-from ggcf_jax.training import losses, optim, train_step, warm_start
+from ggcf_jax.evaluation import evaluator, inference
+from ggcf_jax.training import losses, memory, optim, overview, profiling, train_step, warm_start
 from ggcf_jax.training import state as state_lib
 
 SHOWN = 10  # number of problems of a split that are printed
+NAMES = 5  # number of classes that a warning names
+ROWS = 40  # number of classes from which on their table goes to a file
 SAMPLES = 8  # number of augmented training samples in the picture
-SECONDS = 5.0  # for which a throughput is measured
+SECONDS = 5.0  # for which a throughput is measured, at least
+LONGEST = 90.0  # seconds after which a throughput is taken that is not stable yet
+STABLE = 0.05  # relative change of a throughput by a further round of batches
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
@@ -75,8 +80,9 @@ class Findings:
 def examine(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     """Examines a configuration, its data and this machine, and prints a verdict.
 
-    Writes `doctor/report.txt` and `doctor/samples.png` (augmented training samples and their
-    labels) into the workdir, which is not claimed for a run.
+    Writes `doctor/report.txt`, `doctor/samples.png` (augmented training samples and their labels)
+    and, where there are many classes, `doctor/classes.txt` into the workdir, which is not claimed
+    for a run.
 
     Args:
         config: configuration to examine.
@@ -122,7 +128,9 @@ def _reported(found: Findings) -> Iterator[None]:
 
 def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress: Progress) -> None:
     devices = jax.devices()
-    found.say(f'devices: {len(devices)} x {devices[0].device_kind} ({devices[0].platform})')
+    found.say(f'devices: {overview.describe_devices(mesh_lib.make_mesh())}')
+    if idle := platforms.unused(platforms.gpus_of_machine(), len(devices)):
+        found.warning(idle)
     with _reported(found):
         config_lib.check(config, len(devices))
     with _reported(found):
@@ -130,6 +138,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
         inference.build(config)
         optim.optimizer(config.train)
         losses.build(config.train, ())
+        profiling.parse(config.train.profile, config.train.steps)
         warm_start.check(config)
     if found.errors:
         return
@@ -144,7 +153,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
             scans[split] = scan(dataset, split, config.data.threads, advance)
     for look in scans.values():
         _tell_split(look, found)
-    found.say(_class_table(dataset, list(scans.values())))
+    _tell_classes(dataset, list(scans.values()), folder, found)
     _judge_classes(dataset, scans, found)
     if found.errors:
         found.say('the pipeline and the training step are not tried with such data')
@@ -155,13 +164,16 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
     with contextlib.closing(batches):
         batch = _draw_samples(batches, dataset, folder / 'samples.png')
         found.say(f'augmented samples: {folder / "samples.png"}')
-        rate = _pipeline_rate(batches, config.train.batch_size)
+        found.say(f'measuring the input pipeline, for up to {LONGEST:.0f} s')
+        rate = _pipeline_rate(batches, config.train.batch_size, _round(config.data))
+    unsure = '' if rate.stable else f' (still changing after {LONGEST:.0f} s)'
     found.say(
-        f'pipeline: {rate:.1f} images/s with {config.data.threads} threads and '
-        f'{config.data.workers} workers'
+        f'pipeline: {rate.images_per_sec:.1f} images/s with {config.data.threads} threads and '
+        f'{config.data.workers} workers on {advice.cores()} cores{unsure}'
     )
     weights = data.class_weights_of(config, dataset)
-    _try_step(config, dataset, weights, batch, rate, folder, found)
+    state = _try_step(config, dataset, weights, batch, rate.images_per_sec, folder, found, progress)
+    _try_evaluation(config, dataset, state, found, progress)
 
 
 def _tell_split(look: Scan, found: Findings) -> None:
@@ -184,7 +196,10 @@ def _tell_split(look: Scan, found: Findings) -> None:
         )
 
 
-def _class_table(dataset: Dataset, scans: list[Scan]) -> Table:
+def _tell_classes(
+    dataset: Dataset, scans: list[Scan], folder: pathlib.Path, found: Findings
+) -> None:
+    """Prints the table of the classes, or writes it to a file if it is longer than a screen."""
     table = Table(title='classes: share of the labelled pixels, images', title_justify='left')
     table.add_column('class')
     for look in scans:
@@ -195,17 +210,38 @@ def _class_table(dataset: Dataset, scans: list[Scan]) -> Table:
             for look in scans
         )
         table.add_row(name, *cells)
-    return table
+    if dataset.num_classes <= ROWS:
+        found.say(table)
+        return
+    path = folder / 'classes.txt'
+    with path.open('w', encoding='utf-8') as file:
+        Console(file=file, width=120).print(table)
+    found.say(f'classes: the table of all {dataset.num_classes} is in {path}')
 
 
 def _judge_classes(dataset: Dataset, scans: dict[str, Scan], found: Findings) -> None:
     of_training = [look.images for split, look in scans.items() if split != 'validation']
     trained = np.sum(of_training or [scans['validation'].images], axis=0)
-    for c, name in enumerate(dataset.classes):
-        if not trained[c]:
-            found.warning(f'class {name!r} is in no training image and cannot be learned')
-        elif not scans['validation'].images[c]:
-            found.warning(f'class {name!r} is in no validation image and is not measured')
+    validated = scans['validation'].images
+    unseen = [name for name, count in zip(dataset.classes, trained) if not count]
+    unmeasured = [
+        name for name, seen, count in zip(dataset.classes, trained, validated) if seen and not count
+    ]
+    for names, what in (
+        (unseen, 'in no training image and cannot be learned'),
+        (unmeasured, 'in no validation image and not measured'),
+    ):
+        if names:
+            verb = 'is' if len(names) == 1 else 'are'
+            found.warning(
+                f'{len(names)} of {dataset.num_classes} classes {verb} {what}: {_first(names)}'
+            )
+
+
+def _first(names: list[str]) -> str:
+    """The first of many names."""
+    rest = len(names) - NAMES
+    return ', '.join(names[:NAMES]) + (f' and {rest} more' if rest > 0 else '')
 
 
 def _draw_samples(
@@ -231,15 +267,51 @@ def _draw_samples(
     return first
 
 
-def _pipeline_rate(batches: Iterator[pipeline.Batch], batch_size: int) -> float:
-    """Images per second, measured after the prefetched batches are used up."""
-    for _ in range(pipeline.LoaderOptions().buffer):
+@dataclasses.dataclass(frozen=True)
+class _Rate:
+    """A measured throughput.
+
+    Attributes:
+        images_per_sec: images per second.
+        stable: whether a further round of batches changed it by less than `STABLE`.
+    """
+
+    images_per_sec: float
+    stable: bool
+
+
+def _round(settings: ConfigDict) -> int:
+    """Number of batches that the pipeline works on at once, which arrive in a burst."""
+    loader = data.loader_options(settings)
+    return max(loader.buffer, loader.threads) * max(loader.workers, 1)
+
+
+def _pipeline_rate(batches: Iterator[pipeline.Batch], batch_size: int, together: int) -> _Rate:
+    """Measures rounds of batches until their mean rate no longer changes.
+
+    Batches of a slow pipeline arrive in bursts, one a thread: a rate within a round is too low
+    before the burst and too high after it. The first round is ready already and does not count.
+
+    Args:
+        batches: training batches.
+        batch_size: number of images in a batch.
+        together: number of batches in a round.
+    """
+    began = time.perf_counter()
+    for _ in range(together):
         next(batches)
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < SECONDS:
-        next(batches)
-        count += batch_size
-    return count / (time.perf_counter() - began)
+    count, since, before = 0, time.perf_counter(), 0.0
+    while True:
+        for _ in range(together):
+            next(batches)
+        count += together
+        now = time.perf_counter()
+        rate = count * batch_size / (now - since)
+        if abs(rate - before) <= STABLE * rate and now - since >= SECONDS:
+            return _Rate(rate, stable=True)
+        if now - began >= LONGEST:
+            return _Rate(rate, stable=False)
+        before = rate
 
 
 def _try_step(
@@ -250,69 +322,125 @@ def _try_step(
     rate: float,
     folder: pathlib.Path,
     found: Findings,
-) -> None:
-    """Compiles the training step, and runs it if it fits into memory."""
+    progress: Progress,
+) -> Any:
+    """Compiles the step and runs it if it fits into memory; returns the shapes of the state."""
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
     graphdef, _, _ = models.abstract(config, dataset.num_classes)
     with jax.set_mesh(mesh):
         create = state_lib.creator(config, dataset.num_classes, mesh)
         shapes = jax.eval_shape(create)
         arrays = mesh_lib.global_batch(mesh, batch)
-        began = time.perf_counter()
-        step = (
-            train_step.build(config.train, weights, graphdef, mesh).lower(shapes, arrays).compile()
-        )
-        seconds = time.perf_counter() - began
-        memory: Any = step.memory_analysis()
-        needed = (
-            memory.temp_size_in_bytes
-            + memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
-        limit = _memory_limit()
-        found.say(
-            f'training step: compiled in {seconds:.0f} s; needs {needed / 2**30:.2f} of '
-            f'{limit / 2**30:.1f} GiB on each device, as compiled'
-        )
+        step = train_step.build(config.train, weights, graphdef, mesh)
+        with progress.compiling('the training step'):
+            compiled = step.lower(shapes, arrays).compile()
         _judge_disk(shapes, folder, found)
-        if needed > limit:
+        if not _fits('the training step', memory.needed(compiled), found):
             found.error(
                 'the training step does not fit the device: lower config.train.batch_size or '
                 'config.data.crop_size, or raise config.train.accumulate'
             )
-            return
-        state = jax.block_until_ready(step(create(), arrays))
+            return shapes
+        state = jax.block_until_ready(compiled(create(), arrays))
         if int(state.consecutive_skips):
             found.error('the first training step gave a loss or gradients that are not finite')
-            return
+            return shapes
         count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < SECONDS:
-            state = jax.block_until_ready(step(state, arrays))
+        while count < 3 or time.perf_counter() - began < SECONDS:
+            state = jax.block_until_ready(compiled(state, arrays))
             count += 1
         need = count * config.train.batch_size / (time.perf_counter() - began)
     found.say(f'training step: {need:.1f} images/s')
     if rate < need:
         found.warning(
-            f'the pipeline makes {rate:.1f} images/s, the step needs {need:.1f}: raise '
-            "config.data.threads or config.data.workers, or take config.data.storage='compact'"
+            f'the pipeline makes {rate:.1f} images/s, the step needs {need:.1f}: '
+            f'{advice.faster(config.data, advice.cores())}'
         )
+    elif mesh.devices.flat[0].platform == 'cpu':
+        found.say('pipeline and step were measured apart; in training they share the cores')
+    return shapes
+
+
+def _try_evaluation(
+    config: ConfigDict, dataset: Dataset, state: Any, found: Findings, progress: Progress
+) -> None:
+    """Compiles and runs the evaluation of the largest images, as training does on its way.
+
+    Args:
+        config: configuration of the planned run.
+        dataset: its data set.
+        state: shapes of the training state, which stays in memory meanwhile.
+        found: what was found.
+        progress: display.
+    """
+    mesh = mesh_lib.make_mesh(space=config.mesh.space)
+    graphdef, params, stats = models.abstract(config, dataset.num_classes)
+    batches = data.evaluation_batches(config, dataset, 'validation')
+    height, width = max(batches.sizes, key=lambda size: size[0] * size[1])
+    what = f'the evaluation of {height} x {width} pixels'
+    count = config.eval.batch_size
+    step: Any = evaluator.make_eval_step(graphdef, dataset.num_classes, mesh, inference.SINGLE)
+
+    def zeros(shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        return mesh_lib.place(np.zeros(shape, dtype), sharding)
+
+    everywhere = mesh_lib.replicated(mesh)
+    with jax.set_mesh(mesh):
+        matrix = zeros((dataset.num_classes,) * 2, np.int32, everywhere)
+        images = {
+            'image': zeros((count, height, width, 3), np.uint8, mesh_lib.by_batch(mesh)),
+            'label': zeros((count, height, width), np.uint8, mesh_lib.by_batch(mesh)),
+        }
+        with progress.compiling(what):
+            compiled = step.lower(params, stats, matrix, images).compile()
+        needed = memory.needed(compiled)
+        if needed is not None:
+            # The network's own parameters are among the arguments of both.
+            held = _bytes(state) - _bytes((params, stats))
+            needed += held
+        if not _fits(f'{what} beside the state of the training', needed, found):
+            found.error(
+                f'{what} does not fit the device beside the state of the training: lower '
+                f'config.eval.batch_size={count}, or config.eval.max_sizes if few images are so '
+                'large'
+            )
+            return
+        ours = jax.tree.map(lambda x: zeros(x.shape, x.dtype, everywhere), (params, stats))
+        matrix, *_ = jax.block_until_ready(compiled(*ours, matrix, images))
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*ours, matrix, images))
+        seconds = time.perf_counter() - began
+    sizes = np.array(batches.sizes, np.float64)
+    total = seconds * (sizes.prod(1) / (height * width)).sum()
+    found.say(
+        f'evaluation: {seconds:.2g} s for a batch of {count} of {height} x {width}; by that about '
+        f'{total:.0f} s for the {len(dataset.source("validation"))} images of validation, '
+        f'{-(-config.train.steps // config.train.eval_every)} times in training'
+    )
+
+
+def _fits(what: str, needed: int | None, found: Findings) -> bool:
+    """Says how much memory a program needs; returns whether a device has it."""
+    if needed is None:
+        found.say(f'{what}: the memory that it needs is not known')
+        return True
+    limit = memory.limit()
+    found.say(
+        f'{what} needs {memory.text(needed)} of {memory.text(limit)} on each device, as compiled'
+    )
+    return needed <= limit
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _judge_disk(state: Any, folder: pathlib.Path, found: Findings) -> None:
     """Checks that four checkpoints fit: three are kept while another is being written."""
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    size = _bytes(state)
     free = shutil.disk_usage(folder).free
-    found.say(f'checkpoint: {size / 2**20:.1f} MiB each; {free / 2**30:.1f} GiB free on the disk')
+    found.say(f'checkpoint: {memory.text(size)} each; {memory.text(free)} free on the disk')
     if free < 4 * size:
         found.error(
             f'not enough disk space for four checkpoints in {folder}; choose another --workdir'
         )
-
-
-def _memory_limit() -> int:
-    """Bytes of memory of one device; a CPU device has an equal part of the machine's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and 'bytes_limit' in stats:
-        return stats['bytes_limit']
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()

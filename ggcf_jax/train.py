@@ -10,14 +10,25 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models
-from ggcf_jax.display.console import Progress, iou_table, metrics_line
+from ggcf_jax.data import advice
+from ggcf_jax.display.console import Progress, facts, iou_table, metrics_line
+from ggcf_jax.distributed import chips, platforms, processes
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.distributed import processes
 from ggcf_jax.distributed.preemption import synchronized_stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
-from ggcf_jax.training import losses, optim, train_step, warm_start
+from ggcf_jax.training import (
+    clock,
+    flops,
+    losses,
+    memory,
+    optim,
+    overview,
+    profiling,
+    train_step,
+    warm_start,
+)
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.workdir import checkpoints, classes, evaluations, provenance, report
 from ggcf_jax.workdir import config as workdir_config
@@ -55,6 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
         InputError: the configuration, the data or the workdir cannot be used.
         NotFinite: training diverged; the workdir keeps the last checkpoints.
     """
+    began = time.perf_counter()
     workdir = pathlib.Path(workdir)
     train = config.train
 
@@ -73,6 +85,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
     optim.optimizer(train)
     losses.build(train, ())
     learning_rate = optim.schedule(train)
+    profiled = profiling.parse(train.profile, train.steps)
     with processes.process_zero_first():
         class_weights = data.class_weights_of(config, dataset)
     if first:
@@ -84,8 +97,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
     state = state_lib.creator(config, dataset.num_classes, mesh)()
     checkpointer = checkpoints.Checkpointer(workdir)
     trees = checkpointer.restore_latest(state.to_trees())
+    weights: list[str] = []
     if trees is None:
-        state = warm_start.with_weights(config, state, processes.log_once)
+        state = warm_start.with_weights(config, state, weights.append)
     else:
         state = state_lib.TrainState.from_trees(trees)
     start = int(state.step)
@@ -95,6 +109,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
         return evaluate.evaluate_workdir(config, workdir, 'validation', 'best')
     if start:
         processes.log_once(f'{workdir}: resuming at step {start} of {train.steps}')
+        weights.append(f'checkpoint of step {start}')
     if first:
         provenance.save(workdir)
 
@@ -113,8 +128,23 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
         num_samples=config.eval.panels,
     )
 
+    plan = overview.rows(
+        config, mesh, dataset, state, '; '.join(weights) or 'from scratch, random parameters'
+    )
+    idle = platforms.unused(
+        platforms.gpus_of_machine(), jax.local_device_count() * processes.on_this_machine()
+    )
+    # FLOPs of a step as a share of the peak of the devices, where that is known.
+    peak = chips.peak_flops(mesh.devices.flat[0].device_kind)
+    work = (
+        None
+        if peak is None
+        else flops.of_training(graphdef, state.params, state.stats, tuple(config.data.crop_size))
+        / (peak * mesh.size)
+    )
+
     evaluation = previous = None
-    began = window = time.perf_counter()
+    ready = time.perf_counter()
     with (
         jax.set_mesh(mesh),
         contextlib.closing(checkpointer),
@@ -122,23 +152,58 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
         Writer(workdir, start) if first else NoWriter() as writer,
         Progress(train.steps, start, processes.console()) as progress,
         synchronized_stop_requests() as stop_requested,
+        contextlib.closing(
+            profiling.Profiler(profiled if first else None, workdir / profiling.FOLDER)
+        ) as profiler,
     ):
+        progress.print(facts(plan))
+        if idle:
+            progress.print(f'warning: {idle}', style='yellow')
+        batch = mesh_lib.global_batch(mesh, next(batches))
+        with progress.compiling('the training step'):
+            compiled = processes.compile_together(step_fn, state, batch)
+        if (needed := memory.needed(compiled)) is not None:
+            progress.print(
+                f'the training step needs {memory.text(needed)} of {memory.text(memory.limit())} '
+                'on each device'
+            )
+        steps = clock.StepClock(start)
+        told_input_bound = False
         for step in range(start + 1, train.steps + 1):
-            batch = mesh_lib.global_batch(mesh, next(batches))
-            if step == start + 1:
-                processes.compile_together(step_fn, state, batch)
+            if step > start + 1:
+                with steps.waiting_for_data():
+                    batch = mesh_lib.global_batch(mesh, next(batches))
             processes.report_progress(f'step {step}')
-            state = step_fn(state, batch)
+            profiler.before(step, state)
+            with jax.profiler.StepTraceAnnotation('train', step_num=step):
+                state = step_fn(state, batch)
+            steps.keep_up(state)
+            if profiler.after(step, state):
+                progress.print(f'profile of steps {train.profile}: {workdir / profiling.FOLDER}')
+            if step == start + 1:
+                jax.block_until_ready(state)
+                progress.print(
+                    f'first step done {time.perf_counter() - began:.1f} s after the start'
+                )
+                steps = clock.StepClock(step)  # what comes before is the price of the start
 
             if step % train.log_every == 0:
                 row = _train_row(state, train, float(learning_rate(step - 1)))
-                now = time.perf_counter()
-                images_per_sec = train.batch_size * train.log_every / (now - window)
-                row |= {'train/images_per_sec': images_per_sec, 'train/elapsed_sec': now - began}
-                writer.scalars(step, row)
-                progress.update(step, row['train/loss'], row['train/learning_rate'], images_per_sec)
+                times = steps.row(step, train.batch_size)
+                on_device = _on_device(times['train/images_per_sec'], work)
+                elapsed = {'train/elapsed_sec': time.perf_counter() - ready}
+                writer.scalars(step, row | times | on_device | elapsed)
+                progress.update(
+                    step,
+                    row['train/loss'],
+                    row['train/learning_rate'],
+                    times['train/images_per_sec'],
+                    utilisation=on_device.get('train/model_flop_utilisation'),
+                )
                 _stop_if_diverged(state, train.max_skipped, workdir)
-                window = now
+                if clock.is_input_bound(times) and not told_input_bound:
+                    told_input_bound = True
+                    progress.print(_input_bound(times, config), style='yellow')
 
             evaluation = None
             if step % train.eval_every == 0 or step == train.steps:
@@ -156,7 +221,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | pathlib.Path) -> Evalu
                 if line := metrics_line(evaluation.scores):
                     progress.print(line)
                 previous = iou
-                window += time.perf_counter() - paused
+                steps.leave_out(time.perf_counter() - paused)
 
             stop = stop_requested(step)
             if evaluation or stop or step % train.checkpoint_every == 0:
@@ -185,6 +250,28 @@ def _train_row(
         for name, value in sums.items()
     }
     return means | {'train/learning_rate': learning_rate, 'train/skipped_steps': skipped}
+
+
+def _on_device(images_per_sec: float | None, work: float | None) -> dict[str, float]:
+    """Model FLOP utilisation and device memory, where they are known.
+
+    Args:
+        images_per_sec: throughput of all devices.
+        work: seconds that all devices need for one image at their peak.
+    """
+    row = {}
+    if images_per_sec is not None and work is not None:
+        row['train/model_flop_utilisation'] = images_per_sec * work
+    if (peak := memory.peak()) is not None:
+        row['train/device_memory_gib'] = peak / 2**30
+    return row
+
+
+def _input_bound(times: dict[str, float | None], config: ConfigDict) -> str:
+    return (
+        f'warning: the devices wait for data: {times["train/data_wait_sec"]:.3g} of '
+        f'{times["train/step_sec"]:.3g} s a step. {advice.faster(config.data, advice.cores())}'
+    )
 
 
 def _stop_if_diverged(state: state_lib.TrainState, limit: int, workdir: pathlib.Path) -> None:

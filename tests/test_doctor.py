@@ -1,8 +1,19 @@
+import io
+import itertools
+from collections import Counter
+from types import SimpleNamespace
+
 import cv2
+import jax
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ggcf_jax import data, doctor
+from ggcf_jax.data.scan import Scan
+from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.training import state as state_lib
 
 
 @pytest.fixture
@@ -16,13 +27,85 @@ def test_a_good_setup_is_ready(tiny_config, tmp_path, capsys, quick):
     text = capsys.readouterr().out
     assert 'train: 6 images: 6 of 40 x 56; 5.0% of the pixels have no class' in text
     assert 'validation: 3 images' in text
-    assert "class 'bicyclist' is in no training image" in text
-    assert 'GiB on each device, as compiled' in text
+    assert '2 of 11 classes are in no training image and cannot be learned: pedestrian, bic' in text
+    assert 'the training step needs' in text and ' GiB on each device, as compiled' in text
+    assert 'the evaluation of 40 x 56 pixels beside the state of the training needs' in text
+    assert 's for the 3 images of validation, 2 times in training' in text
     assert 'ready to train' in text
     assert (tmp_path / 'run' / 'doctor' / 'report.txt').read_text().rstrip().endswith('warnings')
     samples = cv2.imread(str(tmp_path / 'run' / 'doctor' / 'samples.png'))
     assert samples.shape == (2 * 2 * 24, 4 * 24, 3)
     assert not (tmp_path / 'run' / 'config.json').exists()
+
+
+@pytest.fixture
+def found():
+    """Findings that are kept."""
+    output = Console(file=io.StringIO(), width=200)
+    return doctor.Findings(Progress(console=output)), lambda: output.file.getvalue()
+
+
+def _scan(split, images):
+    counts = np.array(images)
+    return Scan(split, len(images), Counter(), 100 * counts, counts, ignored=0, problems=())
+
+
+def test_many_classes_are_one_line_and_a_file(found, tmp_path):
+    names = tuple(f'class {i}' for i in range(150))
+    dataset = SimpleNamespace(classes=names, num_classes=150)
+    scans = {
+        'train': _scan('train', [1] * 16 + [0] * 134),
+        'validation': _scan('validation', [1] * 15 + [0] * 135),
+    }
+    findings, text = found
+    doctor._tell_classes(dataset, list(scans.values()), tmp_path, findings)
+    doctor._judge_classes(dataset, scans, findings)
+    assert text().splitlines() == [
+        f'classes: the table of all 150 is in {tmp_path / "classes.txt"}',
+        'warning: 134 of 150 classes are in no training image and cannot be learned: class 16, '
+        'class 17, class 18, class 19, class 20 and 129 more',
+        'warning: 1 of 150 classes is in no validation image and not measured: class 15',
+    ]
+    assert findings.warnings == 2
+    table = (tmp_path / 'classes.txt').read_text()
+    assert all(f'class {i} ' in table for i in range(150))
+
+
+def test_throughput_is_measured_over_whole_bursts_until_stable(monkeypatch):
+    """A pipeline of 16 threads, each of which needs 16 s for a batch of 8: 8 images/s."""
+    clock = SimpleNamespace(now=0.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(doctor, 'time', clock)
+
+    def bursts():
+        while True:
+            yield from range(16)  # ready at once
+            clock.now += 16
+
+    rate = doctor._pipeline_rate(bursts(), 8, 16)
+    assert rate.stable and rate.images_per_sec == pytest.approx(8)
+
+    def slowing():
+        for i in itertools.count():
+            clock.now += 1 + i / 16
+            yield i
+
+    clock.now = 0.0
+    rate = doctor._pipeline_rate(slowing(), 8, 4)
+    assert not rate.stable and clock.now < doctor.LONGEST + 60
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_does_not_fit_is_an_error(tiny_config, tmp_path, monkeypatch, found):
+    findings, text = found
+    monkeypatch.setattr(doctor.memory, 'limit', lambda: 2**17)
+    state = jax.eval_shape(state_lib.creator(tiny_config, 11, mesh_lib.make_mesh()))
+    dataset = data.build(tiny_config.data)
+    doctor._try_evaluation(
+        tiny_config, dataset, state, findings, Progress(console=Console(quiet=True))
+    )
+    assert findings.errors == 1
+    assert 'the evaluation of 40 x 56 pixels does not fit the device' in text()
 
 
 def test_unusable_records_are_listed(tiny_config, camvid_folder, tmp_path, capsys):

@@ -58,6 +58,8 @@ def test_run_leaves_what_it_promises(tiny_run):
     assert (workdir / 'report.html').stat().st_size > 10_000
     assert len(list((workdir / 'panels' / '00000012').glob('*.png'))) == 2
     assert list(workdir.glob('events.out.tfevents.*'))
+    first, second = (r for r in read_rows(workdir)[:2])
+    assert first['train/step_sec'] > 0 and second['train/data_wait_sec'] >= 0
     saved = json.loads((workdir / 'evaluations' / 'validation_00000012.json').read_text())
     assert saved['matrix'] == evaluation.matrix.tolist()
     assert json.loads((workdir / 'run.json').read_text())['versions']['jax'] == jax.__version__
@@ -67,10 +69,35 @@ def test_run_leaves_what_it_promises(tiny_run):
 @pytest.mark.slow
 def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
     config, workdir, evaluation = tiny_run
+    config = config.copy_and_resolve_references()
+    config.train.profile = '3:4'  # which changes nothing
     again = train.train_and_evaluate(config, tmp_path / 'again')
+    assert list((tmp_path / 'again' / 'profile').rglob('*.xplane.pb'))
     assert _rows(tmp_path / 'again') == _rows(workdir)
     np.testing.assert_array_equal(again.matrix, evaluation.matrix)
     _assert_same_bits(_final(tmp_path / 'again', config), _final(workdir, config))
+
+
+@pytest.mark.slow
+def test_a_start_tells(tiny_run, tmp_path, capsys):
+    config, _, _ = tiny_run
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {'train.steps': 1, 'train.log_every': 1, 'train.warmup_steps': 0}
+    )
+    train.train_and_evaluate(config, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    labels = [line.split()[0] for line in lines[:8]]
+    assert labels == [
+        'devices', 'mesh', 'network', 'parameters', 'weights', 'data', 'precision', 'steps',
+    ]  # fmt: skip
+    assert 'from scratch' in lines[4]
+    assert lines[8] == 'compiling the training step'
+    assert lines[9].startswith('compiled the training step in ')
+    assert ' GiB on each device' in lines[10] and lines[11].startswith('first step done ')
+    # The one step was the price of the start: no rate is made of it.
+    assert lines[12].startswith('step 1/1') and 'images/s' not in lines[12]
+    assert read_rows(tmp_path)[0]['train/images_per_sec'] is None
 
 
 @pytest.mark.slow

@@ -13,15 +13,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments.ahead import accelerators, collectives, cost, flops
+from experiments.ahead import accelerators, collectives, cost
 from ggcf_jax import config as config_lib
 from ggcf_jax import models
 from ggcf_jax.data import class_weights
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference
+from ggcf_jax.training import flops, train_step
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.training import train_step
 
 STEPS = ('train', 'evaluate')
 

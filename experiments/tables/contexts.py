@@ -20,10 +20,10 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments.ahead import flops
 from experiments.common import cli, tables
 from experiments.tables import sweep_runs
 from ggcf_jax import models
+from ggcf_jax.training import flops
 
 _GI = 2**30
 _CLASSES = 19  # of the classifiers, which are not counted

@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.ahead import flops
 from experiments.common import cli, paper, tables
 from ggcf_jax.attention import attend, graphs
 from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.training import flops
 
 GI = 2**30
 EXPLANATION = """

@@ -77,7 +77,13 @@ class Progress:
         self._console.print(*objects, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def update(
-        self, step: int, loss: float, learning_rate: float, images_per_sec: float | None
+        self,
+        step: int,
+        loss: float,
+        learning_rate: float,
+        images_per_sec: float | None,
+        *,
+        utilisation: float | None = None,
     ) -> None:
         """Shows the state of the training.
 
@@ -86,9 +92,12 @@ class Progress:
             loss: mean training loss since the last update.
             learning_rate: learning rate of this step.
             images_per_sec: throughput in images per second; None where it is not known yet.
+            utilisation: share of the devices' peak FLOPs that the network takes, in [0, 1]; None
+                where the peak is not known.
         """
         left = self._seconds_left(step)
         rate = '' if images_per_sec is None else f'  {images_per_sec:.3g} images/s'
+        rate += '' if utilisation is None else f'  MFU {utilisation:.1%}'
         status = f'loss {loss:.4f}  lr {learning_rate:.3g}{rate}  left {_clock(left)}'
         if self._live is None:
             width = len(str(self._total))
@@ -183,7 +192,15 @@ class Progress:
             self._steady = (now, step)
         if step <= first:
             return None
+        if first == self._start:
+            since += self._compiled
         return (now - since) / (step - first) * max(self._total - step, 0)
+
+
+def facts(rows: Collection[tuple[str, str]]) -> str:
+    """Facts, each (label, text), a line each with the texts below each other."""
+    width = max((len(label) for label, _ in rows), default=0)
+    return '\n'.join(f'{label:<{width}}  {text}' for label, text in rows)
 
 
 def iou_table(

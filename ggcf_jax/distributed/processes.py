@@ -8,9 +8,11 @@ import dataclasses
 import importlib.util
 import itertools
 import os
+import socket
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from rich.console import Console
 
+from ggcf_jax.distributed import platforms
 from ggcf_jax.distributed.liveness import LivenessMonitor, Verdict
 from ggcf_jax.errors import InputError
 
@@ -66,9 +69,11 @@ def joined(launch: Launch) -> Iterator[None]:
             none.
 
     Raises:
-        InputError: only some of coordinator, count and index are given, or they make no sense.
+        InputError: only some of coordinator, count and index are given, or they make no sense; or
+            there are no devices but the CPU, see `platforms.check`.
     """
     _initialize(launch)
+    platforms.check()
     if jax.process_count() == 1:
         yield
         return
@@ -147,6 +152,15 @@ def broadcast_from_process_zero(tree: Any) -> Any:
     _barrier()  # process 0 may have read a file for longer than a collective waits
     bits = multihost_utils.broadcast_one_to_all(bits)
     return jax.tree.map(lambda b, x: np.asarray(b).view(x.dtype), bits, tree)
+
+
+def on_this_machine() -> int:
+    """Number of the run's processes that run on this machine; all processes must call it."""
+    if jax.process_count() == 1:
+        return 1
+    own = np.uint32(zlib.crc32(socket.gethostname().encode()))
+    _barrier()  # a collective waits for a short time only
+    return int((multihost_utils.process_allgather(own) == own).sum())
 
 
 @contextlib.contextmanager

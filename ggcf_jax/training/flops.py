@@ -4,7 +4,34 @@ import math
 from collections.abc import Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
+from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from ggcf_jax import models
+
+
+def of_training(
+    graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State, size: tuple[int, int]
+) -> int:
+    """Counts the model FLOPs of a training step for one image: three times the forward pass.
+
+    The backward pass takes twice the forward pass. What rematerialisation computes again is not
+    counted, so that the share of the peak compares runs (Chowdhery et al., PaLM, 2022, appendix B).
+
+    Args:
+        graphdef: structure of the network.
+        params: parameters, or their shapes.
+        stats: batch statistics, or their shapes.
+        size: (height, width) of the image, in pixels.
+    """
+
+    def forward(params: nnx.State, stats: nnx.State, images: jax.Array) -> object:
+        model = models.merge(graphdef, params, stats)
+        return model(images, train=True, key=jax.random.key(0))
+
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    return 3 * count(jax.jit(forward).trace(params, stats, images).jaxpr)
 
 
 def count(jaxpr: Jaxpr | ClosedJaxpr) -> int:

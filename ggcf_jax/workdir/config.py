@@ -29,6 +29,8 @@ MAY_DIFFER = frozenset(
         'mesh.space',
         # What is shown of an evaluation.
         'eval.panels', 'eval.worst', 'eval.metrics',
+        # What is measured on the way.
+        'train.profile',
         # What only the modes after training read.
         'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
         'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.ahead import flops
+from ggcf_jax import models
+from ggcf_jax.training import flops
 
 
 def counted(f, *shapes):
@@ -53,3 +54,13 @@ def test_branches_and_unknown_loops():
     assert counted(branch, (4, 4)) == 2 * 4**3
     with pytest.raises(ValueError, match='unknown length'):
         counted(lambda x: jax.lax.while_loop(lambda x: x.sum() > 0, lambda x: x @ x, x), (4, 4))
+
+
+def test_model_flops_do_not_count_rematerialisation(tiny_config):
+    found = {}
+    for remat in ('none', 'block'):
+        tiny_config.train.remat = remat
+        found[remat] = flops.of_training(*models.abstract(tiny_config, 11), (24, 40))
+    assert found['none'] == found['block'] > 0
+    twice = flops.of_training(*models.abstract(tiny_config, 11), (24, 80))
+    assert 1.9 < twice / found['none'] < 2.2

@@ -1,0 +1,38 @@
+"""Memory of a device: what a compiled program needs, what was used, what there is."""
+
+import os
+
+import jax
+
+
+def needed(compiled: jax.stages.Compiled) -> int | None:
+    """Bytes that a program needs on each device, its arguments included; None if unknown."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    return (
+        memory.temp_size_in_bytes
+        + memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+    )
+
+
+def limit() -> int:
+    """Bytes of memory of one device; a CPU device has an equal part of the machine's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and 'bytes_limit' in stats:
+        return stats['bytes_limit']
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
+
+
+def peak() -> int | None:
+    """Most bytes that were in use at once on a device of this process; None on CPUs."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    peaks = [each['peak_bytes_in_use'] for each in stats if each and 'peak_bytes_in_use' in each]
+    return max(peaks, default=None)
+
+
+def text(size: int) -> str:
+    """A number of bytes in MiB or GiB."""
+    return f'{size / 2**30:.2f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'

@@ -1,0 +1,119 @@
+"""What a run is about to do, as a table of facts."""
+
+from collections.abc import Iterator
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ggcf_jax.data import mixture
+from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.training.state import TrainState
+
+
+def rows(
+    config: ConfigDict, mesh: Mesh, dataset: Dataset, state: TrainState, weights: str
+) -> list[tuple[str, str]]:
+    """The facts of a run before its first step, each (label, text).
+
+    Args:
+        config: configuration of the run.
+        mesh: devices of the run.
+        dataset: data set of the run.
+        state: state that the run starts or resumes from.
+        weights: where its parameters come from, in words.
+    """
+    train = config.train
+    return [
+        ('devices', describe_devices(mesh)),
+        ('mesh', _mesh(train, mesh)),
+        ('network', _network(config, dataset)),
+        ('parameters', _parameters(config, state)),
+        ('weights', weights),
+        ('data', _data(config, dataset)),
+        ('precision', _precision(train)),
+        ('steps', _steps(config, dataset, int(state.step))),
+    ]
+
+
+def describe_devices(mesh: Mesh) -> str:
+    """Number, kind and platform of the devices, and of the processes if there are several."""
+    device = mesh.devices.flat[0]
+    processes = jax.process_count()
+    together = f', {processes} processes' if processes > 1 else ''
+    return f'{mesh.size} x {device.device_kind} ({device.platform}){together}'
+
+
+def _mesh(train: ConfigDict, mesh: Mesh) -> str:
+    data, space = mesh.shape['data'], mesh.shape['space']
+    images = train.batch_size // (data * train.accumulate)
+    if space == 1:
+        text = f'{data} x data; {_counted(images, "image")} a device'
+    else:
+        text = f'{data} x data, {space} x space; {_counted(images, "image")} for {space} devices'
+    return text + (f', {train.accumulate} times a step' if train.accumulate > 1 else '')
+
+
+def _network(config: ConfigDict, dataset: Dataset) -> str:
+    model = config.model
+    heads = f' {model.heads}' if model.context == 'ggcf' else ''
+    return (
+        f'{model.backbone.name}, output stride {model.backbone.stride}, {model.context}{heads}, '
+        f'{dataset.num_classes} classes'
+    )
+
+
+def _parameters(config: ConfigDict, state: TrainState) -> str:
+    frozen = config.model.backbone.statistics == 'running'
+    return (
+        f'{_size(state.params)}, all trainable; {_size(state.stats)} batch statistics'
+        + (', frozen in the backbone' if frozen else '')
+        + ('; evaluated by their moving average' if state.ema_params is not None else '')
+    )
+
+
+def _data(config: ConfigDict, dataset: Dataset) -> str:
+    parts = mixture.parse(config.data.train_split)
+    splits = dict.fromkeys([*(split for part in parts for split in part.splits), 'validation'])
+    sizes = ', '.join(f'{split} {len(dataset.source(split)):,}' for split in splits)
+    height, width = config.data.crop_size
+    return f'{dataset.name}: {sizes} images; crops of {height} x {width}'
+
+
+def _precision(train: ConfigDict) -> str:
+    text = train.dtype if train.dtype == 'float32' else f'{train.dtype}, parameters float32'
+    return text if train.remat == 'none' else f'{text}; rematerialisation {train.remat}'
+
+
+def _steps(config: ConfigDict, dataset: Dataset, done: int) -> str:
+    train = config.train
+    epochs = ', '.join(_epochs(config, dataset))
+    resumed = f' from step {done:,}' if done else ''
+    return (
+        f'{train.steps:,}{resumed}, batches of {train.batch_size} ({epochs} epochs); evaluation '
+        f'every {train.eval_every:,}, checkpoint every {train.checkpoint_every:,}'
+    )
+
+
+def _epochs(config: ConfigDict, dataset: Dataset) -> Iterator[str]:
+    """How often each part of the mixture is seen, such as '10.9' or 'train 10.9'."""
+    parts = mixture.parse(config.data.train_split)
+    drawn = config.train.steps * config.train.batch_size / sum(part.weight for part in parts)
+    for part in parts:
+        images = sum(len(dataset.source(split)) for split in part.splits)
+        name = f'{"+".join(part.splits)} ' if len(parts) > 1 else ''
+        yield f'{name}{drawn * part.weight / images:.3g}'
+
+
+def _counted(number: int, noun: str) -> str:
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
+def _size(tree: nnx.State) -> str:
+    """Number of the values in a tree, such as '23.5 M'."""
+    number = sum(leaf.size for leaf in jax.tree.leaves(tree))
+    for limit, unit in ((1e6, 'M'), (1e3, 'k')):
+        if number >= limit:
+            return f'{number / limit:.3g} {unit}'
+    return str(number)
