@@ -84,9 +84,20 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     'output', None, 'predict: folder to write the results to. export: file to write.'
 )
-flags.DEFINE_string('sizes', '', 'export: comma-separated HEIGHTxWIDTH image sizes.')
+flags.DEFINE_string(
+    'sizes',
+    '',
+    'export: comma-separated HEIGHTxWIDTH image sizes. serve: sizes to compile for at the start '
+    '(default: those of the example pictures).',
+)
 flags.DEFINE_bool('overwrite', False, 'export: replace an existing file.')
 flags.DEFINE_string('host', '127.0.0.1', 'serve: address to listen on.')
+flags.DEFINE_list(
+    'allow_host',
+    [],
+    'serve: comma-separated names that the page may be opened by, beside addresses and the '
+    "machine's own name.",
+)
 flags.DEFINE_integer('port', 8000, 'serve: port to listen on; 0 picks a free one.', 0, 65535)
 
 _COORDINATOR = flags.DEFINE_string(

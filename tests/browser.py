@@ -64,11 +64,11 @@ class Page:
             assert time.monotonic() < end, (condition, self.run('document.body.innerText'))
             time.sleep(0.05)
 
-    def choose_file(self, selector: str, path: pathlib.Path) -> None:
-        """Chooses a file as the dialogue of a file input would."""
+    def choose_files(self, selector: str, paths: list[pathlib.Path]) -> None:
+        """Chooses files as the dialogue of a file input would."""
         root = self.call('DOM.getDocument')['root']['nodeId']
         node = self.call('DOM.querySelector', nodeId=root, selector=selector)['nodeId']
-        self.call('DOM.setFileInputFiles', files=[str(path)], nodeId=node)
+        self.call('DOM.setFileInputFiles', files=list(map(str, paths)), nodeId=node)
 
     def click(self, selector: str, right: float = 0.5, down: float = 0.5) -> None:
         """A mouse click inside an element, at these shares of its width and height."""

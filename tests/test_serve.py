@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import zlib
 
 import cv2
@@ -20,7 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ggcf_jax.display import pictures
+from ggcf_jax.serving import examples
 from ggcf_jax.serving.answers import Answers
+from ggcf_jax.serving.examples import Example
 from ggcf_jax.serving.server import Server
 from ggcf_jax.serving.viewer import Viewer
 from tests import browser
@@ -54,13 +58,14 @@ VIEWER = Viewer(
     plan='whole image',
     segment=_segment,
     attend=_attend,
+    examples=(Example('street', b'bytes of a PNG', (9, 14)),),
 )
 
 
 @contextlib.contextmanager
-def serving(viewer=VIEWER, **limits):
+def serving(viewer=VIEWER, names=(), **limits):
     """A server in a thread, on a free port; yields its port, ends when all is answered."""
-    server = Server(Answers(viewer, **limits), '127.0.0.1', 0)
+    server = Server(Answers(viewer, **limits), '127.0.0.1', 0, names)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -124,6 +129,10 @@ def test_page_and_model(port):
     assert status == 200 and about['classes'] == ['red', 'green', 'black']
     assert about['heads'] == ['local:1', 'full'] and about['max_pixels'] == 5000
     assert ask(port, 'GET', '/other')[0] == ask(port, 'POST', '/', b'')[0] == 404
+    assert about['examples'] == ['street']
+    status, headers, content = ask(port, 'GET', '/examples/0')
+    assert (status, headers['Content-Type'], content) == (200, 'image/png', b'bytes of a PNG')
+    assert ask(port, 'GET', '/examples/1')[0] == 404
 
 
 def test_classes_of_an_image(port, picture):
@@ -133,6 +142,10 @@ def test_classes_of_an_image(port, picture):
     np.testing.assert_array_equal(decode(found['image']), picture)
     np.testing.assert_array_equal(decode(found['overlay']), np.asarray(COLORS, np.uint8)[labels])
     np.testing.assert_allclose(found['shares'], [(labels == i).mean() for i in range(3)])
+    data = io.BytesIO(base64.b64decode(found['labels'].partition(',')[2]))
+    palette = Image.open(data)
+    np.testing.assert_array_equal(np.asarray(palette), labels)
+    np.testing.assert_array_equal(np.asarray(palette.convert('RGB')), decode(found['overlay']))
 
 
 def test_attention_of_a_pixel(port, picture):
@@ -245,6 +258,69 @@ def test_foreign_hosts_and_pages_are_refused(port):
         assert ask(port, 'POST', '/segment', b'', Host=own, Origin=origin)[0] == status
 
 
+def test_names_that_are_allowed():
+    with serving(names=['Proxy.example']) as port:
+        for host in ('proxy.example', f'PROXY.example:{port}'):
+            assert ask(port, 'GET', '/model', Host=host)[0] == 200
+        status, _, content = ask(port, 'GET', '/model', Host='gpu-box:8000')
+        assert status == 403 and 'start it with --allow_host=gpu-box.' in str(content)
+        assert ask(port, 'GET', '/model', Host=socket.gethostname())[0] == 403
+    with Server(Answers(VIEWER), '0.0.0.0', 0) as server:
+        assert server.allows(f'{socket.gethostname()}:{server.server_port}')
+        assert not server.allows('evil.example')
+
+
+def test_sizes_are_prepared_and_the_state_is_told(monkeypatch):
+    seen, states = [], []
+
+    def segment(image):
+        seen.append(image.shape)
+        states.append(answers.state())
+        return _segment(image)
+
+    answers = Answers(dataclasses.replace(VIEWER, segment=segment))
+    answers.prepare([(9, 14), (9, 14), (4, 6)], lambda: False)
+    assert seen == [(9, 14, 3), (4, 6, 3)]
+    assert states[0]['now']['what'] == 'preparation' and states[0]['now']['compiling']
+    assert states[0]['pending'] == [(9, 14), (4, 6)] and states[1]['ready'] == [(9, 14)]
+    assert answers.state() == {'now': None, 'ready': [(9, 14), (4, 6)], 'pending': []}
+    answers.segment(encode(np.zeros((9, 14, 3), np.uint8)))
+    assert not states[2]['now']['compiling'] and states[2]['now']['what'] == 'classes'
+    # Sizes that were not used for long count as forgotten, as their programs are.
+    for side in range(1, 9):
+        answers.segment(encode(np.zeros((side, 1, 3), np.uint8)))
+    assert len(answers.state()['ready']) == 8 and (9, 14) not in answers.state()['ready']
+
+
+def test_preparation_waits_for_requests_and_ends_when_told(monkeypatch):
+    answers = Answers(VIEWER)
+    answers.segment(encode(np.zeros((9, 14, 3), np.uint8)))
+    looks = []
+
+    def stopped():
+        looks.append(answers.state()['pending'])
+        return len(looks) > 2
+
+    monkeypatch.setattr('ggcf_jax.serving.answers.time.sleep', lambda seconds: None)
+    answers.prepare([(4, 6)], stopped)  # the request was just now
+    assert looks == [[(4, 6)]] * 3
+    assert answers.state() == {'now': None, 'ready': [(9, 14)], 'pending': []}
+
+
+def test_examples_come_from_the_latest_panels(tmp_path, rng):
+    assert examples.of_run(tmp_path) == ()
+    image = rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)
+    for step in (2, 10):
+        label = np.zeros((40, 56), np.uint8)
+        panel = pictures.panel(image // step, label, label, COLORS, 255)
+        pictures.write_png(tmp_path / 'panels' / f'{step:08d}' / '1_street_a.png', panel)
+    (tmp_path / 'panels' / '00000010' / '2_damaged.png').write_bytes(b'no PNG')
+    pictures.write_png(tmp_path / 'panels' / '00000010' / '3_other.png', image)
+    (found,) = examples.of_run(tmp_path)
+    assert found.name == 'street_a' and found.size == (40, 56)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(found.content))), image // 10)
+
+
 def test_uploads_without_length_or_that_break_off(port):
     start = f'POST /segment HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n'
     for rest, status in (('\r\n', b'411'), ('Content-Length: 50\r\n\r\nabc', b'400')):
@@ -319,8 +395,9 @@ def test_a_model_without_heads_says_so(picture):
 @pytest.fixture(scope='module')
 def page_url(untrained_run):
     """main.py --mode=serve on an untrained run; told to stop afterwards."""
+    command = [sys.executable, 'main.py', '--mode=serve', f'--workdir={untrained_run}', '--port=0']
     process = subprocess.Popen(
-        [sys.executable, 'main.py', '--mode=serve', f'--workdir={untrained_run}', '--port=0'],
+        [*command, '--sizes=36x56'],
         cwd=ROOT,
         env=one_device(),
         stdout=subprocess.PIPE,
@@ -350,6 +427,78 @@ def test_a_served_run_answers_and_stops_in_good_order(page_url, picture):
 
 
 @pytest.mark.slow
+def test_the_page_shrinks_queues_previews_and_downloads(picture, tmp_path):
+    """In a browser, with a model that waits until it is told to go on."""
+    path = browser.find()
+    if path is None:
+        pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+    go_on = threading.Semaphore(0)
+
+    def slow(image):
+        assert go_on.acquire(timeout=60)
+        return _segment(image)
+
+    (tmp_path / 'small.png').write_bytes(encode(picture))
+    (tmp_path / 'photo.v2.png').write_bytes(encode(np.tile(picture, (10, 10, 1))))  # 90 x 140
+    viewer = dataclasses.replace(
+        VIEWER, segment=slow, examples=(Example('street', encode(picture), (9, 14)),)
+    )
+    message = "document.querySelector('#message')"
+    with (
+        serving(viewer, max_pixels=5000) as port,
+        browser.open_page(path) as page,
+    ):
+        page.call('Page.navigate', url=f'http://127.0.0.1:{port}')
+        page.wait("document.querySelectorAll('#examples img').length == 1")
+        page.choose_files('#file', [tmp_path / 'photo.v2.png', tmp_path / 'small.png'])
+        # Before there are classes: the picture itself, and what is being done.
+        page.wait(f"{message}.textContent.startsWith('Compiling for images of 88 x 56')")
+        assert page.run(f'{message}.className') == 'busy'
+        assert 'Shrunk from 140 x 90' in page.run(f'{message}.textContent')
+        assert not page.run("document.querySelector('#stage').hidden")
+        assert page.run("document.querySelector('#overlay').hidden")
+        page.wait("document.querySelector('#image').naturalWidth == 140")
+        assert page.run('files.map(f => f.state)') == ['busy', 'waiting']
+        page.choose_files('#file', [tmp_path / 'small.png'])  # while it is busy
+        for _ in range(3):
+            go_on.release()
+        page.wait("!busy && files.every(f => f.state == 'done')")
+        assert page.run('files.map(f => [f.result.width, f.result.height])') == [
+            [88, 56], [14, 9], [14, 9],
+        ]  # fmt: skip
+        assert page.run(f'{message}.textContent').startswith('14 x 9 pixels in')
+
+        # The first of them again: its classes stay beside the attention, and can be downloaded.
+        page.click('#files button:nth-child(1)')
+        assert page.run('current.width') == 88
+        page.click('#stage', 0.5, 0.5)
+        page.wait('attention && !busy')
+        assert not page.run("document.querySelector('#overlay').hidden")
+        assert not page.run("document.querySelector('#heat').hidden")
+        assert page.run("document.querySelector('#labels-link').download") == 'photo.v2_labels.png'
+        page.call('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(tmp_path))
+        page.click('#labels-link')
+        page.click('#overlay-link')
+        for name, mode in (('photo.v2_labels.png', 'P'), ('photo.v2_overlay.png', 'RGBA')):
+            _wait_for(tmp_path / name)
+            assert Image.open(tmp_path / name).mode == mode
+            assert Image.open(tmp_path / name).size == (88, 56)
+        go_on.release()
+        page.click('#examples button')
+        page.wait("!busy && files.length == 4 && files[3].state == 'done'")
+        assert page.run('files[3].name') == 'street.png'
+        assert page.messages == []
+
+
+def _wait_for(path):
+    """Until a download is there."""
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end, f'{path} does not come'
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
 def test_the_page_in_a_browser(page_url, picture, tmp_path):
     path = browser.find()
     if path is None:
@@ -359,10 +508,11 @@ def test_the_page_in_a_browser(page_url, picture, tmp_path):
     with browser.open_page(path) as page:
         page.call('Page.navigate', url=page_url)
         page.wait("document.title == 'GGCF on camvid'")
-        page.choose_file('#file', tmp_path / 'text.png')
+        page.wait("document.querySelector('#limits').textContent.startsWith('Ready for')")
+        page.choose_files('#file', [tmp_path / 'text.png'])
         page.wait("document.querySelector('#message.bad')")
         assert 'not an image' in page.run("document.querySelector('#message').innerText")
-        page.choose_file('#file', tmp_path / 'image.png')
+        page.choose_files('#file', [tmp_path / 'image.png'])
         page.wait("!document.querySelector('#stage').hidden && !busy")
         assert page.run("document.querySelector('#message').innerText").startswith('56 x 36 pixels')
         assert page.run("document.querySelector('#overlay').naturalWidth") == 56
@@ -379,7 +529,7 @@ def test_the_page_in_a_browser(page_url, picture, tmp_path):
         first = page.run("document.querySelector('#heat').src")
         page.click('#heads label:nth-child(2) input')
         assert page.run("document.querySelector('#heat').src") not in ('', first)
-        assert page.run("document.querySelector('#overlay').hidden")
+        assert not page.run("document.querySelector('#overlay').hidden")
         # The map of 5 x 7 positions, 8 pixels each, begins half a position outside.
         left = page.run("parseFloat(document.querySelector('#heat').style.left)")
         assert left == pytest.approx(-100 * 4 / 56, rel=1e-3)

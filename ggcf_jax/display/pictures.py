@@ -3,12 +3,15 @@
 Images are uint8 RGB arrays [h, w, 3].
 """
 
+import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
+from PIL import Image
 
 from ggcf_jax import atomic
 
@@ -93,9 +96,9 @@ def panel(
         'prediction': colorize(prediction, colors, ignore),
         share: errors,
     }
-    size = min(image.shape[1] / 480, 2.0)
-    bar = max(round(28 * size), 8)
-    gap = np.full((image.shape[0] + bar, max(round(3 * size), 1), 3), _SEPARATOR, np.uint8)
+    frame = _frame(image.shape[1])
+    size, bar = frame.size, frame.bar
+    gap = np.full((image.shape[0] + bar, frame.gap, 3), _SEPARATOR, np.uint8)
     parts = []
     for caption, tile in tiles.items():
         strip = np.full((bar, tile.shape[1], 3), _CAPTION, np.uint8)
@@ -104,11 +107,61 @@ def panel(
     return np.concatenate(parts[1:], axis=1)
 
 
+def input_of_panel(panel: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w 3'] | None:
+    """Takes the image out of a panel, pixel by pixel; None for a picture of another layout."""
+    # The width of the panel, four tiles and three separators, grows with that of the image.
+    for width in range(panel.shape[1] // 4, 0, -1):
+        frame = _frame(width)
+        whole = 4 * width + 3 * frame.gap
+        if whole < panel.shape[1]:
+            return None
+        if whole == panel.shape[1] and panel.shape[0] > frame.bar:
+            separator = panel[:, width : width + frame.gap]
+            return panel[frame.bar :, :width].copy() if (separator == 255).all() else None
+    return None
+
+
+class _Frame(NamedTuple):
+    """What is around the images of a panel.
+
+    Attributes:
+        size: scale of the captions.
+        bar: height of the captions, in pixels.
+        gap: width of the separators, in pixels.
+    """
+
+    size: float
+    bar: int
+    gap: int
+
+
+def _frame(width: int) -> _Frame:
+    size = min(width / 480, 2.0)
+    return _Frame(size, max(round(28 * size), 8), max(round(3 * size), 1))
+
+
 def encode_png(rgb: UInt8[np.ndarray, 'h w 3']) -> bytes:
     """Encodes an RGB image; raises ValueError for another dtype or shape."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f'image is {rgb.dtype} {list(rgb.shape)}; give uint8 [h, w, 3]')
     return cv2.imencode('.png', cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def encode_palette_png(values: UInt8[np.ndarray, 'h w'], colors: Mapping[int, Color]) -> bytes:
+    """Encodes a label map as a PNG whose pixels are its values and whose palette shows them.
+
+    Args:
+        values: value of each pixel.
+        colors: RGB of each value, 0 to 255; others are black.
+    """
+    palette = np.zeros((256, 3), np.uint8)
+    for value, color in colors.items():
+        palette[value] = color
+    picture = Image.frombytes('P', values.shape[::-1], np.ascontiguousarray(values))
+    picture.putpalette(palette.tobytes())
+    content = io.BytesIO()
+    picture.save(content, 'PNG', compress_level=3)  # as small as the default, three times as fast
+    return content.getvalue()
 
 
 def write_png(path: pathlib.Path, rgb: UInt8[np.ndarray, 'h w 3']) -> None:

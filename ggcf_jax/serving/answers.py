@@ -3,12 +3,13 @@
 import base64
 import collections
 import contextlib
+import dataclasses
 import http
 import io
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -18,13 +19,19 @@ from PIL import Image
 
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.display.pictures import colorize
+from ggcf_jax.display.pictures import colorize, encode_palette_png
 from ggcf_jax.errors import InputError
 from ggcf_jax.serving.viewer import Viewer
 
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 2**22  # 2048 x 2048: a FULL head sees 65,536 positions then
 _IMAGES = 8  # most recent images that can still be asked about
+_SIZES = (
+    8  # most recent sizes of images that count as compiled; the model keeps twice as many programs
+)
+_PATIENCE = 5.0  # seconds without a request before the next size is prepared
+
+Size = tuple[int, int]
 
 
 class Refused(Exception):
@@ -38,6 +45,23 @@ class Refused(Exception):
         """
         super().__init__(text)
         self.status = status
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What the model computes now.
+
+    Attributes:
+        what: 'classes', 'attention' or 'preparation'.
+        size: (height, width) of the image.
+        compiling: whether it is the first image of this size, whose program is compiled first.
+        began: time at which it began.
+    """
+
+    what: str
+    size: Size
+    compiling: bool
+    began: float
 
 
 class Answers:
@@ -58,6 +82,11 @@ class Answers:
         self._computing = threading.Lock()
         self._viewer = viewer
         self._max_pixels = max_pixels
+        self._work: _Work | None = None
+        self._last_request = -_PATIENCE
+        # Sizes whose programs are compiled, the least recently used first, and those to prepare.
+        self._ready: collections.OrderedDict[Size, None] = collections.OrderedDict()
+        self._pending: list[Size] = []
         # Image and labels by the name that the page knows them by, the oldest first.
         self._images: collections.OrderedDict[str, tuple[np.ndarray, np.ndarray]] = (
             collections.OrderedDict()
@@ -75,7 +104,48 @@ class Answers:
             'stride': self._viewer.stride,
             'max_bytes': self.max_bytes,
             'max_pixels': self._max_pixels,
+            'examples': [example.name for example in self._viewer.examples],
         }
+
+    def state(self) -> dict[str, Any]:
+        """What is being computed, which sizes are compiled, and which will be."""
+        work = self._work
+        now = None
+        if work is not None:
+            height, width = work.size
+            now = {
+                'what': work.what,
+                'height': height,
+                'width': width,
+                'compiling': work.compiling,
+                'seconds': time.monotonic() - work.began,
+            }
+        return {'now': now, 'ready': list(self._ready), 'pending': list(self._pending)}
+
+    def example(self, index: int) -> bytes:
+        """The PNG file of an example picture."""
+        return self._viewer.examples[index].content
+
+    def prepare(self, sizes: Sequence[Size], stopped: Callable[[], object]) -> None:
+        """Compiles the programs for images of some sizes, when nothing is asked meanwhile.
+
+        Args:
+            sizes: (height, width) of each.
+            stopped: whether to end before the next size.
+        """
+        self._pending = list(dict.fromkeys(sizes))
+        while self._pending and not stopped():
+            if time.monotonic() - self._last_request < _PATIENCE:
+                time.sleep(0.2)
+                continue
+            size = self._pending[0]
+            image = np.zeros((*size, 3), np.uint8)
+            with self._computing, self._working('preparation', size):
+                self._viewer.segment(image)
+                if self._viewer.heads:
+                    self._viewer.attend(image, (0, 0))
+            self._pending.pop(0)
+        self._pending = []
 
     def segment(self, content: bytes) -> dict[str, Any]:
         """The classes of an image file; `attention` can be asked for its id afterwards.
@@ -87,7 +157,7 @@ class Answers:
             Refused: not an image that can be used, or the model is busy.
         """
         image = self._decode(content)
-        with self._alone():
+        with self._alone('classes', image.shape[:2]):
             began = time.perf_counter()
             labels = self._viewer.segment(image)
             seconds = time.perf_counter() - began
@@ -102,6 +172,7 @@ class Answers:
             'width': image.shape[1],
             'image': _png_url(image[..., ::-1]),
             'overlay': _png_url(colorize(labels, self._viewer.colors, IGNORE)[..., ::-1]),
+            'labels': _url(encode_palette_png(labels, dict(enumerate(self._viewer.colors)))),
             'shares': (counts / labels.size).tolist(),
             'seconds': seconds,
         }
@@ -121,10 +192,10 @@ class Answers:
         """
         if not self._viewer.heads:
             raise Refused(http.HTTPStatus.CONFLICT, 'This model has no attention heads.')
-        with self._alone():
-            if name not in self._images:
-                raise Refused(http.HTTPStatus.GONE, 'This image is no longer kept: send it again.')
-            image, labels = self._images[name]
+        if name not in self._images:
+            raise Refused(http.HTTPStatus.GONE, 'This image is no longer kept: send it again.')
+        image, labels = self._images[name]
+        with self._alone('attention', labels.shape):
             height, width = labels.shape
             if not (0 <= y < height and 0 <= x < width):
                 raise Refused(
@@ -146,17 +217,33 @@ class Answers:
         }
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, what: str, size: Size) -> Iterator[None]:
         """Refuses at once while another request is being computed."""
+        self._last_request = time.monotonic()
         if not self._computing.acquire(blocking=False):
             raise Refused(
                 http.HTTPStatus.SERVICE_UNAVAILABLE,
                 'The model is busy with another request: try again in a moment.',
             )
         try:
-            yield
+            with self._working(what, size):
+                yield
         finally:
+            self._last_request = time.monotonic()
             self._computing.release()
+
+    @contextlib.contextmanager
+    def _working(self, what: str, size: Size) -> Iterator[None]:
+        """Lets `state` tell what is computed."""
+        self._work = _Work(what, size, size not in self._ready, time.monotonic())
+        try:
+            yield
+            self._ready[size] = None
+            self._ready.move_to_end(size)
+            while len(self._ready) > _SIZES:
+                self._ready.popitem(last=False)
+        finally:
+            self._work = None
 
     def _decode(self, content: bytes) -> np.ndarray:
         """Decodes an image upright; one that is too large is refused before it is decoded."""
@@ -194,5 +281,8 @@ def _heat(weights: np.ndarray) -> np.ndarray:
 def _png_url(picture: np.ndarray) -> str:
     """A data URL of a BGR or BGRA picture."""
     quick = (cv2.IMWRITE_PNG_COMPRESSION, 1)
-    content = cv2.imencode('.png', picture, quick)[1].tobytes()
-    return 'data:image/png;base64,' + base64.b64encode(content).decode('ascii')
+    return _url(cv2.imencode('.png', picture, quick)[1].tobytes())
+
+
+def _url(png: bytes) -> str:
+    return 'data:image/png;base64,' + base64.b64encode(png).decode('ascii')

@@ -1,6 +1,7 @@
 """HTTP server of the page: http.server and one file of HTML.
 
-GET / is the page and GET /model describes the model. POST /segment takes an image file and responds
+GET / is the page, GET /model describes the model, GET /state says what it does now, and
+GET /examples/0 is the first of its example pictures. POST /segment takes an image file and responds
 with its classes; POST /attention takes {"id", "y", "x"}, a pixel of an image sent before, and
 responds with where each head looks from there. Responses are JSON; errors are {"error": text}.
 
@@ -8,16 +9,18 @@ The server is for one person on one machine: it refuses requests in the name of 
 rebinding) or pages, limits what it reads, and computes one thing at a time.
 """
 
+import functools
 import http
 import importlib.resources
 import ipaddress
 import json
+import socket
 import sys
 import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,21 +28,24 @@ from ggcf_jax.serving.answers import Answers, Refused
 
 _READ_SECONDS = 30  # a connection that sends nothing for this long is closed
 _POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 
 
 class Server(ThreadingHTTPServer):
     """Reads requests in threads of their own; `Answers` lets one at a time compute."""
 
-    def __init__(self, answers: Answers, host: str, port: int):
+    def __init__(self, answers: Answers, host: str, port: int, names: Sequence[str] = ()):
         """Starts to listen.
 
         Args:
             answers: responses of the model.
             host: name or address to listen on.
             port: port to listen on; 0 picks a free one.
+            names: further names that the server is opened by, beside 'localhost', `host`, addresses
+                and, where others can reach it, the machine's own name.
 
         Raises:
             OSError, OverflowError: host and port cannot be listened on.
@@ -48,7 +54,10 @@ class Server(ThreadingHTTPServer):
         self.answers = answers
         self.page = importlib.resources.files('ggcf_jax.serving').joinpath('page.html').read_bytes()
         self.begun: set[threading.Thread] = set()
-        self._host = host
+        known = {'localhost', host, *names}
+        if not is_loopback(host):
+            known |= {socket.gethostname(), socket.getfqdn()}
+        self._names = {name.lower() for name in known}
 
     def allows(self, host: str) -> bool:
         """Whether a request with this Host header was meant for this server.
@@ -60,7 +69,7 @@ class Server(ThreadingHTTPServer):
         """
         try:
             name = urllib.parse.urlsplit(f'//{host}').hostname
-            if name not in ('localhost', self._host.lower()):
+            if name not in self._names:
                 ipaddress.ip_address(name or '')
         except ValueError:
             return False
@@ -97,6 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 '/': lambda: (self.server.page, 'text/html; charset=utf-8'),
                 '/model': lambda: (_json(answers.about()), 'application/json'),
+                '/state': lambda: (_json(answers.state()), 'application/json'),
+                **{
+                    f'/examples/{index}': functools.partial(self._example, index)
+                    for index in range(len(answers.about()['examples']))
+                },
             }
         )
 
@@ -141,12 +155,16 @@ class _Handler(BaseHTTPRequestHandler):
         finally:
             self.server.begun.discard(threading.current_thread())
 
+    def _example(self, index: int) -> tuple[bytes, str]:
+        return self.server.answers.example(index), 'image/png'
+
     def _check_sender(self) -> None:
         host = self.headers.get('Host', '')
         if not self.server.allows(host):
             raise Refused(
                 http.HTTPStatus.FORBIDDEN,
-                f'This server does not answer in the name of {host!r}; open it by its address.',
+                f'This server does not answer in the name of {host!r}: open it by its address, or '
+                f'start it with --allow_host={host.partition(":")[0]}.',
             )
         origin = self.headers.get('Origin')
         if origin is not None and urllib.parse.urlsplit(origin).netloc != host:
@@ -195,6 +213,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header('Retry-After', '2')
         self.end_headers()
         self.wfile.write(content)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on this name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == 'localhost'
 
 
 def _json(content: dict) -> bytes:

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.segmenter import Segmenter
+from ggcf_jax.serving import examples
+from ggcf_jax.serving.examples import Example
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.checkpoints import Which
 
@@ -47,6 +49,7 @@ class Viewer:
     attend: Callable[
         [UInt8[np.ndarray, 'h w 3'], tuple[int, int]], Float[np.ndarray, 'heads rows columns']
     ]
+    examples: tuple[Example, ...] = ()
 
 
 def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> Viewer:
@@ -81,4 +84,5 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         plan=str(model.plan),
         segment=functools.partial(model.run, segment),
         attend=model.attention,
+        examples=examples.of_run(pathlib.Path(workdir).expanduser()),
     )

@@ -65,6 +65,16 @@ def test_panel_where_everything_is_ignored():
     assert (panel[-60:, -120:] == 128).all()
 
 
+@pytest.mark.parametrize('size', [(7, 1), (40, 56), (60, 481), (33, 640), (20, 1000)])
+def test_the_image_is_taken_out_of_its_panel(size, rng):
+    image = rng.integers(0, 255, (*size, 3), dtype=np.uint8)
+    label = np.zeros(size, np.uint8)
+    panel = pictures.panel(image, label, label, _COLORS, 255)
+    np.testing.assert_array_equal(pictures.input_of_panel(panel), image)
+    assert pictures.input_of_panel(image) is None
+    assert pictures.input_of_panel(panel[:, 1:]) is None
+
+
 def test_panel_checks_sizes():
     image, label, prediction = _scene()
     with pytest.raises(ValueError, match=r'image \[60, 120\], label \[59, 120\] and prediction'):
