@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from ggcf_jax.attention.graphs import (
     Union,
     parse,
 )
+from ggcf_jax.attention.partial import Inputs, Partial, Registers, attend_registers, merge
 from ggcf_jax.attention.pruning import Prune
 
 __all__ = [
@@ -53,11 +54,14 @@ __all__ = [
     'Learned',
     'Local',
     'OffsetGraph',
+    'Partial',
+    'Registers',
     'Row',
     'SeparableGraph',
     'Union',
     'attend',
     'attention_weights',
+    'merge',
     'neighbor_mask',
     'parse',
     'resolve_implementation',
@@ -68,19 +72,60 @@ Implementation = Literal['auto', 'reference', 'xla']
 IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla')
 
 
+@overload
 def attend(
     q: Float[Array, 'b h w heads dk'],
     k: Float[Array, 'b h w heads dk'],
     v: Float[Array, 'b h w #heads dv'],
     graph: Graph | Sequence[Graph],
     *,
+    valid: Bool[Array, 'b h w'] | None = ...,
+    registers: Registers | None = ...,
+    keep: int | None = ...,
+    drop_rate: float | None = ...,
+    pruning: Priority = ...,
+    key: PRNGKeyArray | None = ...,
+    scale: float | Float[Array, ''] = ...,
+    implementation: Implementation = ...,
+    return_lse: Literal[False] = ...,
+) -> Float[Array, 'b h w heads dv']: ...
+
+
+@overload
+def attend(
+    q: Float[Array, 'b h w heads dk'],
+    k: Float[Array, 'b h w heads dk'],
+    v: Float[Array, 'b h w #heads dv'],
+    graph: Graph | Sequence[Graph],
+    *,
+    valid: Bool[Array, 'b h w'] | None = ...,
+    registers: Registers | None = ...,
+    keep: int | None = ...,
+    drop_rate: float | None = ...,
+    pruning: Priority = ...,
+    key: PRNGKeyArray | None = ...,
+    scale: float | Float[Array, ''] = ...,
+    implementation: Implementation = ...,
+    return_lse: Literal[True],
+) -> Partial: ...
+
+
+def attend(
+    q: Float[Array, 'b h w heads dk'],
+    k: Float[Array, 'b h w heads dk'],
+    v: Float[Array, 'b h w #heads dv'],
+    graph: Graph | Sequence[Graph],
+    *,
+    valid: Bool[Array, 'b h w'] | None = None,
+    registers: Registers | None = None,
     keep: int | None = None,
     drop_rate: float | None = None,
     pruning: Priority = 'top',
     key: PRNGKeyArray | None = None,
     scale: float | Float[Array, ''] = 1.0,
     implementation: Implementation = 'auto',
-) -> Float[Array, 'b h w heads dv']:
+    return_lse: bool = False,
+) -> Float[Array, 'b h w heads dv'] | Partial:
     """Sums the values of each position's neighbours, weighted by a softmax of affinities (Eq. 3).
 
     With E the edges of the graph,
@@ -97,33 +142,46 @@ def attend(
       k: keys, in the dtype of q.
       v: values; of one head, if all heads share them.
       graph: graph of all heads, such as Local(8), or one per head, as `parse` returns them.
+      valid: positions that may be attended to, such as those that are no padding; None for all.
+        The others are nobody's neighbours. They still ask: their own outputs are meaningless.
+      registers: additional keys and values without a position that every query sees; they are
+        never pruned.
       keep: number of neighbours to keep per query (Context Pruning, section 3.4), at least 1; a
         query with fewer keeps them all.
-      drop_rate: instead of keep, share of each query's own neighbours (counted inside the map) to
-        drop, in [0, 1) and steps of 1/10000; the number dropped is rounded down.
+      drop_rate: instead of keep, share of each query's own neighbours (counted inside the map,
+        valid ones only) to drop, in [0, 1) and steps of 1/10000; the number dropped is rounded
+        down.
       pruning: 'top' keeps the neighbours of largest affinity, 'random' random ones (needs key).
       key: PRNG key of random pruning.
       scale: factor of the affinities. 1 is the paper's form; 1/sqrt(dk) is usual elsewhere. An
         array, which may be traced and differentiated, is multiplied into q.
       implementation: 'auto', 'reference' (dense mask, any graph) or 'xla' (the engine of the
         graph); see `resolve_implementation`.
+      return_lse: whether the logarithms of the denominators are returned as well, for `merge`.
 
     Returns:
-      The sums in the dtype of v; scores, softmax and sums are float32, or float64 where q, k and v
-      are. Differentiable in reverse mode in q, k, v and the parameters of a learned graph, also
-      twice (`jax.hessian`); when pruned, only through the reference. A query with a NaN among its
-      affinities gives NaN.
+      The sums in the dtype of v, or with return_lse a `Partial(o, lse)`; scores, softmax and sums
+      are float32, or float64 where q, k and v are. Differentiable in reverse mode in q, k, v,
+      registers and the parameters of a learned graph, also twice (`jax.hessian`); when pruned, only
+      through the reference. A query with a NaN among its affinities gives NaN; one without any
+      neighbour gives zeros, with zero gradients.
 
     Raises:
       ValueError: shapes that do not fit, options out of range, or a graph without an engine on a
         map that is too large for the reference, unless that is named.
     """
     arguments.check_arrays(q, k, v)
+    arguments.check_valid(valid, q)
+    arguments.check_registers(registers, q, v)
     prune = arguments.prune(keep, drop_rate, pruning, key)
     q, factor = arguments.scaled(q, scale)
     runs = arguments.head_runs(graph, q.shape[3])
+    if valid is not None:  # a weight of zero does not hide what is not finite
+        k, v = (jnp.where(valid[..., None, None], x, 0) for x in (k, v))
     try:
-        return _attend_runs(q, k, v, runs, factor, prune, implementation)
+        part = _attend_runs(Inputs(q, k, v, valid), runs, factor, prune, implementation)
+        if registers is not None:
+            part = merge(part, attend_registers(q, v, registers, factor))
     except TypeError as error:
         if 'custom_vjp' not in str(error):
             raise
@@ -131,67 +189,67 @@ def attend(
             'attend is differentiable in reverse mode: jax.grad, jax.vjp, jax.hessian. For '
             "jax.jvp, jax.jacfwd and jax.linearize take implementation='reference'"
         ) from error
+    return part if return_lse else part.o
 
 
 def _attend_runs(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    inputs: Inputs,
     runs: Sequence[tuple[Graph, int]],
     scale: float,
     prune: Prune | None,
     implementation: Implementation,
-) -> jax.Array:
+) -> Partial:
     """Attention with one graph for each run of (graph, number of heads)."""
     if len(runs) == 1:
-        return _attend(q, k, v, runs[0][0], scale, prune, implementation)
-    outputs, first = [], 0
+        return _attend(inputs, runs[0][0], scale, prune, implementation)
+    q, k, v, valid = inputs
+    parts: list[Partial] = []
+    first = 0
     for graph, count in runs:
         end = first + count
         own = slice(first, end)
         values = v if v.shape[3] == 1 else v[:, :, :, own]
         draws = None if prune is None else prune.of_head(first)
-        queries, keys = q[:, :, :, own], k[:, :, :, own]
-        outputs.append(_attend(queries, keys, values, graph, scale, draws, implementation))
+        part = Inputs(q[:, :, :, own], k[:, :, :, own], values, valid)
+        parts.append(_attend(part, graph, scale, draws, implementation))
         first = end
-    return jnp.concatenate(outputs, axis=3)
+    return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), *parts)
 
 
 def _attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    inputs: Inputs,
     graph: Graph,
     scale: float,
     prune: Prune | None,
     implementation: Implementation,
-) -> jax.Array:
+) -> Partial:
     """Attention with one graph for all heads, of checked arguments."""
     resolved = resolve_implementation(graph, implementation=implementation)
-    explicit = _explicit_sharding(q)
+    explicit = _explicit_sharding(inputs.q)
     if explicit is not None:  # shardings are in the types: inside, the partitioner finds them
 
-        def run(
-            q: jax.Array, k: jax.Array, v: jax.Array, graph: Graph, prune: Prune | None
-        ) -> jax.Array:
-            return _attend(q, k, v, graph, scale, prune, implementation)
+        def run(inputs: Inputs, graph: Graph, prune: Prune | None) -> tuple[jax.Array, jax.Array]:
+            part = _attend(inputs, graph, scale, prune, implementation)
+            return part.o, part.lse
 
-        return jax.sharding.auto_axes(run, out_sharding=explicit)(q, k, v, graph, prune)
+        sums = NamedSharding(explicit.mesh, PartitionSpec(*explicit.spec[:4]))
+        automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
+        return Partial(*automatic(inputs, graph, prune))
     if resolved == 'reference':
         if implementation == 'auto':
-            _warn_of_reference(q, graph)
-        return reference.attend(q, k, v, graph, scale=scale, prune=prune)
+            _warn_of_reference(inputs.q, graph)
+        return reference.attend(inputs, graph, scale=scale, prune=prune)
     engine = ENGINES[type(graph)]
-    options = Options(scale, block_sizes.current(q.shape[0]))
-    if prune is not None and not prune.keeps_all(graph.max_degree(*q.shape[1:3])):
+    options = Options(scale, block_sizes.current(inputs.q.shape[0]))
+    if prune is not None and not prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
         return _forward_only(
-            lambda q, k, v, graph, prune: engine.attend_pruned(q, k, v, graph, options, prune),
-            q, k, v, graph, prune,
+            lambda inputs, graph, prune: engine.attend_pruned(inputs, graph, options, prune),
+            inputs, graph, prune,
         )  # fmt: skip
     if sharded.num_devices() > 1:  # each device sees its own arrays there
         options = dataclasses.replace(options, sizes=dataclasses.replace(options.sizes, devices=1))
-        return sharded.attend(engine.attend_sharded, q, k, v, graph, options)
-    return engine.attend(q, k, v, graph, options)
+        return sharded.attend(engine.attend_sharded, inputs, graph, options)
+    return engine.attend(inputs, graph, options)
 
 
 def attention_weights(
@@ -200,6 +258,7 @@ def attention_weights(
     graph: Graph,
     positions: Int[Array, 'm 2'],
     *,
+    valid: Bool[Array, 'b h w'] | None = None,
     keep: int | None = None,
     drop_rate: float | None = None,
     pruning: Priority = 'top',
@@ -216,6 +275,7 @@ def attention_weights(
       k: keys, as for `attend`.
       graph: graph of all heads.
       positions: row and column of each query inside the map.
+      valid: positions that may be attended to, as for `attend`.
       keep: number of neighbours to keep per query, as for `attend`.
       drop_rate: share of each query's neighbours to drop, as for `attend`.
       pruning: which neighbours are kept, as for `attend`.
@@ -223,7 +283,8 @@ def attention_weights(
       scale: factor of the affinities.
 
     Returns:
-      float32: zero for a position that is no neighbour or was dropped, one in sum over the map.
+      float32: zero for a position that is no neighbour or was dropped, one in sum over the map,
+      or zero in sum for a query without neighbours.
 
     Raises:
       ValueError: shapes that do not fit, options out of range, or positions, where they are not
@@ -231,21 +292,29 @@ def attention_weights(
     """
     arguments.check_arrays(q, k, k)
     arguments.check_graph(graph)
+    arguments.check_valid(valid, q)
     prune = arguments.prune(keep, drop_rate, pruning, key)
     q, factor = arguments.scaled(q, scale)
     at = arguments.check_positions(positions, *q.shape[1:3])
 
     def run(
-        q: jax.Array, k: jax.Array, graph: Graph, at: jax.Array, prune: Prune | None
+        q: jax.Array,
+        k: jax.Array,
+        graph: Graph,
+        at: jax.Array,
+        valid: jax.Array | None,
+        prune: Prune | None,
     ) -> jax.Array:
-        return attention_maps.attention_weights(q, k, graph, at, scale=factor, prune=prune)
+        return attention_maps.attention_weights(
+            q, k, graph, at, valid=valid, scale=factor, prune=prune
+        )
 
     explicit = _explicit_sharding(q)
     if explicit is None:
-        return run(q, k, graph, at, prune)
+        return run(q, k, graph, at, valid, prune)
     images, _, _, heads = explicit.spec
     out = NamedSharding(explicit.mesh, PartitionSpec(images, None, heads))
-    return jax.sharding.auto_axes(run, out_sharding=out)(q, k, graph, jnp.asarray(at), prune)
+    return jax.sharding.auto_axes(run, out_sharding=out)(q, k, graph, jnp.asarray(at), valid, prune)
 
 
 def neighbor_mask(
@@ -299,12 +368,12 @@ def _only_by_reference(graph: Graph) -> bool:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward_only(f: Callable[..., jax.Array], *arguments: Any) -> jax.Array:
+def _forward_only(f: Callable[..., Partial], *arguments: Any) -> Partial:
     """f(*arguments), whose gradient is refused."""
     return f(*arguments)
 
 
-def _refuse(f: Callable[..., jax.Array], *arguments: Any) -> Any:
+def _refuse(f: Callable[..., Partial], *arguments: Any) -> Any:
     raise NotImplementedError(
         'Context Pruning is for inference: the engine has no gradient with keep or drop_rate. Drop '
         "them for training, or use implementation='reference' on small maps"
@@ -344,5 +413,5 @@ def _warn_of_reference(q: jax.Array, graph: Graph) -> None:
     warnings.warn(
         f'{graph.kind()} has no engine: it attends through the dense reference, which needs about '
         f'{needed}',
-        stacklevel=4,
+        stacklevel=5,
     )

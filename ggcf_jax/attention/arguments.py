@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.attention.partial import Registers
 from ggcf_jax.attention.pruning import Prune
 
 Priority = Literal['top', 'random']
@@ -39,6 +40,40 @@ def check_arrays(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
     if v.shape[:3] != q.shape[:3] or v.shape[3] not in (1, q.shape[3]):
         raise ValueError(
             f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
+        )
+
+
+def check_valid(valid: jax.Array | None, q: jax.Array) -> None:
+    """Refuses what does not say for each position whether it may be attended to."""
+    if valid is None:
+        return
+    if jnp.shape(valid) != q.shape[:3]:
+        raise ValueError(
+            f'valid must be [batch, height, width] = {q.shape[:3]}, not of shape {jnp.shape(valid)}'
+        )
+    if not jnp.issubdtype(jnp.result_type(valid), bool):
+        raise ValueError(f'valid must be bool, not {jnp.result_type(valid)}')
+
+
+def check_registers(registers: Registers | None, q: jax.Array, v: jax.Array) -> None:
+    """Refuses registers that do not fit to queries and values."""
+    if registers is None:
+        return
+    if not isinstance(registers, Registers):
+        raise ValueError(f'registers must be Registers(k, v), not {registers!r}')
+    b, _, _, heads, dk = q.shape
+    tokens = registers.k.shape[1]
+    k_shapes = [(n, tokens, heads, dk) for n in (1, b)]
+    v_shapes = [(n, tokens, m, v.shape[-1]) for n in (1, b) for m in (1, heads)]
+    if registers.k.shape not in k_shapes or registers.v.shape not in v_shapes or not tokens:
+        raise ValueError(
+            f'registers must be k [1 or {b}, tokens, {heads}, {dk}] and v [1 or {b}, tokens, 1 or '
+            f'{heads}, {v.shape[-1]}], not {registers.k.shape} and {registers.v.shape}'
+        )
+    if registers.k.dtype != q.dtype or registers.v.dtype != v.dtype:
+        raise ValueError(
+            f'registers must have the dtypes of q and v, {q.dtype} and {v.dtype}, not '
+            f'{registers.k.dtype} and {registers.v.dtype}'
         )
 
 

@@ -20,6 +20,7 @@ def attention_weights(
     graph: Graph,
     positions: jax.Array,
     *,
+    valid: jax.Array | None,
     scale: float,
     prune: Prune | None,
 ) -> jax.Array:
@@ -30,12 +31,13 @@ def attention_weights(
       k: keys [b, h, w, heads, dk].
       graph: graph of all heads.
       positions: row and column of each query, integers [m, 2]; clamped to the map.
+      valid: which positions may be attended to, bool [b, h, w]; None for all.
       scale: factor of the affinities.
       prune: how many neighbours are kept and by what priority; None for all.
 
     Returns:
       float32 [b, m, heads, h, w], zero where a position is no neighbour or was dropped; the sum
-      over the map is one.
+      over the map is one, or zero for a query without neighbours.
     """
     b, h, w, heads, dk = q.shape
     keys, every = as_rows(k), jnp.arange(h * w)
@@ -44,11 +46,15 @@ def attention_weights(
         y, x = jnp.clip(position, 0, jnp.array([h - 1, w - 1]))
         query = lax.dynamic_slice(q, (0, y, x, 0, 0), (b, 1, 1, heads, dk))
         s = softmax.scores(query.reshape(b, heads, 1, dk), keys, scale)
-        kept = graph.mask_of(y, x, h, w).reshape(-1)
+        mask = graph.mask_of(y, x, h, w).reshape(1, 1, 1, -1)
+        if valid is not None:
+            mask = mask & valid.reshape(b, 1, 1, -1)
+        kept = mask
         if prune is not None:
-            kept = pruning.select(s, kept, prune, b, (y * w + x)[None], every)
+            kept = pruning.select(s, mask, prune, b, (y * w + x)[None], every)
         s = s + jnp.reshape(graph.log_edges_of(y, x, h, w), -1)
-        p = jax.nn.softmax(jnp.where(kept, s, -jnp.inf), axis=-1)
+        p = jax.nn.softmax(jnp.where(kept, s, softmax.HIDDEN), axis=-1)
+        p = jnp.where(mask.any(-1, keepdims=True), p, 0)
         return p.reshape(b, heads, h, w)
 
     return jnp.moveaxis(lax.map(weights_of, jnp.asarray(positions, jnp.int32)), 0, 1)

@@ -7,39 +7,26 @@ graphs. A graph without an engine attends through `reference`.
 import dataclasses
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float
-
 from ggcf_jax.attention import axial, full, grid, learned, local, sharded
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.graphs import Column, Full, Graph, Grid, Learned, Local, Row
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 
 
 class Attend(Protocol):
-    """Attention over one class of graphs, differentiable in q, k, v and the graph's parameters."""
+    """Attention over one class of graphs, differentiable in q, k, v and the graph's parameters.
 
-    def __call__(
-        self,
-        q: Float[Array, 'b h w heads dk'],
-        k: Float[Array, 'b h w heads dk'],
-        v: Float[Array, 'b h w #heads dv'],
-        graph: Any,
-        options: Options,
-    ) -> Float[Array, 'b h w heads dv']: ...
+    Keys that are not valid are nobody's neighbours. Both outputs are differentiable.
+    """
+
+    def __call__(self, inputs: Inputs, graph: Any, options: Options) -> Partial: ...
 
 
 class AttendPruned(Protocol):
     """As `Attend` with Context Pruning, forward only."""
 
-    def __call__(
-        self,
-        q: Float[Array, 'b h w heads dk'],
-        k: Float[Array, 'b h w heads dk'],
-        v: Float[Array, 'b h w #heads dv'],
-        graph: Any,
-        options: Options,
-        prune: Prune,
-    ) -> Float[Array, 'b h w heads dv']: ...
+    def __call__(self, inputs: Inputs, graph: Any, options: Options, prune: Prune) -> Partial: ...
 
 
 @dataclasses.dataclass(frozen=True)

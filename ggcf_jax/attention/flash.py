@@ -49,11 +49,13 @@ class Schedule:
       chunks: lengths of the chunks.
       options: scale and block sizes.
       bias: maker of the bias added to the scores, or None.
+      skip_self: whether the i-th query does not see the i-th key.
     """
 
     chunks: Chunks
     options: Options
     bias: Bias | None = None
+    skip_self: bool = False
 
 
 def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None) -> Chunks:
@@ -72,7 +74,12 @@ def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None)
 
 
 def forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    table: jax.Array | None,
+    schedule: Schedule,
 ) -> tuple[jax.Array, jax.Array]:
     """Chunked attention.
 
@@ -80,24 +87,32 @@ def forward(
       q: queries [..., heads, n, dk].
       k: keys [..., heads, m, dk].
       v: values [..., heads or 1, m, dv].
+      valid: which keys take part, bool [..., heads or 1, m, 1]; None for all.
       table: what `schedule.bias` makes the bias from; None without one.
       schedule: chunk lengths, scale and bias.
 
     Returns:
-      Output [..., heads, n, dv] in the dtype of v, log-sum-exp [..., heads, n, 1] float32.
+      Output [..., heads, n, dv] in the dtype of v, log-sum-exp [..., heads, n, 1] float32. Zeros
+      and minus infinity for a query without keys.
     """
     n, m = q.shape[-2], k.shape[-2]
     size = schedule.chunks
-    q, k, v = _pad(q, size.queries), _pad(k, size.keys), _pad(v, size.keys)
+    seen = _sees_any(n, m, valid, schedule)
+    q, k, v, valid = (
+        _pad(q, size.queries),
+        _pad(k, size.keys),
+        _pad(v, size.keys),
+        _padded(valid, size.keys),
+    )
     steps = k.shape[-2] // size.keys
-    inputs = [x for x in (q, k, v, table) if x is not None]
+    inputs = [x for x in (q, k, v, valid, table) if x is not None]
 
     def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         qt = _cut(q, i, size.queries)
 
         def scores(t: jax.Array | int) -> jax.Array:
             s = softmax.scores(qt, _cut(k, t, size.keys), schedule.options.scale)
-            return _finish_scores(s, t, m, _piece(table, i, t, schedule), schedule)
+            return _finish_scores(s, (i, t), m, valid, _piece(table, i, t, schedule), schedule)
 
         if steps == 1:
             o, lse = softmax.normalise(scores(0), v)
@@ -114,8 +129,8 @@ def forward(
         return o.astype(v.dtype), lse[..., None]
 
     if q.shape[-2] == size.queries:
-        o, lse = chunk(0)
-        return o[..., :n, :], lse[..., :n, :]
+        o, lse = (x[..., :n, :] for x in chunk(0))
+        return softmax.where_seen(o, lse, seen)
 
     def write(carry: tuple, i: jax.Array) -> tuple[tuple, None]:
         return tuple(
@@ -128,18 +143,24 @@ def forward(
         varying.zeros((*q.shape[:-1], 1), softmax.accumulator(q, k), *inputs),
     )
     (o, lse), _ = lax.scan(write, carry, jnp.arange(q.shape[-2] // size.queries))
-    return o[..., :n, :], lse[..., :n, :]
+    return softmax.where_seen(o[..., :n, :], lse[..., :n, :], seen)
 
 
 def backward(
-    queries: QueryTile, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
+    queries: QueryTile,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    table: jax.Array | None,
+    schedule: Schedule,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Gradients of `forward` with respect to q, k, v and table.
 
     Args:
-      queries: all queries, the gradient of their output, and their sums.
+      queries: all queries, the gradients of their outputs, and their sums.
       k: keys [..., heads, m, dk].
       v: values [..., heads or 1, m, dv].
+      valid: as for `forward`.
       table: as for `forward`.
       schedule: as for `forward`.
 
@@ -150,7 +171,7 @@ def backward(
     dtypes = (queries.q.dtype, k.dtype, v.dtype)
     size, bias = schedule.chunks, schedule.bias
     queries = QueryTile(*(_pad(x, size.queries) for x in queries))
-    k, v = _pad(k, size.keys), _pad(v, size.keys)
+    k, v, valid = _pad(k, size.keys), _pad(v, size.keys), _padded(valid, size.keys)
     columns = k.shape[-2] // size.keys
 
     def step(carry: tuple, pair: jax.Array | int) -> tuple[tuple, None]:
@@ -160,7 +181,7 @@ def backward(
         kt, vt = _cut(k, t, size.keys), _cut(v, t, size.keys)
         s = softmax.scores(tile.q, kt, schedule.options.scale)
         piece = _piece(table, i, t, schedule)
-        s = _finish_scores(s, t, lengths[1], piece, schedule)
+        s = _finish_scores(s, (i, t), lengths[1], valid, piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
         if bias is not None and piece is not None:
             ds = ds.sum(range(ds.ndim - 2)).astype(dtable.dtype)
@@ -173,7 +194,7 @@ def backward(
             dtable,
         ), None
 
-    inputs = [x for x in (*queries, k, v, table) if x is not None]
+    inputs = [x for x in (*queries, k, v, valid, table) if x is not None]
     carry: tuple = (
         *(varying.zeros(x.shape, softmax.accumulator(x), *inputs) for x in (queries.q, k, v)),
         None if table is None else varying.zeros(table.shape, table.dtype, *inputs),
@@ -187,29 +208,41 @@ def backward(
     return dq, dk, dv, carry[3]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
-) -> jax.Array:
-    """`forward` without the log-sum-exp, with gradients of linear memory."""
-    return forward(q, k, v, table, schedule)[0]
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    table: jax.Array | None,
+    schedule: Schedule,
+) -> tuple[jax.Array, jax.Array]:
+    """`forward`, with gradients of linear memory."""
+    return forward(q, k, v, valid, table, schedule)
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array | None, schedule: Schedule
-) -> tuple[jax.Array, tuple]:
-    o, lse = forward(q, k, v, table, schedule)
-    return o, (q, k, v, table, o, lse)
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    table: jax.Array | None,
+    schedule: Schedule,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
+    o, lse = forward(q, k, v, valid, table, schedule)
+    return (o, lse), (q, k, v, valid, table, o, lse)
 
 
-def _attend_backward(schedule: Schedule, saved: tuple, do: jax.Array) -> tuple:
-    q, k, v, table, o, lse = saved
-    queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
-    dq, dk, dv, dtable = backward(queries, k, v, table, schedule)
+def _attend_backward(
+    schedule: Schedule, saved: tuple, gradients: tuple[jax.Array, jax.Array]
+) -> tuple:
+    q, k, v, valid, table, o, lse = saved
+    queries = softmax.query_tile(q, o, lse, *gradients)
+    dq, dk, dv, dtable = backward(queries, k, v, valid, table, schedule)
     if table is not None and dtable is not None:
         dtable = varying.gradient(dtable, table)
     dq, dk, dv = (varying.gradient(x, y) for x, y in zip((dq, dk, dv), (q, k, v)))
-    return dq, dk, dv, dtable
+    return dq, dk, dv, None, dtable
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -225,21 +258,58 @@ def _piece(
 
 
 def _finish_scores(
-    s: jax.Array, t: jax.Array | int, n: int, piece: jax.Array | None, schedule: Schedule
+    s: jax.Array,
+    pair: tuple[jax.Array | int, jax.Array | int],
+    n: int,
+    valid: jax.Array | None,
+    piece: jax.Array | None,
+    schedule: Schedule,
 ) -> jax.Array:
-    """Adds the bias, and hides the keys of chunk t that are padding behind the n-th."""
+    """Adds the bias of a pair of chunks, and hides the keys that do not take part.
+
+    Args:
+      s: scores [..., heads, queries, keys].
+      pair: number of the chunk of queries and of that of keys.
+      n: number of keys; those behind are padding.
+      valid: which keys take part, padded as the keys are.
+      piece: piece of the table.
+      schedule: chunk lengths and bias.
+    """
+    i, t = pair
     if schedule.bias is not None and piece is not None:
         s = s + schedule.bias.expand(piece)
-    keys = schedule.chunks.keys
-    if n % keys:
-        s = jnp.where(t * keys + jnp.arange(keys) < n, s, softmax.HIDDEN)
+    size = schedule.chunks
+    if valid is not None:
+        s = jnp.where(jnp.swapaxes(_cut(valid, t, size.keys), -1, -2), s, softmax.HIDDEN)
+    elif n % size.keys:
+        s = jnp.where(t * size.keys + jnp.arange(size.keys) < n, s, softmax.HIDDEN)
+    if schedule.skip_self:
+        queries = i * size.queries + jnp.arange(size.queries)
+        keys = t * size.keys + jnp.arange(size.keys)
+        s = jnp.where(queries[:, None] == keys, softmax.HIDDEN, s)
     return s
+
+
+def _sees_any(n: int, m: int, valid: jax.Array | None, schedule: Schedule) -> jax.Array | None:
+    """Which of n queries see any of m keys: bool that broadcasts to [..., heads, n, 1]; or None.
+
+    None where all of them do.
+    """
+    if valid is None:
+        return jnp.asarray(False) if schedule.skip_self and m == 1 else None
+    count = valid.sum(-2, dtype=jnp.int32, keepdims=True)
+    return count > (valid if schedule.skip_self else 0)
 
 
 def _pad(x: jax.Array, multiple: int) -> jax.Array:
     """Zeros behind axis -2 up to a multiple."""
     short = -x.shape[-2] % multiple
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, short), (0, 0)]) if short else x
+
+
+def _padded(valid: jax.Array | None, multiple: int) -> jax.Array | None:
+    """`_pad` of an array that may be missing: padding does not take part."""
+    return None if valid is None else _pad(valid, multiple)
 
 
 def _cut(x: jax.Array, i: jax.Array | int, length: int) -> jax.Array:

@@ -2,29 +2,31 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from ggcf_jax.attention import flash, pruning
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.flash import Schedule
 from ggcf_jax.attention.graphs import Full
-from ggcf_jax.attention.layout import as_map, as_rows
+from ggcf_jax.attention.layout import as_map, as_rows, sums_as_map, valid_as_rows
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Full, options: Options) -> jax.Array:
+def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
     """FULL attention; `engine.Attend`. The map of keys may have more rows than that of queries."""
+    q, k, v, valid = inputs
     b, h, w, heads, _ = q.shape
     chunks = flash.choose_chunks(h * w, b * heads, options, math.prod(k.shape[1:3]))
-    o = flash.attend_rows(as_rows(q), as_rows(k), as_rows(v), None, Schedule(chunks, options))
-    return as_map(o, h, w)
+    q, k, v = (as_rows(x) for x in (q, k, v))
+    o, lse = flash.attend_rows(q, k, v, valid_as_rows(valid), None, Schedule(chunks, options))
+    return Partial(as_map(o, h, w), sums_as_map(lse, h, w))
 
 
-def attend_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Full, options: Options, prune: Prune
-) -> jax.Array:
+def attend_pruned(inputs: Inputs, graph: Full, options: Options, prune: Prune) -> Partial:
     """FULL attention with Context Pruning; `engine.AttendPruned`."""
+    q, k, v, valid = inputs
     h, w = q.shape[1:3]
     q, k, v = (as_rows(x) for x in (q, k, v))
-    return as_map(pruning.attend_rows(q, k, v, jnp.arange(h * w), prune, options), h, w)
+    o, lse = pruning.attend_rows(q, k, v, valid_as_rows(valid), jnp.arange(h * w), prune, options)
+    return Partial(as_map(o, h, w), sums_as_map(lse, h, w))

@@ -29,9 +29,8 @@ class Graph(abc.ABC):
 
     A subclass defines `adjacency`; everything else follows from it. Instances are values: frozen
     dataclasses, hashable, equal when their fields are, and registered with
-    `jax.tree_util.register_static` if they are passed through `jax.jit` as arguments. Every
-    position should have at least one neighbour (the graphs of this package include self): the
-    weights of a position without any are NaN.
+    `jax.tree_util.register_static` if they are passed through `jax.jit` as arguments. The
+    output of a position without any neighbour is zero (the graphs of this package include self).
 
     A graph whose constructor takes an integer first, or an integer for rows and one for columns,
     can be written 'kind:NUMBER' or 'kind:ROWSxCOLUMNS' in a list of heads (`graphs.parse`), one

@@ -20,6 +20,7 @@ from ggcf_jax.attention import flash, layout, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.graphs import Grid
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.softmax import QueryTile
 
@@ -75,52 +76,74 @@ class Piece:
         return lax.dynamic_update_slice(x, groups, corner)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options) -> jax.Array:
+def attend(inputs: Inputs, graph: Grid, options: Options) -> Partial:
     """GRID attention; `engine.Attend`."""
-    return attend_strides(q, k, v, graph.strides, options)
+    return attend_strides(inputs, graph.strides, options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def attend_strides(
-    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options
-) -> jax.Array:
+    inputs: Inputs, strides: Strides, options: Options, skip_self: bool = False
+) -> Partial:
     """GRID attention with one stride of rows and another of columns.
 
     Args:
-      q: queries [b, h, w, heads, dk].
-      k: keys [b, h, w, heads, dk].
-      v: values [b, h, w, heads or 1, dv].
+      inputs: the arrays of the attention.
       strides: T of rows and of columns.
       options: scale and block sizes.
+      skip_self: whether positions do not see themselves.
     """
-    return _attend_forward(q, k, v, strides, options)[0]
+    return _attend(inputs, strides, options, skip_self)
 
 
-def attend_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options, prune: Prune
-) -> jax.Array:
+def attend_pruned(inputs: Inputs, graph: Grid, options: Options, prune: Prune) -> Partial:
     """GRID attention with Context Pruning; `engine.AttendPruned`."""
-    return attend_strides_pruned(q, k, v, graph.strides, options, prune)
+    return attend_strides_pruned(inputs, graph.strides, options, prune)
 
 
 def attend_strides_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options, prune: Prune
-) -> jax.Array:
+    inputs: Inputs, strides: Strides, options: Options, prune: Prune
+) -> Partial:
     """As `attend_strides` with Context Pruning, forward only."""
-    b, h, w, heads, _ = q.shape
+    b, h, w, heads, _ = inputs.q.shape
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
 
     def groups(
-        q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        positions: jax.Array,
+        valid: jax.Array | None = None,
     ) -> Sequence[jax.Array]:
         positions = positions.reshape(positions.shape[0], -1)
-        return (pruning.attend_rows(q, k, v, positions, prune, options),)
+        return pruning.attend_rows(q, k, v, valid, positions, prune, options)
 
     def most(n: int) -> int:
         return options.sizes.pruned // (options.sizes.per_device(b * heads) * n * min(n, 64))
 
-    specs = [MapSpec(heads, v.shape[-1], v.dtype)]
-    return _over_groups(groups, (q, k, v, positions), strides, specs, most)[0]
+    q, k, v, *valid = as_maps(inputs)
+    maps = (q, k, v, positions, *valid)
+    o, lse = _over_groups(groups, maps, strides, result_specs(inputs), most)
+    return Partial(o, lse[..., 0])
+
+
+def as_maps(inputs: Inputs) -> tuple[jax.Array, ...]:
+    """q, k, v and, where it is given, `valid` as a map of one head and one channel."""
+    q, k, v, valid = inputs
+    return (q, k, v) if valid is None else (q, k, v, valid[..., None, None])
+
+
+def from_maps(maps: Sequence[jax.Array]) -> Inputs:
+    """The arrays that `as_maps` gives these maps for."""
+    q, k, v, *valid = maps
+    return Inputs(q, k, v, valid[0][..., 0, 0] if valid else None)
+
+
+def result_specs(inputs: Inputs) -> list[MapSpec]:
+    """The maps of a `Partial`."""
+    q, k, v, _ = inputs
+    heads = q.shape[3]
+    return [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
 
 
 def residues(n: int, stride: int) -> list[Run]:
@@ -138,40 +161,62 @@ def split(x: jax.Array, strides: Strides) -> jax.Array:
     return x.reshape(b, -(-h // ty), ty, -(-w // tx), tx, heads, c)
 
 
-def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, strides: Strides, options: Options
-) -> tuple[jax.Array, tuple]:
-    b, _, _, heads, _ = q.shape
+def _attend(inputs: Inputs, strides: Strides, options: Options, skip_self: bool) -> Partial:
+    b, _, _, heads, _ = inputs.q.shape
 
-    def groups(q: jax.Array, k: jax.Array, v: jax.Array) -> Sequence[jax.Array]:
+    def groups(
+        q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
+    ) -> Sequence[jax.Array]:
         shape = q.shape[:-1]
-        q, k, v = _merged(q, k, v)
-        schedule = Schedule(_chunks(q.shape[-2], b * heads, options), options)
-        o, lse = flash.forward(q, k, v, None, schedule)
+        (q, k, v), valid = _merged((q, k, v), valid)
+        schedule = Schedule(_chunks(q.shape[-2], b * heads, options), options, skip_self=skip_self)
+        o, lse = flash.forward(q, k, v, valid, None, schedule)
         return o.reshape(*shape, -1), lse.reshape(*shape, 1)
 
-    specs = [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
-    o, lse = _over_groups(groups, (q, k, v), strides, specs, _groups_per_step(b * heads, options))
-    return o, (q, k, v, o, lse)
+    most = _groups_per_step(b * heads, options)
+    o, lse = _over_groups(groups, as_maps(inputs), strides, result_specs(inputs), most)
+    return Partial(o, lse[..., 0])
 
 
-def _attend_backward(strides: Strides, options: Options, saved: tuple, do: jax.Array) -> tuple:
-    q, k, v, o, lse = saved
+def _attend_forward(
+    inputs: Inputs, strides: Strides, options: Options, skip_self: bool
+) -> tuple[Partial, tuple]:
+    result = _attend(inputs, strides, options, skip_self)
+    return result, (inputs, result)
+
+
+def _attend_backward(
+    strides: Strides, options: Options, skip_self: bool, saved: tuple, gradients: Partial
+) -> tuple:
+    inputs, result = saved
+    q, k, v, _ = inputs
     b, _, _, heads, _ = q.shape
-    delta = softmax.row_delta(do, o)  # here, so that o need not be gathered
+    # The sums of do * o are taken here, so that o need not be gathered.
+    queries = softmax.query_tile(
+        q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
+    )
 
-    def groups(q: jax.Array, k: jax.Array, v: jax.Array, *rest: jax.Array) -> Sequence[jax.Array]:
+    def groups(
+        q: jax.Array,
+        do: jax.Array,
+        lse: jax.Array,
+        delta: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        valid: jax.Array | None = None,
+    ) -> Sequence[jax.Array]:
         shapes = [x.shape for x in (q, k, v)]
-        q, k, v, do, lse, delta = _merged(q, k, v, *rest)
-        schedule = Schedule(_chunks(q.shape[-2], b * heads, options), options)
-        *gradients, _ = flash.backward(QueryTile(q, do, lse, delta), k, v, None, schedule)
+        (k, v, *tile), valid = _merged((k, v, q, do, lse, delta), valid)
+        schedule = Schedule(_chunks(k.shape[-2], b * heads, options), options, skip_self=skip_self)
+        *gradients, _ = flash.backward(QueryTile(*tile), k, v, valid, None, schedule)
         return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
 
     specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
-    arrays = (q, k, v, do, lse, delta)
+    maps = (*queries, *as_maps(inputs)[1:])
     most = _groups_per_step(b * heads, options)
-    gradients = _over_groups(groups, arrays, strides, specs, most)
-    return tuple(varying.gradient(x, y) for x, y in zip(gradients, (q, k, v)))
+    found = _over_groups(groups, maps, strides, specs, most)
+    dq, dk, dv = (varying.gradient(x, y) for x, y in zip(found, (q, k, v)))
+    return (Inputs(dq, dk, dv, None),)
 
 
 attend_strides.defvjp(_attend_forward, _attend_backward)
@@ -276,12 +321,16 @@ def _members(
     return lax.concatenate([whole, jnp.expand_dims(last, axis)], axis)
 
 
-def _merged(q: jax.Array, k: jax.Array, v: jax.Array, *others: jax.Array) -> Sequence[jax.Array]:
+def _merged(
+    arrays: Sequence[jax.Array], valid: jax.Array | None
+) -> tuple[Sequence[jax.Array], jax.Array | None]:
     """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
-    arrays = (q, k, v, *others)
-    batch, heads = q.shape[1:3]
-    if heads != v.shape[2]:
-        return arrays
+    batch, heads = arrays[0].shape[1:3]
+    if any(x.shape[2] != heads for x in arrays):
+        return arrays, valid
     # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
     one = () if batch * heads == 1 else (batch * heads,)
-    return [x.reshape(x.shape[0], *one, *x.shape[3:]) for x in arrays]
+    if valid is not None:
+        valid = jnp.broadcast_to(valid, (*valid.shape[:2], heads, *valid.shape[3:]))
+        valid = valid.reshape(valid.shape[0], *one, *valid.shape[3:])
+    return [x.reshape(x.shape[0], *one, *x.shape[3:]) for x in arrays], valid

@@ -29,3 +29,13 @@ def as_map(x: jax.Array, h: int, w: int) -> jax.Array:
     """[b, heads, h * w, c] -> [b, h, w, heads, c]."""
     b, heads, _, c = x.shape
     return jnp.swapaxes(x, 1, 2).reshape(b, h, w, heads, c)
+
+
+def sums_as_map(x: jax.Array, h: int, w: int) -> jax.Array:
+    """[b, heads, h * w, 1] -> [b, h, w, heads]."""
+    return as_map(x, h, w)[..., 0]
+
+
+def valid_as_rows(valid: jax.Array | None) -> jax.Array | None:
+    """[b, h, w] -> [b, 1, h * w, 1]; None stays."""
+    return None if valid is None else valid.reshape(valid.shape[0], 1, -1, 1)

@@ -14,7 +14,8 @@ from ggcf_jax.attention import flash, pruning
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.graphs import Learned
-from ggcf_jax.attention.layout import as_map, as_rows
+from ggcf_jax.attention.layout import as_map, as_rows, sums_as_map, valid_as_rows
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 
 
@@ -69,34 +70,31 @@ class OffsetBias:
         return lowest + self.h - 1 + self.key_rows - 1
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Learned, options: Options) -> jax.Array:
+def attend(inputs: Inputs, graph: Learned, options: Options) -> Partial:
     """LEARNED attention; `engine.Attend`."""
-    return attend_table(q, k, v, graph.log_table(*q.shape[1:3]), options)
+    return attend_table(inputs, graph.log_table(*inputs.q.shape[1:3]), options)
 
 
-def attend_table(
-    q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, options: Options
-) -> jax.Array:
+def attend_table(inputs: Inputs, table: jax.Array, options: Options) -> Partial:
     """Attention with weights E * exp(scale * q . k).
 
     Args:
-      q: queries [b, rows, w, heads, dk], some of the rows of the map.
-      k: keys [b, h, w, heads, dk].
-      v: values [b, h, w, heads or 1, dv].
+      inputs: q [b, rows, w, heads, dk] of some of the rows of the map, the others of all h.
       table: log E, float32 [rows + h - 1, 2w-1], entry (dy + h - 1, dx + w - 1).
       options: scale and block sizes.
     """
+    q, k, v, valid = inputs
     b, rows, w, heads, _ = q.shape
     bias = _offset_bias(rows, k.shape[1], w, b * heads, options)
     schedule = Schedule(bias.chunks, options, bias)
     q, k, v = (as_rows(x) for x in (q, k, v))
-    return as_map(flash.attend_rows(q, k, v, bias.pad(table), schedule), rows, w)
+    o, lse = flash.attend_rows(q, k, v, valid_as_rows(valid), bias.pad(table), schedule)
+    return Partial(as_map(o, rows, w), sums_as_map(lse, rows, w))
 
 
-def attend_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Learned, options: Options, prune: Prune
-) -> jax.Array:
+def attend_pruned(inputs: Inputs, graph: Learned, options: Options, prune: Prune) -> Partial:
     """LEARNED attention with Context Pruning; `engine.AttendPruned`."""
+    q, k, v, valid = inputs
     h, w = q.shape[1:3]
     turned = graph.log_table(h, w)[::-1, ::-1]
 
@@ -108,7 +106,10 @@ def attend_pruned(
         return lax.map(one, i)
 
     q, k, v = (as_rows(x) for x in (q, k, v))
-    return as_map(pruning.attend_rows(q, k, v, jnp.arange(h * w), prune, options, bias), h, w)
+    o, lse = pruning.attend_rows(
+        q, k, v, valid_as_rows(valid), jnp.arange(h * w), prune, options, bias
+    )
+    return Partial(as_map(o, h, w), sums_as_map(lse, h, w))
 
 
 def _offset_bias(rows: int, h: int, w: int, batch: int, options: Options) -> OffsetBias:

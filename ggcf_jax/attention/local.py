@@ -18,6 +18,7 @@ from jax import lax
 from ggcf_jax.attention import layout, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.softmax import QueryTile
 
@@ -93,116 +94,100 @@ def tiling(h: int, w: int, size: Size2d, sizes: BlockSizes, margin: int = 0) -> 
     )
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options) -> jax.Array:
+def attend(inputs: Inputs, graph: Local, options: Options) -> Partial:
     """LOCAL attention; `engine.Attend`."""
-    return attend_rows(q, k, v, None, graph.sizes, options)
+    return attend_rows(inputs, None, graph.sizes, options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def attend_rows(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    rows_of_map: jax.Array | None,
-    size: Size2d,
-    options: Options,
-) -> jax.Array:
+    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+) -> Partial:
     """LOCAL attention of a block of rows to its surroundings.
 
     Args:
-      q: queries [b, h, w, heads, dk].
-      k: keys [b, h + 2 margin, w, heads, dk], with equally many additional rows above and below.
-      v: values [b, h + 2 margin, w, heads or 1, dv].
-      rows_of_map: int32 [2], first and end of the rows of k and v that belong to the map; None for
+      inputs: q [b, h, w, heads, dk] and the others with h + 2 margin rows, equally many additional
+        ones above and below.
+      rows_of_map: int32 [2], first and end of the rows of keys that belong to the map; None for
         all of them.
       size: S of rows and of columns.
       options: scale and block sizes.
     """
-    return _forward(q, k, v, rows_of_map, size, options)[0]
+    return _forward(inputs, rows_of_map, size, options)
 
 
-def attend_pruned(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options, prune: Prune
-) -> jax.Array:
+def attend_pruned(inputs: Inputs, graph: Local, options: Options, prune: Prune) -> Partial:
     """LOCAL attention with Context Pruning; `engine.AttendPruned`."""
-    b, h, w, heads, _ = q.shape
+    v = inputs.v
+    b, h, w, heads, _ = inputs.q.shape
     cut = tiling(h, w, graph.sizes, options.sizes)
-    qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
-    out = varying.zeros((b, h, w, heads * v.shape[-1]), v.dtype, q, k, v)
+    qm, km, vm, valid = _merged(inputs)
+    carry = _empty(inputs)
     for group in cut.groups:
 
-        def step(out: jax.Array, at: jax.Array, group: WindowGroup = group) -> tuple:
+        def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
             query, key = _corners(at)
             qt = _take(qm, query, cut.tile, heads)
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
             s = softmax.scores(qt, kt, options.scale)
-            mask = _mask(query, key, cut, group.window).reshape(-1, 1, 1, *s.shape[-2:])
+            mask = _neighbours(query, key, cut, group.window, None, valid)
+            seen = _sees_any(mask, valid)
+            mask = mask.reshape(*mask.shape[:3], *s.shape[-2:])
             positions = _positions(query, cut.tile, w), _positions(key, group.window, w)
             kept = pruning.select(s, mask, prune, b, *positions)
-            o, _ = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
-            return _put(out, o, query, cut.tile), None
+            o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
+            return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
 
-        out, _ = lax.scan(step, out, _stacks(group.corners, 1))
-    return layout.split_heads(out, heads)
+        carry, _ = lax.scan(step, carry, _stacks(group.corners, 1))
+    return Partial(layout.split_heads(carry[0], heads), carry[1])
 
 
 def _forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    rows_of_map: jax.Array | None,
-    size: Size2d,
-    options: Options,
-) -> tuple[jax.Array, jax.Array]:
-    """Output [b, h, w, heads, dv] and log-sum-exp [b, h, w, heads, 1]."""
+    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+) -> Partial:
+    q, k, v, _ = inputs
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
-    qm, km, vm = (layout.merge_heads(x) for x in (q, k, v))
-    carry = (
-        varying.zeros((b, h, w, heads * v.shape[-1]), v.dtype, q, k, v),
-        varying.zeros((b, h, w, heads), softmax.accumulator(q, k), q, k, v),
-    )
+    qm, km, vm, valid = _merged(inputs)
+    carry = _empty(inputs)
     for group in cut.groups:
 
         def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
-            out, lses = carry
             query, key = _corners(at)
             qt = _take(qm, query, cut.tile, heads)
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
-            mask = _mask(query, key, cut, group.window, rows_of_map)
+            mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
             s = _masked_scores(qt, kt, options.scale, mask)
             o, lse = softmax.normalise(s, vt, (math.prod(cut.tile), math.prod(group.window)))
-            out = _put(out, o, query, cut.tile)
-            return (out, _put(lses, lse[..., None], query, cut.tile)), None
+            seen = _sees_any(mask, valid)
+            return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
 
         carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
-    return layout.split_heads(carry[0], heads), carry[1][..., None]
+    return Partial(layout.split_heads(carry[0], heads), carry[1])
 
 
 def _attend_forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    rows_of_map: jax.Array | None,
-    size: Size2d,
-    options: Options,
-) -> tuple[jax.Array, tuple]:
-    o, lse = _forward(q, k, v, rows_of_map, size, options)
-    return o, (q, k, v, rows_of_map, o, lse)
+    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+) -> tuple[Partial, tuple]:
+    result = _forward(inputs, rows_of_map, size, options)
+    return result, (inputs, rows_of_map, result)
 
 
-def _attend_backward(size: Size2d, options: Options, saved: tuple, do: jax.Array) -> tuple:
-    q, k, v, rows_of_map, o, lse = saved
+def _attend_backward(size: Size2d, options: Options, saved: tuple, gradients: Partial) -> tuple:
+    inputs, rows_of_map, result = saved
+    q, k, v, _ = inputs
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
-    queries = QueryTile(q, do, lse, softmax.row_delta(do, o))
+    queries = softmax.query_tile(
+        q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
+    )
     queries = QueryTile(*(layout.merge_heads(x) for x in queries))
-    km, vm = layout.merge_heads(k), layout.merge_heads(v)
+    _, km, vm, valid = _merged(inputs)
+    arrays = [x for x in (*queries, km, vm, valid) if x is not None]
     carry = tuple(
-        varying.zeros(x.shape, softmax.accumulator(x), *queries, km, vm)
-        for x in (queries.q, km, vm)
+        varying.zeros(x.shape, softmax.accumulator(x), *arrays) for x in (queries.q, km, vm)
     )
     for group in cut.groups:
 
@@ -212,8 +197,8 @@ def _attend_backward(size: Size2d, options: Options, saved: tuple, do: jax.Array
             tiles = QueryTile(*(_take(x, query, cut.tile, heads) for x in queries))
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
-            mask = _mask(query, key, cut, group.window, rows_of_map) & _own(query, cut.tile)
-            s = _masked_scores(tiles.q, kt, options.scale, mask)
+            mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
+            s = _masked_scores(tiles.q, kt, options.scale, mask & _own(query, cut.tile))
             dqt, dkt, dvt, _ = softmax.backward(tiles, kt, vt, s, options)
             return (
                 _add(dq, dqt, query, cut.tile),
@@ -222,8 +207,10 @@ def _attend_backward(size: Size2d, options: Options, saved: tuple, do: jax.Array
             ), None
 
         carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
-    gradients = [x.reshape(y.shape).astype(y.dtype) for x, y in zip(carry, (q, k, v))]
-    return *(varying.gradient(x, y) for x, y in zip(gradients, (q, k, v))), None
+    dq, dk, dv = (
+        varying.gradient(x.reshape(y.shape).astype(y.dtype), y) for x, y in zip(carry, (q, k, v))
+    )
+    return Inputs(dq, dk, dv, None), None
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -316,6 +303,54 @@ def _near(q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int) -> j
     q = q0[:, None] + jnp.arange(queries)
     k = k0[:, None] + jnp.arange(keys)
     return jnp.abs(q[:, :, None] - k[:, None]) <= size
+
+
+def _merged(inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+    """The arrays with heads and channels merged; `valid` as one channel."""
+    q, k, v, valid = inputs
+    q, k, v = (layout.merge_heads(x) for x in (q, k, v))
+    return q, k, v, None if valid is None else valid[..., None]
+
+
+def _empty(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Zeros for the output [b, h, w, heads * dv] and the log-sum-exps [b, h, w, heads]."""
+    q, k, v, _ = inputs
+    arrays = [x for x in inputs if x is not None]
+    return (
+        varying.zeros((*q.shape[:3], q.shape[3] * v.shape[-1]), v.dtype, *arrays),
+        varying.zeros(q.shape[:4], softmax.accumulator(q, k), *arrays),
+    )
+
+
+def _put_both(
+    carry: tuple, o: jax.Array, lse: jax.Array, query: _Corners, cut: Tiling
+) -> tuple[jax.Array, jax.Array]:
+    """The maps of outputs and log-sum-exps with those of some tiles written."""
+    return _put(carry[0], o, query, cut.tile), _put(carry[1], lse, query, cut.tile)
+
+
+def _neighbours(
+    query: _Corners,
+    key: _Corners,
+    cut: Tiling,
+    window: Size2d,
+    rows_of_map: jax.Array | None,
+    valid: jax.Array | None,
+) -> jax.Array:
+    """`_mask` of the valid keys: bool [tiles, 1 or b, 1, *tile, *window]."""
+    mask = _mask(query, key, cut, window, rows_of_map)
+    if valid is None:
+        return mask
+    inside = _take(valid, key, window, 1)
+    return mask & inside.reshape(*inside.shape[:2], 1, 1, 1, *window)
+
+
+def _sees_any(mask: jax.Array, valid: jax.Array | None) -> jax.Array | None:
+    """Which queries see any key, bool [tiles, b, 1, queries, 1]; None if all do."""
+    if valid is None:
+        return None
+    seen = mask.any((-2, -1))
+    return seen.reshape(*seen.shape[:3], -1, 1)
 
 
 def _mask(

@@ -87,7 +87,7 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
 
     Args:
       s: affinities, float32 [b, heads, n, n].
-      mask: edges of the graph, bool [n, n].
+      mask: edges of the graph, bool that broadcasts to s.
       prune: how many neighbours are kept, by what priority.
 
     Returns:
@@ -103,7 +103,7 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
     order = jnp.argsort(jnp.where(mask, priority, lowest), axis=-1, descending=True, stable=True)
     rank = jnp.argsort(order, axis=-1)
     kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
-    return mask & (rank < kept[:, None]) & ~_has_nan(s, mask)
+    return mask & (rank < kept[..., None]) & ~_has_nan(s, mask)
 
 
 def select(
@@ -138,46 +138,57 @@ def attend_rows(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    valid: jax.Array | None,
     position: jax.Array,
     prune: Prune,
     options: Options,
     bias: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Dense attention with pruning: chunks of queries against all keys; forward only.
 
     Args:
       q: queries [..., b, heads, n, dk].
       k: keys [..., b, heads, n, dk].
       v: values [..., b, heads or 1, n, dv].
+      valid: which keys take part, bool [..., b, 1, n, 1]; None for all.
       position: row-major positions of the n in the map, int32 [..., n].
       prune: how many neighbours are kept, by what priority.
       options: scale and block sizes.
       bias: None, or a function of the positions of m queries to log E, [m, n].
 
     Returns:
-      [..., b, heads, n, dv] in the dtype of v.
+      Output [..., b, heads, n, dv] in the dtype of v, log-sum-exp [..., b, heads, n, 1] float32.
     """
     n = q.shape[-2]
     # Thin chunks make slow products: at least 64 queries.
     rows = options.sizes.per_device(math.prod(q.shape[:-2]))
     size = even(n, max(64, options.sizes.pruned // (n * rows)))
     last = -(-n // size) - 1
+    mask = None if valid is None else jnp.swapaxes(valid, -1, -2)
+    seen = None if valid is None else valid.any(-2, keepdims=True)
 
-    def chunk(out: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+    def chunk(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
         # The last chunk starts early enough to be full: those rows are computed twice, equally.
         start = jnp.minimum(t * size, n - size)
         qt = lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2)
         s = softmax.scores(qt, k, options.scale)
         i = lax.dynamic_slice_in_dim(position, start, size, axis=position.ndim - 1)
-        kept = select(s, None, prune, q.shape[-4], i, position)
+        kept = select(s, mask, prune, q.shape[-4], i, position)
         if bias is not None:
             s = s + bias(i)
-        o, _ = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)
-        o = o.astype(v.dtype)
-        return lax.dynamic_update_slice_in_dim(out, o, start, axis=out.ndim - 2), None
+        o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)
+        new = softmax.where_seen(o.astype(v.dtype), lse[..., None], seen)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(x, y, start, axis=x.ndim - 2)
+            for x, y in zip(carry, new)
+        ), None
 
-    out = varying.zeros((*q.shape[:-1], v.shape[-1]), v.dtype, q, k, v, position)
-    return lax.scan(chunk, out, jnp.arange(last + 1))[0]
+    arrays = [x for x in (q, k, v, valid, position) if x is not None]
+    carry = (
+        varying.zeros((*q.shape[:-1], v.shape[-1]), v.dtype, *arrays),
+        varying.zeros((*q.shape[:-1], 1), softmax.accumulator(q, k), *arrays),
+    )
+    return lax.scan(chunk, carry, jnp.arange(last + 1))[0]
 
 
 def _has_nan(s: jax.Array, mask: jax.Array | None) -> jax.Array:

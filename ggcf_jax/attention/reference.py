@@ -9,32 +9,26 @@ import jax.numpy as jnp
 from ggcf_jax.attention import pruning, softmax
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.layout import as_map, as_rows
+from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
 
 
 def attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    graph: Graph,
-    *,
-    scale: float = 1.0,
-    prune: Prune | None = None,
-) -> jax.Array:
+    inputs: Inputs, graph: Graph, *, scale: float = 1.0, prune: Prune | None = None
+) -> Partial:
     """Eq. 3 for one head after another, written as it stands.
 
     Args:
-      q: queries [b, h, w, heads, dk].
-      k: keys [b, h, w, heads, dk].
-      v: values [b, h, w, heads or 1, dv].
+      inputs: the arrays of the attention.
       graph: graph of all heads.
       scale: factor of the affinities.
       prune: how many neighbours are kept and by what priority; None for all.
 
     Returns:
-      [b, h, w, heads, dv] in the dtype of v. Differentiable also when pruned: the choice of the
-      kept neighbours is a constant.
+      Output and log-sum-exp. Differentiable also when pruned: the choice of the kept neighbours is
+      a constant.
     """
+    q, k, v, valid = inputs
     b, h, w, heads, _ = q.shape
     n = h * w
 
@@ -42,17 +36,22 @@ def attend(
     v = jnp.broadcast_to(as_rows(v), (b, heads, n, v.shape[-1]))
     edges = jnp.asarray(graph.adjacency(h, w))
     mask = edges > 0
+    if valid is not None:
+        mask = mask & valid.reshape(b, 1, 1, n)
     dtype, accumulator = v.dtype, softmax.accumulator(q, k, v)
     s = scale * jnp.einsum(
         'bkid,bkjd->bkij', q, k, precision='highest', preferred_element_type=accumulator
     )
     kept = mask if prune is None else pruning.dense_mask(s, mask, prune)
     if edges.dtype != bool:
-        s = s + jnp.log(jnp.where(mask, edges, 1))
-    s = jnp.where(kept, s, -jnp.inf)
-    p = jax.nn.softmax(s, axis=-1)
+        s = s + jnp.log(jnp.where(edges > 0, edges, 1))
+    s = jnp.where(kept, s, softmax.HIDDEN)
+    seen = mask.any(-1, keepdims=True)
+    s = jnp.where(seen, s, 0)  # no NaN, not even in a gradient
+    p = jnp.where(seen, jax.nn.softmax(s, axis=-1), 0)
+    lse = jnp.where(seen[..., 0], jax.nn.logsumexp(s, axis=-1), softmax.HIDDEN)
     o = jnp.einsum(
         'bkij,bkjd->bkid', p, v.astype(accumulator), precision='highest',
         preferred_element_type=accumulator,
     )  # fmt: skip
-    return as_map(o, h, w).astype(dtype)
+    return Partial(as_map(o, h, w).astype(dtype), jnp.moveaxis(lse, 1, 2).reshape(b, h, w, heads))

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec
 from ggcf_jax.attention import full, grid, learned, local
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local
+from ggcf_jax.attention.partial import Inputs, Partial
 
 AXIS = 'space'
 
@@ -37,20 +38,13 @@ def num_devices() -> int:
 
 
 def attend(
-    attend_rows: Callable[..., jax.Array],
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    graph: Any,
-    options: Options,
-) -> jax.Array:
+    attend_rows: Callable[..., Partial], inputs: Inputs, graph: Any, options: Options
+) -> Partial:
     """Attention over sharded rows.
 
     Args:
       attend_rows: `engine.Engine.attend_sharded` of the graph.
-      q: queries [b, h, w, heads, dk], h divisible by the devices of `space`, b by those of `data`.
-      k: keys [b, h, w, heads, dk].
-      v: values [b, h, w, heads or 1, dv].
+      inputs: the arrays; h is divisible by the devices of `space`, b by those of `data`.
       graph: graph of all heads; its parameters are replicated.
       options: scale and block sizes of one device.
 
@@ -61,60 +55,76 @@ def attend(
     shape = {name: n for name, n in mesh.shape.items() if name not in mesh.manual_axes}
     images = 'data' if 'data' in shape else None
     for name, length, parts in (
-        ('height', q.shape[1], shape[AXIS]),
-        ('batch', q.shape[0], shape.get('data', 1)),
+        ('height', inputs.q.shape[1], shape[AXIS]),
+        ('batch', inputs.q.shape[0], shape.get('data', 1)),
     ):
         if length % parts:
             raise ValueError(f'{name} {length} of the map is not divisible by {parts} devices')
     rows = PartitionSpec(images, AXIS)
     return jax.shard_map(
         functools.partial(attend_rows, options=options),
-        in_specs=(rows, rows, rows, PartitionSpec()),
+        in_specs=(rows, PartitionSpec()),
         out_specs=rows,
         axis_names={AXIS, images} - {None},
         check_vma=False,
-    )(q, k, v, graph)
+    )(inputs, graph)
 
 
-def full_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Full, options: Options) -> jax.Array:
+def full_rows(inputs: Inputs, graph: Full, options: Options) -> Partial:
     """FULL attention of one device's rows; `engine.Attend`."""
-    return full.attend(q, _all_rows(k), _all_rows(v), graph, options)
+    return full.attend(_with_all_keys(inputs), graph, options)
 
 
-def local_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Local, options: Options
-) -> jax.Array:
+def local_rows(inputs: Inputs, graph: Local, options: Options) -> Partial:
     """LOCAL attention of one device's rows; `engine.Attend`."""
-    count, rows = lax.axis_size(AXIS), q.shape[1]
+    count, rows = lax.axis_size(AXIS), inputs.q.shape[1]
     margin = min(graph.sizes[0], (count - 1) * rows)
-    k, v = (_with_neighbours(x, margin, count) for x in (k, v))
+    inputs = _over_keys(lambda x: _with_neighbours(x, margin, count), inputs)
     above = margin - lax.axis_index(AXIS) * rows  # rows before the first of the map
     rows_of_map = jnp.stack([above, above + count * rows])
-    return local.attend_rows(q, k, v, rows_of_map, graph.sizes, options)
+    return local.attend_rows(inputs, rows_of_map, graph.sizes, options)
 
 
-def grid_rows(q: jax.Array, k: jax.Array, v: jax.Array, graph: Grid, options: Options) -> jax.Array:
+def grid_rows(inputs: Inputs, graph: Grid, options: Options) -> Partial:
     """GRID attention of one device's rows; `engine.Attend`."""
-    return _grid_rows(q, k, v, graph.strides, options)
+    return _grid_rows(inputs, graph.strides, options)
 
 
-def column_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Column, options: Options
-) -> jax.Array:
+def column_rows(inputs: Inputs, graph: Column, options: Options) -> Partial:
     """COLUMN attention of one device's rows; `engine.Attend`."""
-    return _grid_rows(q, k, v, (1, q.shape[2]), options)
+    return _grid_rows(inputs, (1, inputs.q.shape[2]), options)
 
 
-def _grid_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, strides: grid.Strides, options: Options
-) -> jax.Array:
+def _grid_rows(inputs: Inputs, strides: grid.Strides, options: Options) -> Partial:
     """GRID attention of one device's rows, with one stride of rows and another of columns."""
-    count, (b, rows, w, heads, _) = lax.axis_size(AXIS), q.shape
-    # Each [b, rows, ., tx, heads, c].
-    maps = [grid.split(x, (1, strides[1]))[:, :, 0] for x in (q, k, v)]
-    out = jnp.zeros((*maps[0].shape[:4], heads, v.shape[-1]), v.dtype)
+
+    def attend_columns(inputs: Inputs, share: int) -> Partial:
+        return grid.attend_strides(inputs, (strides[0], share), options)
+
+    return over_columns(attend_columns, inputs, strides[1])
+
+
+def over_columns(
+    attend_columns: Callable[[Inputs, int], Partial], inputs: Inputs, stride: int
+) -> Partial:
+    """Attention inside the residues of columns: devices exchange rows for columns and back.
+
+    Args:
+      attend_columns: attention over a map of all rows that has the columns of some residues,
+        column x being of residue x % share, and that number, `share`.
+      inputs: the arrays of one device's rows.
+      stride: T of columns.
+    """
+    count = lax.axis_size(AXIS)
+    b, rows, w, heads, _ = inputs.q.shape
     swap = functools.partial(lax.all_to_all, axis_name=AXIS, tiled=True)
-    for run in grid.residues(w, strides[1]):
+    # Each [b, rows, ., tx, heads, c].
+    maps = [grid.split(x, (1, stride))[:, :, 0] for x in grid.as_maps(inputs)]
+    out = [
+        jnp.zeros((*maps[0].shape[:4], spec.heads, spec.channels), spec.dtype)
+        for spec in grid.result_specs(inputs)
+    ]
+    for run in grid.residues(w, stride):
         # Residues of equally many members, filled up so that every device gets equally many.
         residues = run.end - run.first
         share = math.ceil(residues / count)
@@ -122,23 +132,34 @@ def _grid_rows(
         runs = [jnp.pad(x[:, :, : run.members, run.first : run.end], fill) for x in maps]
         columns = [swap(x, split_axis=3, concat_axis=1) for x in runs]
         columns = [x.reshape(b, count * rows, run.members * share, *x.shape[4:]) for x in columns]
-        o = grid.attend_strides(*columns, (strides[0], share), options)
-        o = o.reshape(b, count * rows, run.members, share, heads, -1)
-        o = swap(o, split_axis=1, concat_axis=3)
-        out = lax.dynamic_update_slice(out, o[:, :, :, :residues], (0, 0, 0, run.first, 0, 0))
-    return out.reshape(b, rows, -1, heads, v.shape[-1])[:, :, :w]
+        part = attend_columns(grid.from_maps(columns), share)
+        for i, x in enumerate((part.o, part.lse[..., None])):
+            x = x.reshape(b, count * rows, run.members, share, heads, -1)
+            x = swap(x, split_axis=1, concat_axis=3)[:, :, :, :residues]
+            out[i] = lax.dynamic_update_slice(out[i], x, (0, 0, 0, run.first, 0, 0))
+    o, lse = (x.reshape(b, rows, -1, heads, x.shape[-1])[:, :, :w] for x in out)
+    return Partial(o, lse[..., 0])
 
 
-def learned_rows(
-    q: jax.Array, k: jax.Array, v: jax.Array, graph: Learned, options: Options
-) -> jax.Array:
+def learned_rows(inputs: Inputs, graph: Learned, options: Options) -> Partial:
     """LEARNED attention of one device's rows; `engine.Attend`."""
-    k, v = _all_rows(k), _all_rows(v)
-    rows, (h, w) = q.shape[1], k.shape[1:3]
+    inputs = _with_all_keys(inputs)
+    rows, (h, w) = inputs.q.shape[1], inputs.k.shape[1:3]
     # The offsets from this device's rows to all rows.
     first = lax.axis_index(AXIS) * rows
     own = lax.dynamic_slice_in_dim(graph.log_table(h, w), first, rows + h - 1)
-    return learned.attend_table(q, k, v, own, options)
+    return learned.attend_table(inputs, own, options)
+
+
+def _over_keys(f: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
+    """The arrays with f applied to all but the queries."""
+    q, k, v, valid = inputs
+    return Inputs(q, f(k), f(v), None if valid is None else f(valid))
+
+
+def _with_all_keys(inputs: Inputs) -> Inputs:
+    """The arrays with the keys of all devices."""
+    return _over_keys(lambda x: lax.all_gather(x, AXIS, axis=1, tiled=True), inputs)
 
 
 def _with_neighbours(x: jax.Array, margin: int, count: int) -> jax.Array:
@@ -153,8 +174,3 @@ def _with_neighbours(x: jax.Array, margin: int, count: int) -> jax.Array:
         above.insert(0, lax.ppermute(x[:, rows - some :], AXIS, down))
         below.append(lax.ppermute(x[:, :some], AXIS, up))
     return jnp.concatenate([*above, x, *below], axis=1)
-
-
-def _all_rows(x: jax.Array) -> jax.Array:
-    """The rows of all devices."""
-    return lax.all_gather(x, AXIS, axis=1, tiled=True)

@@ -4,7 +4,8 @@ Tiles are q [..., heads, m, dk], k [..., heads, n, dk], v [..., heads or 1, n, d
 accumulate in float32, or in float64 where their factors are float64, and everything between them
 has that dtype; below it is called float32.
 
-Scores of keys that do not take part are minus infinity: a row without any key becomes NaN.
+Scores of keys that do not take part are minus infinity: a row without any key becomes NaN, until
+`where_seen` replaces it.
 """
 
 from typing import NamedTuple
@@ -38,8 +39,9 @@ class QueryTile(NamedTuple):
     Attributes:
       q: [..., heads, m, dk], the queries.
       do: [..., heads, m, dv], gradient of their output.
-      lse: float32 [..., heads, m, 1], log-sum-exp of their scores.
-      delta: float32 [..., heads, m, 1], `row_delta` of their output.
+      lse: float32 [..., heads, m, 1], log-sum-exp of their scores; any finite number for a query
+        without keys.
+      delta: float32 [..., heads, m, 1], sum over channels of do * o, less the gradient of lse.
     """
 
     q: jax.Array
@@ -122,10 +124,36 @@ def finish(state: OnlineSoftmax) -> tuple[jax.Array, jax.Array]:
     return state.o / state.total, (state.top + jnp.log(state.total))[..., 0]
 
 
-def row_delta(do: jax.Array, o: jax.Array) -> jax.Array:
-    """Sum over channels of do * o: float32, the last axis kept with length 1."""
+def where_seen(o: jax.Array, lse: jax.Array, seen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Outputs and log-sum-exps, with zeros and minus infinity for queries without keys.
+
+    Args:
+      o: outputs [..., dv].
+      lse: log-sum-exps [..., 1].
+      seen: which queries see any key, bool that broadcasts to lse; None if all do.
+    """
+    if seen is None:
+        return o, lse
+    return jnp.where(seen, o, 0), jnp.where(seen, lse, HIDDEN)
+
+
+def query_tile(
+    q: jax.Array, o: jax.Array, lse: jax.Array, do: jax.Array, dlse: jax.Array
+) -> QueryTile:
+    """What the backward pass needs to know of queries.
+
+    Args:
+      q: queries [..., dk].
+      o: their outputs [..., dv].
+      lse: log-sum-exps of their scores, float32 [..., 1]; minus infinity for queries without keys.
+      do: gradient of o.
+      dlse: gradient of lse.
+    """
     dtype = accumulator(do, o)
-    return (do.astype(dtype) * o.astype(dtype)).sum(-1)[..., None]
+    delta = (do.astype(dtype) * o.astype(dtype)).sum(-1)[..., None] - dlse.astype(dtype)
+    # The probabilities of queries without keys are exp(-inf - 0): none of them is NaN.
+    alone = lse == HIDDEN
+    return QueryTile(q, do, jnp.where(alone, 0, lse), jnp.where(alone, 0, delta))
 
 
 def backward(

@@ -12,15 +12,17 @@ from tests.attention.cases import assert_close, every_graph, inputs
 
 GRAPHS = every_graph((3,))
 AT = np.array([[0, 1], [3, 3]])  # positions of queries
+VALID = np.ones((2, 6, 7), bool)
+VALID[0, 4:], VALID[1, :, 3:] = False, False
 PRUNED = [{'keep': 3}, {'drop_rate': 0.5, 'pruning': 'random', 'key': jax.random.key(1)}]
 
 
 def forward_and_backward(graph):
-    """(q, k, v, parameters of the graph) -> output and the gradients of all of them."""
+    """(q, k, v, parameters of the graph, valid) -> output and the gradients of all of them."""
 
-    def f(q, k, v, params):
+    def f(q, k, v, params, valid=None):
         bound = graph.bind(params) if params else graph
-        o, pull = jax.vjp(lambda q, k, v, g: attend(q, k, v, g), q, k, v, bound)
+        o, pull = jax.vjp(lambda q, k, v, g: attend(q, k, v, g, valid=valid), q, k, v, bound)
         return o, pull(jnp.cos(o))
 
     return f
@@ -76,14 +78,15 @@ def test_explicit_mesh(graph, spec, set_mesh):
     mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
     assert mesh.axis_types == (AxisType.Explicit,)
     arrays = inputs(2, 6, 7, 2, 4, 3)[:3]
+    options = {'keep': 3, 'valid': VALID if set_mesh else None}
     f = jax.jit(forward_and_backward(graph))
-    expected = f(*arrays, params_of(graph))
+    expected = f(*arrays, params_of(graph), options['valid'])
     placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))) for x in arrays]
 
     def both():
-        pruned = jax.jit(lambda *x: attend(*x, graph, keep=3))(*placed)
-        weights = jax.jit(lambda q, k: attention_weights(q, k, graph, AT, keep=3))(*placed[:2])
-        return f(*placed, params_of(graph)), pruned, weights
+        pruned = jax.jit(lambda *x: attend(*x, graph, **options))(*placed)
+        weights = jax.jit(lambda q, k: attention_weights(q, k, graph, AT, **options))(*placed[:2])
+        return f(*placed, params_of(graph), options['valid']), pruned, weights
 
     if set_mesh:
         with jax.set_mesh(mesh):
@@ -92,8 +95,8 @@ def test_explicit_mesh(graph, spec, set_mesh):
         found, pruned, weights = both()
     assert jax.typeof(found[0]).sharding.spec[: len(spec)] == spec
     assert_close(found, expected, 1e-5)
-    assert_close(pruned, attend(*arrays, graph, keep=3), 1e-5)
-    assert_close(weights, attention_weights(*arrays[:2], graph, AT, keep=3), 1e-5)
+    assert_close(pruned, attend(*arrays, graph, **options), 1e-5)
+    assert_close(weights, attention_weights(*arrays[:2], graph, AT, **options), 1e-5)
 
 
 @pytest.mark.slow
@@ -123,11 +126,13 @@ def test_inside_shard_map(graph, axis):
     assert_close((o, dq, dv), (expected[0], expected[1][0], expected[1][2]), 1e-5)
     assert_close(dk, expected_k, 1e-5)
     assert_close(dgraph, jax.tree.leaves(expected[1][3]), 1e-4)
-    prune = jax.shard_map(
-        lambda q, k, v: attend(q, k, v, graph, keep=3),
-        mesh=mesh, in_specs=(own, own, own), out_specs=own,
-    )  # fmt: skip
-    assert_close(jax.jit(prune)(q, k, v), attend(q, k, v, graph, keep=3), 1e-5)
+
+    def with_valid(q, k, v, valid):
+        o, pull = jax.vjp(lambda *x: attend(*x, graph, valid=valid), q, k, v)
+        return o, pull(jnp.cos(o)), attend(q, k, v, graph, valid=valid, keep=3)
+
+    run = jax.shard_map(with_valid, mesh=mesh, in_specs=(own,) * 4, out_specs=own)
+    assert_close(jax.jit(run)(q, k, v, VALID), jax.jit(with_valid)(q, k, v, VALID), 1e-5)
 
 
 @pytest.mark.slow

@@ -1,0 +1,222 @@
+"""Positions that may not be attended to, registers, and attentions that are joined."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from ggcf_jax.attention import (
+    Column,
+    Full,
+    Grid,
+    Local,
+    Partial,
+    Registers,
+    Row,
+    attend,
+    attention_weights,
+    merge,
+)
+from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow
+
+H, W, SIZE = 9, 11, (6, 7)  # of the maps, and of the image in the corner of the first of them
+PRUNED = [{'keep': 4}, {'drop_rate': 0.5}]
+
+
+def some_valid():
+    """An image with padding, scattered positions, and nothing at all."""
+    valid = np.zeros((3, H, W), bool)
+    valid[0, : SIZE[0], : SIZE[1]] = True
+    valid[1] = np.random.default_rng(1).random((H, W)) < 0.3
+    return jnp.asarray(valid)
+
+
+def both_outputs(graph, weights, options):
+    """(q, k, v, valid) -> output, log-sum-exp, and gradients of a loss of both."""
+
+    def run(q, k, v, valid):
+        def loss(q, k, v):
+            part = attend(q, k, v, graph, valid=valid, return_lse=True, **options)
+            lse = jnp.where(jnp.isfinite(part.lse), part.lse, 0)
+            return (part.o * weights).sum() + jnp.sin(lse).sum(), part
+
+        (_, part), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+        return part, gradients
+
+    return jax.jit(run)
+
+
+@pytest.mark.parametrize(
+    'graph', [*every_graph((3,)), *slow([*every_graph((1, 30))[3:], *per_axis()])], ids=str
+)
+def test_values_and_gradients(graph):
+    *arrays, weights = inputs(3, H, W, 2, 5, 4)
+    valid = some_valid()
+    part, gradients = both_outputs(graph, weights, {})(*arrays, valid)
+    expected = both_outputs(graph, weights, {'implementation': 'reference'})(*arrays, valid)
+    nobody = ~np.asarray(graph.adjacency(H, W) > 0)[None] | ~np.asarray(valid).reshape(3, 1, -1)
+    nobody = nobody.all(-1).reshape(3, H, W)
+    assert nobody[2].all()
+    np.testing.assert_array_equal(np.isneginf(part.lse), nobody[..., None].repeat(2, -1))
+    finite = Partial(part.o, jnp.where(nobody[..., None], 0, part.lse))
+    assert_close(
+        (finite, gradients),
+        (Partial(expected[0].o, jnp.where(nobody[..., None], 0, expected[0].lse)), expected[1]),
+        1e-5,
+    )
+    assert not np.asarray(part.o)[nobody].any()
+    dq, dk, dv = map(np.asarray, gradients)
+    assert not dq[nobody].any() and not dk[~valid].any() and not dv[~valid].any()
+
+
+@pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'keep', 'rate'])
+@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
+def test_an_image_is_the_same_with_padding_around_it(graph, options):
+    q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
+    run = jax.jit(
+        lambda q, k, v, valid=None: (
+            attend(q, k, v, graph, valid=valid, **options),
+            attention_weights(q, k, graph, np.array([[0, 0], [4, 5]]), valid=valid, **options),
+        )
+    )
+    o, weights = run(q, k, v, some_valid())
+    alone, weights_alone = run(*(x[:1, : SIZE[0], : SIZE[1]] for x in (q, k, v)))
+    assert_close(o[:1, : SIZE[0], : SIZE[1]], alone, 1e-5)
+    assert_close(weights[:1, ..., : SIZE[0], : SIZE[1]], weights_alone, 1e-5)
+    assert not np.asarray(weights)[0, ..., SIZE[0] :, :].any()
+    assert not np.asarray(o)[2].any() and not np.asarray(weights)[2].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('options', PRUNED, ids=['keep', 'rate'])
+@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
+def test_pruned(graph, options):
+    q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
+    run = jax.jit(
+        lambda *x: [
+            attend(*x[:3], graph, valid=x[3], implementation=i, **options)
+            for i in ('auto', 'reference')
+        ]
+    )
+    assert_close(*run(q, k, v, some_valid()), 1e-5)
+
+
+@pytest.mark.parametrize('graph', [Local(2), Grid(3), Full()], ids=str)
+def test_nan_in_padding_stays_there(graph):
+    q, k, v = inputs(3, H, W, 1, 5, 4)[:3]
+    valid = some_valid()
+    dirty = [jnp.where(valid[..., None, None], x, jnp.nan) for x in (k, v)]
+    o = attend(q, *dirty, graph, valid=valid)
+    clean = [jnp.where(valid[..., None, None], x, 0) for x in (k, v)]
+    assert_close(o, attend(q, *clean, graph, valid=valid), 1e-6)
+
+
+@pytest.mark.parametrize('text', ['local', 'full', *slow(['grid', 'column', 'row'])])
+def test_rows_over_devices(text):
+    graph = {'local': Local(5), 'full': Full(), 'grid': Grid((5, 3)), 'row': Row(),
+             'column': Column()}[text]  # fmt: skip
+    mesh = jax.make_mesh((2, 4), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
+    *arrays, weights = inputs(2, 12, 11, 2, 4, 4)
+    valid = jnp.asarray(np.random.default_rng(0).random((2, 12, 11)) < 0.6)
+    run = both_outputs(graph, weights, {})
+    expected = run(*arrays, valid)
+    with jax.set_mesh(mesh):
+        sharding = NamedSharding(mesh, PartitionSpec('data', 'space'))
+        found = run(*(jax.device_put(x, sharding) for x in (*arrays, valid)))
+    found, expected = (
+        jax.tree.map(lambda x: jnp.nan_to_num(jax.device_get(x), neginf=0), x)
+        for x in (found, expected)
+    )
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize('graph', [Local(2), Grid(3), *slow([Full(), Row()])], ids=str)
+def test_merge_of_two_halves_is_the_whole(graph):
+    *arrays, weights = inputs(2, H, W, 2, 5, 4)
+    left = jnp.broadcast_to(jnp.arange(W) < 3, (2, H, W))  # some queries see nothing of it
+
+    def merged(q, k, v):
+        parts = [attend(q, k, v, graph, valid=x, return_lse=True) for x in (left, ~left)]
+        return merge(*parts)
+
+    def outputs_and_gradients(f):
+        def loss(*arrays):
+            part = f(*arrays)
+            return (part.o * weights).sum() + jnp.cos(part.lse).sum(), part
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+
+    whole = outputs_and_gradients(lambda *x: attend(*x, graph, return_lse=True))
+    assert_close(outputs_and_gradients(merged), whole, 1e-5)
+
+
+def test_merge_of_nothing():
+    o, lse = jnp.zeros((1, 2, 3, 1, 4)), jnp.full((1, 2, 3, 1), -jnp.inf)
+    both, gradients = jax.value_and_grad(
+        lambda o, lse: merge(Partial(o, lse), Partial(o, lse)).o.sum(), (0, 1)
+    )(o, lse)
+    assert both == 0 and not any(np.asarray(x).any() for x in gradients)
+    assert np.isneginf(merge(Partial(o, lse)).lse).all()
+    with pytest.raises(ValueError, match='at least one part'):
+        merge()
+    with pytest.raises(ValueError, match=r'different shapes: o \(1, 2, 3, 1, 4\)'):
+        merge(Partial(o, lse), Partial(o[:, :1], lse[:, :1]))
+
+
+@pytest.mark.parametrize('shape', [(2, 2), *slow([(1, 1), (2, 1)])], ids=str)
+def test_registers_are_seen_by_every_query(shape):
+    """Against a softmax over the keys of the map and the registers side by side."""
+    batch, v_heads = shape
+    rng = np.random.default_rng(3)
+    q, k, v, weights = inputs(2, 4, 5, 2, 6, 3, v_heads=v_heads)
+    registers = Registers(
+        jnp.asarray(rng.standard_normal((batch, 3, 2, 6)), jnp.float32),
+        jnp.asarray(rng.standard_normal((batch, 3, v_heads, 3)), jnp.float32),
+    )
+    graph, valid = Local(1), jnp.asarray(rng.random((2, 4, 5)) < 0.5)
+
+    def dense(q, k, v, registers):
+        def all_keys(x, extra):
+            extra = jnp.broadcast_to(extra, (2, 3, 2, x.shape[-1]))
+            x = jnp.broadcast_to(x, (*x.shape[:3], 2, x.shape[-1]))
+            return jnp.concatenate([x.reshape(2, 20, 2, -1), extra], axis=1)
+
+        s = 0.7 * jnp.einsum('bihd,bjhd->bhij', q.reshape(2, 20, 2, 6), all_keys(k, registers.k))
+        mask = graph.adjacency(4, 5)[None] & valid.reshape(2, 1, 20)
+        mask = jnp.concatenate([mask, jnp.ones((2, 20, 3), bool)], axis=-1)[:, None]
+        p = jax.nn.softmax(jnp.where(mask, s, -jnp.inf), axis=-1)
+        return jnp.einsum('bhij,bjhd->bihd', p, all_keys(v, registers.v)).reshape(2, 4, 5, 2, 3)
+
+    def fast(q, k, v, registers):
+        return attend(q, k, v, graph, valid=valid, registers=registers, scale=0.7)
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda *x, f=f: (f(*x) * weights).sum(), (0, 1, 2, 3)))(
+            q, k, v, registers
+        )
+        for f in (fast, dense)
+    )
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'valid': np.ones((1, 4), bool)}, r'valid must be .* = \(1, 4, 5\), not of shape'),
+        ({'valid': np.ones((1, 4, 5), np.float32)}, 'valid must be bool, not float32'),
+        ({'registers': np.ones(3)}, r'registers must be Registers\(k, v\)'),
+        (
+            {'registers': Registers(jnp.ones((1, 2, 3, 3)), jnp.ones((1, 2, 1, 3)))},
+            r'k \[1 or 1, tokens, 2, 3\] and v',
+        ),
+        (
+            {'registers': Registers(jnp.ones((1, 2, 2, 3)), jnp.ones((1, 2, 1, 3), jnp.bfloat16))},
+            'dtypes of q and v',
+        ),
+    ],
+)
+def test_mistakes_are_named(change, words):
+    array = jnp.zeros((1, 4, 5, 2, 3))
+    with pytest.raises(ValueError, match=words):
+        attend(array, array, array, Local(1), **change)
