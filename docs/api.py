@@ -59,10 +59,13 @@ SECTIONS = (
         '[attention.md](attention.md) is the page to read first.',
         (
             'ggcf_jax.attention:attend',
+            'ggcf_jax.attention:merge',
             'ggcf_jax.attention:attention_weights',
             'ggcf_jax.attention:neighbor_mask',
             'ggcf_jax.attention:parse',
             'ggcf_jax.attention:resolve_implementation',
+            'ggcf_jax.attention:Partial',
+            'ggcf_jax.attention:Registers',
             'ggcf_jax.attention:Full.',
             'ggcf_jax.attention:Local.',
             'ggcf_jax.attention:Grid.',

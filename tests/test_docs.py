@@ -111,5 +111,6 @@ def test_api_reference_is_that_of_the_source():
         value = getattr(importlib.import_module(module), name)
         if inspect.isfunction(value):
             shown = ast.parse(f'def {inspect.cleandoc(signature)}: ...').body[0].args
-            given = [a.arg for a in (*shown.posonlyargs, *shown.args, *shown.kwonlyargs)]
-            assert given == list(inspect.signature(value).parameters), path
+            several = [] if shown.vararg is None else [shown.vararg]
+            given = [*shown.posonlyargs, *shown.args, *several, *shown.kwonlyargs]
+            assert [a.arg for a in given] == list(inspect.signature(value).parameters), path
