@@ -186,6 +186,7 @@ def export_workdir(
     programs = {}
     for name, shape in wanted.items():
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+        print(f'exporting a program for images of {_describe(name, plan)}', flush=True)
         programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images)
         print(f'exported a program for images of {_describe(name, plan)}')
     metadata = {

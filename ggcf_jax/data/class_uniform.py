@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Int32, UInt8
-from rich.progress import track
 
 from ggcf_jax import atomic
+from ggcf_jax.data.records import progress
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
@@ -77,9 +77,15 @@ def build(records: Records, threads: int) -> ClassIndex:
         label = records.dataset.decode_label(records[index])
         return [(c, index, y, x) for c, y, x in points(label)]
 
-    with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(index_record, range(len(records)))
-        rows = [row for r in track(found, 'class index', len(records), transient=True) for row in r]
+    rows: list[tuple[int, int, int, int]] = []
+    name = '+'.join(records.splits)
+    with (
+        progress.shown('indexing classes in', 'indexed', name, len(records)) as advance,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        for found in pool.map(index_record, range(len(records))):
+            rows += found
+            advance(1)
     if not rows:
         raise InputError(f'no labelled pixel in {"+".join(records.splits)}; nothing to train on')
     return ClassIndex(np.array(sorted(rows), np.int32).reshape(-1, 4))

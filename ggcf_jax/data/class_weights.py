@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ggcf_jax import atomic
+from ggcf_jax.data.records import progress
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.data.scan import scan
 from ggcf_jax.errors import InputError
@@ -98,7 +99,9 @@ def _pixels(
         return np.array(json.loads(path.read_text()), np.int64)
     pixels = np.zeros(dataset.num_classes, np.int64)
     for split in splits:
-        counted = scan(dataset, split, threads)
+        total = len(dataset.source(split))
+        with progress.shown('counting classes in', 'counted', split, total) as advance:
+            counted = scan(dataset, split, threads, advance)
         if counted.problems:
             raise InputError(f'classes cannot be counted: {counted.problems[0]}')
         pixels += counted.pixels

@@ -17,14 +17,12 @@ import os
 import pathlib
 import shutil
 import socket
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ggcf_jax.data.records import progress
 from ggcf_jax.data.records.codec import check_sizes
 from ggcf_jax.data.records.dataset import Decoder
 from ggcf_jax.errors import InputError
@@ -33,7 +31,6 @@ from ggcf_jax.errors import InputError
 OWNER_FILE = 'ggcf_jax_is_preparing'
 
 _SHARD_BYTES = 128 << 20
-_SECONDS_BETWEEN_LINES = 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             self._check_disk(splits, directory)
             self._shards = {split: _shards(split, records) for split, records in splits.items()}
             total = sum(map(len, splits.values()))
-            with _progress(self.info.full_name, total) as self._advance:
+            with progress.shown(
+                'preparing', 'prepared', self.info.full_name, total
+            ) as self._advance:
                 super()._download_and_prepare(dl_manager, download_config)
         owner.unlink()
 
@@ -122,7 +121,7 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _next(self, waiting: '_Waiting') -> tuple[str, dict[str, Any]]:
         name, future = waiting.popleft()
         features = future.result()
-        self._advance()
+        self._advance(1)
         return name, features
 
     # Replaces what TFDS prints before and after by our own lines and progress bar.
@@ -169,47 +168,6 @@ def _shards(split: str, records: Sequence[Record]) -> list[list[Record]]:
     count = min(len(records), max(1, round(size / _SHARD_BYTES)))
     edges = [len(records) * i // count for i in range(count + 1)]
     return [records[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-@contextlib.contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    """Shows a bar on a terminal, elsewhere a line every half minute.
-
-    Yields:
-        A function to call after each record.
-    """
-    console = Console()
-    began = last_line = time.monotonic()
-    done = 0
-    columns = (
-        TextColumn('preparing {task.description}'),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn('left'),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=console, expand=True) if console.is_terminal else None
-    if bar:
-        task = bar.add_task(name, total=total)
-    else:
-        console.print(f'preparing {name}: {total} images', highlight=False, soft_wrap=True)
-
-    def advance() -> None:
-        nonlocal done, last_line
-        done += 1
-        if bar:
-            bar.advance(task)
-        elif time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            console.print(
-                f'preparing {name}: {done} of {total} images', highlight=False, soft_wrap=True
-            )
-
-    with bar or contextlib.nullcontext():
-        yield advance
-    seconds = time.monotonic() - began
-    text = f'prepared {done} images of {name} in {seconds:.0f} s'
-    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _gigabytes(size: int) -> str:
