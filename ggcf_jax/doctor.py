@@ -387,10 +387,14 @@ def _try_evaluation(
     everywhere = mesh_lib.replicated(mesh)
     with jax.set_mesh(mesh):
         matrix = zeros((dataset.num_classes,) * 2, np.int32, everywhere)
-        images = {
-            'image': zeros((count, height, width, 3), np.uint8, mesh_lib.by_batch(mesh)),
-            'label': zeros((count, height, width), np.uint8, mesh_lib.by_batch(mesh)),
-        }
+        images = mesh_lib.global_batch(
+            mesh,
+            {
+                'image': np.zeros((count, height, width, 3), np.uint8),
+                'label': np.zeros((count, height, width), np.uint8),
+                'size': np.full((count, 2), (height, width), np.int32),
+            },
+        )
         with progress.compiling(what):
             compiled = step.lower(params, stats, matrix, images).compile()
         needed = memory.needed(compiled)
