@@ -149,6 +149,12 @@ def _facts(
     if rates:
         rate = statistics.median(rates)
         items.append(('throughput', f'{rate:.{0 if rate >= 100 else 1}f}', 'images/s, median'))
+    shares = _column(rows, 'train/model_flop_utilisation')[1]
+    known = [value for value in shares if value is not None]
+    if known:
+        items.append(
+            ('utilisation', f'{statistics.median(known):.1%}', 'of the bfloat16 peak, median')
+        )
     seconds = _wall_time(_column(rows, 'train/elapsed_sec')[1])
     if seconds:
         items.append(('wall time', _duration(seconds), 'of training'))

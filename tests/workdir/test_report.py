@@ -75,7 +75,8 @@ def _run(workdir):
                 {
                     'train/loss': loss,
                     'train/learning_rate': 0.01,
-                    'train/images_per_sec': 8.0,
+                    'train/images_per_sec': None if step == 10 else 8.0,
+                    'train/model_flop_utilisation': 0.41,
                     'train/elapsed_sec': elapsed,
                 },
             )
@@ -132,6 +133,7 @@ def test_headline_is_of_the_validation_split(finished):
     assert 'final mIoU 0.7001 step 40' in text
     assert 'steps 40 of 40' in text
     assert 'throughput 8.0 images/s' in text
+    assert 'utilisation 41.0% of the bfloat16 peak' in text
     assert 'wall time 2 min 00 s' in text
     assert '40 test whole image 0.9900' in text
 
