@@ -240,7 +240,8 @@ def default() -> ConfigDict:
     config.predict = ConfigDict()
     config.predict.overlays = True  # Whether to write the images overlaid with the class colours.
     config.predict.probabilities = False  # Whether to write float16 probabilities; they are large.
-    # Ids in the label files: 'train', or 'server' (those of the data set's evaluation server).
+    # Ids in the label files: 'train', 'dataset' (those of the data set's own label files) or
+    # 'server' (those of its evaluation server).
     config.predict.label_ids = 'train'
     # Longest side, in pixels, of images that are predicted whole; larger ones are predicted in
     # parts of this size. At least 64.
@@ -300,7 +301,7 @@ _BOUNDS = (
 
 _CHOICES = {
     'data.storage': STORAGES,
-    'predict.label_ids': ('train', 'server'),
+    'predict.label_ids': ('train', 'dataset', 'server'),
 }
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import pathlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,19 +15,23 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data
+from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.prediction import batches, large_images, outputs
+from ggcf_jax.prediction import batches, code, large_images, outputs
 from ggcf_jax.prediction import inputs as prediction_inputs
 from ggcf_jax.prediction.batches import Job, Prediction
 from ggcf_jax.prediction.inputs import Input
+from ggcf_jax.prediction.ledger import Entry, Ledger
+from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.checkpoint_files import checksums
 from ggcf_jax.workdir.checkpoints import Which
+from ggcf_jax.workdir.classes import Classes
 from ggcf_jax.workdir.model import TrainedModel
 
 _SERVER_SUFFIX = '_labelIds'  # the Cityscapes server asks for <city>_<sequence>_<frame>*.png
@@ -53,8 +58,10 @@ def predict(
 ) -> bool:
     """Predicts images and writes labels, overlays and probabilities into a folder.
 
-    Existing results are not computed again, and every file is written atomically, so that an
-    interrupted prediction can be resumed. An image that cannot be used is reported and left out.
+    Results that exist are not computed again if their image and the code are still the same, and
+    every file is written atomically, so that an interrupted prediction can be resumed. Files are
+    turned as their EXIF orientation says, images of a split are not. An image that cannot be used
+    is reported and has no results.
 
     Args:
         config: configuration of the run; `eval` says how images are predicted, `predict` what is
@@ -79,21 +86,31 @@ def predict(
     workdir_config.check_model(config, workdir)
     inference.build(config)
     for_server = config.predict.label_ids == 'server'
-    inputs, server_ids = _find(config, source, folder, for_server=for_server)
-    model = model_lib.load(workdir, checkpoint, config=config, mesh=mesh_lib.make_mesh())
+    inputs, dataset = _find(config, source, folder, for_server=for_server)
+    classes = classes_lib.of_run(config, workdir)
+    ids = _label_ids(config, classes, dataset)
+    model = model_lib.load(
+        workdir, checkpoint, config=config, classes=classes, mesh=mesh_lib.make_mesh()
+    )
     results = outputs.Results(
         folder,
         model.colors,
-        np.array(server_ids or range(len(model.classes)), np.uint8),
+        ids=outputs.label_values(ids),
+        palette=not for_server,  # which asks for grey files
         suffix=_SERVER_SUFFIX if for_server else '',
         overlays=config.predict.overlays,
         probabilities=config.predict.probabilities,
     )
     outputs.claim(folder, _key(model))
+    results.write_classes(model.classes)
+    ledger = Ledger(folder, code.digest(model.network))
     network = model.batch_run(np.dtype(np.float16) if results.probabilities else None)
 
     sizes = [each.size() for each in inputs]
-    todo = {i for i, each in enumerate(inputs) if not results.done(each.name)}
+    with ThreadPoolExecutor(config.data.threads) as pool:
+        reasons = list(pool.map(lambda each: _why(each, results, ledger), inputs))
+    todo = {i for i, reason in enumerate(reasons) if reason is not None}
+    finished = {each.name for each, reason in zip(inputs, reasons) if reason is None}
     jobs = batches.plan_jobs(
         config,
         sizes,
@@ -120,23 +137,27 @@ def predict(
                         network.compile(images)
                 return network(images)
 
-            decoding = _decode(pool, inputs, jobs[0]) if jobs else {}
+            decoding = _decode(pool, inputs, jobs[0], ledger) if jobs else {}
             for job, following in zip(jobs, [*jobs[1:], None]):
                 current = decoding
                 # The next images are decoded while the network works on these.
-                decoding = _decode(pool, inputs, following) if following else {}
-                images = {}
+                decoding = _decode(pool, inputs, following, ledger) if following else {}
+                images, entries = {}, {}
                 for name, future in current.items():
                     try:
-                        images[name] = future.result()
+                        images[name], entries[name] = future.result()
                     except InputError as error:
                         failed.append(str(error))
+                        results.discard(name)  # of what the image was before
                 if job.in_parts:
                     for name, image in images.items():
                         _predict_large(run, name, image, job, results, advance)
                 elif images:
                     _predict_small(run, images, job, results, pool)
                     advance(len(images))
+                for name, entry in entries.items():
+                    ledger.add(name, entry)
+                    finished.add(name)
                 advance(len(job.members) - len(images))  # those that cannot be used
     except _Stopped as stopped:
         print(f'stopped by {stopped}; the same command goes on')
@@ -149,7 +170,11 @@ def predict(
         f'{folder}: {len(inputs) - len(todo)} of {len(inputs)} images were there already, '
         f'{len(failed)} failed'
     )
-    complete = all(results.done(each.name) for each in inputs)
+    again = Counter(reason for reason in reasons if reason)
+    if again:
+        counts = ', '.join(f'{count} {reason}' for reason, count in sorted(again.items()))
+        print(f'computed again: {counts}')
+    complete = all(each.name in finished for each in inputs)
     if for_server:
         names = [each.name for each in inputs]
         made = (
@@ -163,11 +188,11 @@ def predict(
 
 def _find(
     config: ConfigDict, source: str, folder: pathlib.Path, *, for_server: bool
-) -> tuple[list[Input], tuple[int, ...]]:
-    """The images, and the server's ids of the classes if the results are for it."""
+) -> tuple[list[Input], Dataset | None]:
+    """The images, and the data set if they are those of a split."""
     path = pathlib.Path(source).expanduser()
     if path.exists() and not for_server:
-        return prediction_inputs.of_path(path, folder), ()
+        return prediction_inputs.of_path(path, folder), None
     dataset = data.build(config.data)
     if for_server and not dataset.server_ids:
         raise InputError(
@@ -180,13 +205,36 @@ def _find(
             f'{dataset.name!r} ({", ".join(dataset.sources)})'
             + ('; only a split goes to a server' if for_server else '')
         )
-    return prediction_inputs.of_split(dataset, source), dataset.server_ids if for_server else ()
+    return prediction_inputs.of_split(dataset, source), dataset
+
+
+def _label_ids(config: ConfigDict, classes: Classes, dataset: Dataset | None) -> tuple[int, ...]:
+    """The value of each class in the label files."""
+    kind = config.predict.label_ids
+    ids: tuple[int, ...] = ()
+    if kind == 'dataset':
+        ids = classes.ids or (dataset or data.build(config.data)).ids
+    elif kind == 'server':
+        assert dataset is not None, 'only a split goes to a server'
+        ids = dataset.server_ids
+    if ids and len(ids) != len(classes.names):
+        raise InputError(
+            f'config.predict.label_ids={kind!r}: the run has {len(classes.names)} classes, its '
+            f"data set ids for {len(ids)}; use 'train'"
+        )
+    return ids or tuple(range(len(classes.names)))
+
+
+def _why(each: Input, results: outputs.Results, ledger: Ledger) -> str | None:
+    """Why an image has to be predicted; '' if it is new, None if it has not."""
+    return ledger.outdated(each) if results.done(each.name) else ''
 
 
 def _key(model: TrainedModel) -> dict[str, str]:
     """What the results depend on, for `predict.json`."""
     sums = np.asarray(checksums((model.params, model.stats)))
     config = model.config
+    classes = repr((model.classes, model.colors)).encode()
     return {
         'checkpoint': f'step {model.step}, {hashlib.sha256(sums.tobytes()).hexdigest()[:12]}',
         'inference': str(model.plan),
@@ -194,12 +242,20 @@ def _key(model: TrainedModel) -> dict[str, str]:
         'config.predict.label_ids': config.predict.label_ids,
         'config.predict.max_side': str(config.predict.max_side),
         'config.eval.size_multiple': str(config.eval.size_multiple),
+        'classes': f'{len(model.classes)}, {hashlib.sha256(classes).hexdigest()[:12]}',
     }
 
 
-def _decode(pool: ThreadPoolExecutor, inputs: list[Input], job: Job) -> dict[str, Future]:
+def _decode(
+    pool: ThreadPoolExecutor, inputs: list[Input], job: Job, ledger: Ledger
+) -> dict[str, Future]:
     """Starts to decode the images of a job, by name; a future raises InputError for a bad one."""
-    return {inputs[i].name: pool.submit(inputs[i].decode, largest=job.largest) for i in job.members}
+
+    def decode(each: Input) -> tuple[UInt8[np.ndarray, 'h w 3'], Entry]:
+        encoded = each.read()
+        return encoded.decode(largest=job.largest), ledger.entry(encoded)
+
+    return {inputs[i].name: pool.submit(decode, inputs[i]) for i in job.members}
 
 
 def _predict_small(
@@ -212,6 +268,7 @@ def _predict_small(
     """Predicts images by name, together, and writes their results."""
 
     def write(name: str, image: np.ndarray, found: Prediction) -> None:
+        results.discard(name)
         if found.probabilities is not None:
             height, width = found.labels.shape
             shape = (height, width, len(results.colors))
@@ -234,6 +291,7 @@ def _predict_large(
     """Predicts an image of any size in parts, and writes its results."""
     height, width, _ = image.shape
     labels = np.empty((height, width), np.uint8)
+    results.discard(name)
     if results.probabilities:
         with results.probabilities_file(name, (height, width, len(results.colors))) as file:
             large_images.predict(run, image, Prediction(labels, file), job, advance)

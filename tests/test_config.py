@@ -33,7 +33,7 @@ from tests.helpers import RECIPES, ROOT, load_config, load_module
         ({'eval.windows_at_once': 0}, 'eval.windows_at_once=0 must be at least 1'),
         ({'eval.worst': -1}, 'eval.worst=-1 must not be negative'),
         ({'predict.max_side': 32}, 'predict.max_side=32 must be at least 64'),
-        ({'predict.label_ids': 'ids'}, "label_ids='ids' is not one of train, server"),
+        ({'predict.label_ids': 'ids'}, "label_ids='ids' is not one of train, dataset, server"),
         ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
         ({'train.weight_decay': float('nan')}, 'train.weight_decay=nan must not be negative'),
         ({'data.scale_range': (1.0,)}, r'data.scale_range=\(1.0,\) must be'),

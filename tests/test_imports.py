@@ -20,6 +20,7 @@ RULES = {
     # Foundations
     'errors': '',
     'atomic': '',
+    'json_files': '',
     'registry': 'errors',
     # Attention could be released alone.
     'attention': '',
@@ -29,7 +30,7 @@ RULES = {
     'data.records': 'errors atomic registry',
     'data.datasets.street_painter': '',
     'data.datasets': 'errors atomic registry data.records data.datasets.street_painter',
-    'data': 'errors atomic registry data.records data.datasets',
+    'data': 'errors atomic json_files registry data.records data.datasets',
     # Networks
     'models.layers': 'errors registry attention',
     'models.backbones': 'errors registry attention models.layers',
@@ -43,12 +44,13 @@ RULES = {
     'config': 'errors registry data',
     # A trained network and its workdir
     'evaluation': 'errors registry attention display data models distributed',
-    'prediction': 'errors atomic display data models distributed evaluation',
+    'prediction': 'errors atomic json_files display data models distributed evaluation',
     'workdir': (
-        'errors atomic registry display data models distributed config evaluation prediction'
+        'errors atomic json_files registry display data models distributed config evaluation '
+        'prediction'
     ),
     'training': 'errors registry attention data models distributed config workdir',
-    'serving': 'errors display data models distributed evaluation workdir',
+    'serving': 'errors json_files display data models distributed evaluation workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.
 DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor')

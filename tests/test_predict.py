@@ -1,8 +1,11 @@
 """Predictions as files: equal to the scores, any size, bad images, interruptions, the server."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +20,12 @@ from PIL import Image
 
 from ggcf_jax import data, evaluate, models, predict
 from ggcf_jax.data.datasets import camvid, cityscapes
+from ggcf_jax.data.datasets import folder as folder_lib
 from ggcf_jax.data.records.codec import FileDecoder
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.prediction import inputs, large_images, outputs
+from ggcf_jax.prediction import code, inputs, large_images, ledger, outputs
 from ggcf_jax.prediction.batches import Job, Prediction
 from ggcf_jax.workdir import checkpoints, classes
 from tests.helpers import ROOT, make_tiny_config, one_device, save_untrained, write_camvid
@@ -73,7 +77,7 @@ def _write(path, rgb):
 
 
 def _labels(path):
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return np.asarray(Image.open(path))  # OpenCV would give the colours of the palette
 
 
 @pytest.fixture(scope='module')
@@ -135,7 +139,12 @@ def test_all_usable_images_have_results(album):
         assert labels.shape == ((40, 56) if image is None else image.shape[:2]), name
         assert labels.max() < 11
     found = {p.relative_to(root / 'out') for p in (root / 'out').rglob('*') if p.is_file()}
-    assert len(found) == 3 * len(images) + 1  # and predict.json; nothing of the bad ones
+    assert len(found) == 3 * len(images) + 3  # and no file of the bad ones
+    assert {p.name for p in found if p.parent.name == ''} == {
+        'predict.json',
+        'inputs.jsonl',
+        'classes.csv',
+    }
 
 
 @pytest.mark.slow
@@ -266,16 +275,18 @@ def city(rng):
         {'name': name, 'image': cv2.imencode('.png', _picture(rng, (40, 56)))[1].tobytes()}
         for name in names
     ]
-    return names, Dataset(
-        name='cityscapes',
-        classes=cityscapes.CLASSES,
-        colors=cityscapes.COLORS,
-        sources={'test': records},
-        decoder=FileDecoder(cityscapes.LABEL_MAP),
-        identity='x',
-        unlabeled=('test',),
-        categories=cityscapes.CATEGORIES,
-        server_ids=cityscapes.SERVER_IDS,
+    return (
+        names,
+        Dataset(
+            name='cityscapes',
+            classes=cityscapes.CLASSES[:11],  # as many as the run has
+            colors=cityscapes.COLORS[:11],
+            sources={'test': records},
+            decoder=FileDecoder(cityscapes.LABEL_MAP),
+            identity='x',
+            unlabeled=('test',),
+            server_ids=cityscapes.SERVER_IDS[:11],
+        ),
     )
 
 
@@ -292,7 +303,7 @@ def test_files_for_the_server(setting, city, tmp_path, monkeypatch):
         assert sorted(file.namelist()) == [f'{name}_labelIds.png' for name in names]
         content = file.read(f'{names[0]}_labelIds.png')
     ids = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    assert set(np.unique(ids)) <= set(cityscapes.SERVER_IDS)
+    assert ids.ndim == 2 and set(np.unique(ids)) <= set(cityscapes.SERVER_IDS)
     # As train ids the same pixels are the same classes.
     config.predict.label_ids = 'train'
     assert predict.predict(config, workdir, 'latest', 'test', str(tmp_path / 'train'))
@@ -303,7 +314,7 @@ def test_files_for_the_server(setting, city, tmp_path, monkeypatch):
 def test_what_the_server_would_refuse(city, tmp_path):
     names, _ = city
     ids = np.array(cityscapes.SERVER_IDS, np.uint8)
-    results = outputs.Results(tmp_path, cityscapes.COLORS, ids, '_x', False, False)
+    results = outputs.Results(tmp_path, cityscapes.COLORS, ids, False, '_x', False, False)
     sizes = {name: (4, 6) for name in names}
     for name, labels in zip(names, (np.full((4, 6), 7), np.full((6, 4), 7), np.full((4, 6), 255))):
         _write(results.label_path(name), np.zeros((1, 1, 3)))
@@ -375,9 +386,149 @@ def test_a_killed_prediction_is_resumed(setting, tmp_path):
     assert failed.returncode == 1 and 'failed: bad: ' in failed.stderr
 
 
+def test_results_follow_their_images(tmp_path):
+    """By content, wherever it lies: place, size and times only spare the reading."""
+    for folder in ('a', 'b'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'x.png').write_bytes(folder.encode() * 9)
+    (first,), (second,) = (inputs.of_path(tmp_path / f, tmp_path / 'out') for f in 'ab')
+    (tmp_path / 'out').mkdir()
+    book = ledger.Ledger(tmp_path / 'out', 'code 1')
+    assert book.outdated(first) == ledger.UNKNOWN
+    book.add('x', book.entry(first.read()))
+
+    def reason(image, code='code 1'):
+        return ledger.Ledger(tmp_path / 'out', code).outdated(image)
+
+    assert reason(first) is None
+    assert reason(second) == ledger.CHANGED
+    assert reason(first, 'code 2') == ledger.OTHER_CODE
+    # The same file elsewhere, or touched, has the same result.
+    os.utime(first.path, (1, 1))
+    assert reason(first) is None
+    shutil.copy(first.path, second.path)
+    assert reason(second) is None
+    # Another content of equal size and times is another image.
+    times = second.path.stat()
+    second.path.write_bytes(b'c' * 9)
+    os.utime(second.path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert reason(second) == ledger.CHANGED
+    # As stored it is another picture than upright.
+    assert reason(dataclasses.replace(first, upright=False)) == ledger.CHANGED
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [b'{"name": "x", "dig', b'[]\n', b'\xff\n', b'{"name": "x", "digest": 1}\n', b'[' * 10**5],
+)
+def test_a_damaged_ledger_costs_time_only(tmp_path, damage):
+    (tmp_path / 'x.png').write_bytes(b'x')
+    (tmp_path / 'y.png').write_bytes(b'y')
+    x, y = inputs.of_path(tmp_path, tmp_path / 'out')
+    (tmp_path / 'out').mkdir()
+    book = ledger.Ledger(tmp_path / 'out', 'code')
+    book.add('y', book.entry(y.read()))
+    with (tmp_path / 'out' / ledger.FILE_NAME).open('ab') as file:
+        file.write(damage)
+    book = ledger.Ledger(tmp_path / 'out', 'code')
+    assert book.outdated(x) == ledger.UNKNOWN and book.outdated(y) is None
+    book.add('x', book.entry(x.read()))
+    assert ledger.Ledger(tmp_path / 'out', 'code').outdated(x) is None
+
+
+@pytest.mark.slow
+def test_replaced_images_are_predicted_again(setting, scores, tmp_path, monkeypatch, capsys):
+    config, workdir = setting
+    rng = np.random.default_rng(8)
+    pictures = {folder: _picture(rng, (40, 56)) for folder in 'ab'}
+    for folder, image in pictures.items():
+        _write(tmp_path / folder / 'x.png', image)
+    tag = Image.Exif()
+    tag[274] = 6
+    Image.fromarray(pictures['a']).rotate(90, expand=True).save(tmp_path / 'turned.png', exif=tag)
+
+    def run(source):
+        found = predict.predict(config, workdir, 'latest', str(tmp_path / source), tmp_path / 'out')
+        return found, capsys.readouterr().out
+
+    complete, said = run('a')
+    assert complete and '0 of 1 images were there already' in said and 'again' not in said
+    complete, said = run('b')
+    assert complete and 'computed again: 1 whose input changed' in said
+    path = tmp_path / 'out' / 'labels' / 'x.png'
+    assert (_labels(path) == scores(pictures['b']).argmax(-1)).mean() > 0.995
+    complete, said = run('b')
+    assert complete and '1 of 1 images were there already' in said and 'again' not in said
+    monkeypatch.setattr(code, 'digest', lambda network: 'another version')
+    assert 'computed again: 1 that other code or libraries computed' in run('b')[1]
+    # What cannot be read any more has no results: those there are of another image.
+    (tmp_path / 'b' / 'x.png').write_bytes(b'')
+    assert not run('b')[0] and not path.exists()
+    # A photograph is seen upright, and its labels have that size.
+    assert run('turned.png')[0]
+    turned = _labels(tmp_path / 'out' / 'labels' / 'turned.png')
+    assert (turned == scores(pictures['a']).argmax(-1)).mean() > 0.995
+
+
+@pytest.mark.slow
+def test_label_files_show_the_classes(setting, tmp_path):
+    """In the colours of the classes; with the ids of the data set's own files if asked to."""
+    config, workdir = setting
+    config = config.copy_and_resolve_references()
+    config.predict.update(overlays=False, probabilities=False)
+    _write(tmp_path / 'in' / 'x.png', _picture(np.random.default_rng(1), (40, 56)))
+    own = tuple(range(100, 111))
+    run = tmp_path / 'run'
+    shutil.copytree(workdir, run)
+    dataset = Dataset(
+        name='x',
+        classes=camvid.CLASSES,
+        colors=camvid.COLORS,
+        sources={},
+        decoder=None,
+        identity='x',
+        ids=own,
+    )
+    classes.save(dataset, run)
+    found = {}
+    for kind in ('train', 'dataset'):
+        config.predict.label_ids = kind
+        out = tmp_path / kind
+        assert predict.predict(config, run, 'latest', str(tmp_path / 'in'), out)
+        picture = Image.open(out / 'labels' / 'x.png')
+        found[kind] = np.asarray(picture)
+        values = np.array(own)[found['train']] if kind == 'dataset' else found['train']
+        np.testing.assert_array_equal(found[kind], values)
+        np.testing.assert_array_equal(
+            np.asarray(picture.convert('RGB')), np.asarray(camvid.COLORS)[found['train']]
+        )
+        # The sidecar is a class file that reads these labels.
+        table = folder_lib.read_classes(out / 'classes.csv', ignore=())
+        assert (table.names, table.colors) == (camvid.CLASSES, camvid.COLORS)
+        np.testing.assert_array_equal(table.label_map[found[kind]], found['train'])
+    config.predict.label_ids = 'dataset'
+    classes.save(dataclasses.replace(dataset, ids=(*range(10), 300)), run)
+    assert predict.predict(config, run, 'latest', str(tmp_path / 'in'), tmp_path / 'deep')
+    deep = _labels(tmp_path / 'deep' / 'labels' / 'x.png')
+    np.testing.assert_array_equal(deep, np.array([*range(10), 300])[found['train']])
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['../x', '/etc/x', 'a/../../x', 'a//x', '', '.', 'a/.', 'a\\x', 'a\nx', 'a\0x', '..\\x'],
+)
+def test_names_of_records_stay_in_the_folder(name):
+    sources = {'test': [{'name': 'good/one', 'image': b''}, {'name': name, 'image': b''}]}
+    dataset = Dataset(
+        name='x', classes=('a',), colors=((0, 0, 0),), sources=sources, decoder=None, identity='x'
+    )
+    with pytest.raises(InputError, match=r"record 1 of split 'test' is called .* rename"):
+        inputs.of_split(dataset, 'test')
+
+
 def test_classes_are_kept(setting, tmp_path):
     config, workdir = setting
-    assert classes.of_run(config, workdir) == classes.Classes(camvid.CLASSES, camvid.COLORS)
+    assert classes.of_run(config, workdir) == classes.Classes(camvid.CLASSES, camvid.COLORS, ())
     (tmp_path / 'classes.json').write_text(json.dumps({'names': ['a']}))
     with pytest.raises(InputError, match='is damaged'):
         classes.of_run(config, tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import os
 import pathlib
@@ -16,9 +17,52 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ggcf_jax.data.datasets.folder import IMAGES, by_stem
-from ggcf_jax.data.records import codec
+from ggcf_jax.data.records import codec, orientation
+from ggcf_jax.data.records import names as names_lib
 from ggcf_jax.data.records.dataset import Dataset, RecordSource
 from ggcf_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The bytes of an image as they were read.
+
+    Attributes:
+        name: name of the image.
+        data: content of its file.
+        upright: whether it is turned as its EXIF orientation says.
+        stamp: where the bytes lie, with their size and times, as a digest; None where they have
+            none. Bytes of an equal stamp are equal.
+    """
+
+    name: str
+    data: bytes
+    upright: bool
+    stamp: str | None
+
+    def digest(self) -> str:
+        """A text that changes with the pixels that `decode` gives."""
+        digest = hashlib.sha256(b'upright\n' if self.upright else b'as stored\n')
+        digest.update(self.data)
+        return digest.hexdigest()
+
+    def decode(self, largest: tuple[int, int] | None = None) -> UInt8[np.ndarray, 'h w 3']:
+        """Decodes the image to RGB.
+
+        Args:
+            largest: (height, width) that the header promised not to exceed; None for no limit.
+
+        Raises:
+            InputError: the image cannot be decoded, or is larger than promised.
+        """
+        decode = codec.decode_upright if self.upright else codec.decode_image
+        try:
+            image = decode(self.data, self.name)
+        except cv2.error as error:  # such as more pixels than OpenCV decodes
+            raise InputError(f'{self.name}: {error.err or error}') from error
+        if largest and (image.shape[0] > largest[0] or image.shape[1] > largest[1]):
+            raise InputError(f'{self.name}: the image is larger than its header says')
+        return image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,41 +73,63 @@ class Input:
         name: name of the image and of its results, without extension; folders are separated by
             slashes.
         open: opens its bytes; raises OSError if they cannot be read.
+        upright: whether it is turned as its EXIF orientation says: for photographs. Images of a
+            data set stay as they are stored, as their labels do.
+        path: file that holds just this image; None for a record of a data set.
     """
 
     name: str
     open: Callable[[], BinaryIO]
+    upright: bool
+    path: pathlib.Path | None = None
 
     def size(self) -> tuple[int, int] | None:
         """(height, width) by its header; None if that says nothing, or that it is enormous."""
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            warnings.simplefilter('ignore')
             try:
                 with self.open() as file, Image.open(file) as image:
-                    width, height = image.size
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                    if image.format == 'TIFF':  # Pillow swaps the sides of a rotated one
+                        tags = image.tag_v2  # type: ignore[attr-defined]  # of TIFF only
+                        width, height = int(tags[256]), int(tags[257])
+                    else:
+                        width, height = image.size
+                with self.open() as file:
+                    if self.upright and orientation.swaps_sides(orientation.read(file)):
+                        width, height = height, width
+            except Exception:  # Pillow's readers raise what they like for broken headers
                 return None
         return height, width
 
-    def decode(self, largest: tuple[int, int] | None = None) -> UInt8[np.ndarray, 'h w 3']:
-        """Decodes the image to RGB; EXIF orientation is ignored, as in training.
+    def stamp(self) -> str | None:
+        """Where its bytes lie, with their size and times, as a digest; see `Encoded`."""
+        if self.path is None:
+            return None
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        # The inode and the time of its last change tell apart what was copied with equal times.
+        facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        text = f'{self.path.resolve()} {facts} {self.upright}'
+        return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:32]
 
-        Args:
-            largest: (height, width) that the header promised not to exceed; None for no limit.
+    def read(self) -> Encoded:
+        """Reads the bytes.
 
         Raises:
-            InputError: the image cannot be read or decoded, or is larger than promised.
+            InputError: they cannot be read.
         """
+        stamp = self.stamp()  # first: of a file that changes now, the next look sees another one
         try:
             with self.open() as file:
-                image = codec.decode_image(file.read(), self.name)
+                return Encoded(self.name, file.read(), self.upright, stamp)
         except OSError as error:
             raise InputError(str(error)) from error
-        except cv2.error as error:  # such as more pixels than OpenCV decodes
-            raise InputError(f'{self.name}: {error.err or error}') from error
-        if largest and (image.shape[0] > largest[0] or image.shape[1] > largest[1]):
-            raise InputError(f'{self.name}: the image is larger than its header says')
-        return image
+
+    def decode(self, largest: tuple[int, int] | None = None) -> UInt8[np.ndarray, 'h w 3']:
+        """Reads and decodes the image, see `Encoded.decode`."""
+        return self.read().decode(largest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,18 +152,19 @@ class ArrayInput:
         return self.image
 
 
-def of_any(image: str | os.PathLike | np.ndarray) -> Input | ArrayInput:
+def of_any(image: str | os.PathLike | np.ndarray, *, upright: bool) -> Input | ArrayInput:
     """An image as users of the Python API give it.
 
     Args:
         image: path of an image file; or an RGB array, uint8 [h, w, 3].
+        upright: whether a file is turned as its EXIF orientation says.
 
     Raises:
         InputError: an array of another dtype or shape.
     """
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image).expanduser()
-        return Input(str(path), functools.partial(_open_file, path))
+        return Input(str(path), functools.partial(_open_file, path), upright, path)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise InputError(
@@ -108,7 +175,7 @@ def of_any(image: str | os.PathLike | np.ndarray) -> Input | ArrayInput:
 
 
 def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
-    """The images of a file, or of a folder and its subfolders sorted by name.
+    """The images of a file, or of a folder and its subfolders sorted by name, turned upright.
 
     Args:
         path: an image file, or a folder.
@@ -118,7 +185,7 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
         InputError: no images there, or two whose results would have one name.
     """
     if path.is_file():
-        return [Input(path.stem, functools.partial(_open_file, path))]
+        return [_of_file(path.stem, path)]
     output = output.resolve()
     files = (p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
     found = by_stem((p for p in files if output not in p.resolve().parents), path)
@@ -126,18 +193,19 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
         raise InputError(
             f'--input={path}: no images found; supported extensions: {", ".join(IMAGES)}'
         )
-    return [Input(name, functools.partial(_open_file, found[name])) for name in sorted(found)]
+    return [_of_file(name, found[name]) for name in sorted(found)]
 
 
 def of_split(dataset: Dataset, split: str) -> list[Input]:
-    """The images of a split, labelled or not, in its order.
+    """The images of a split, labelled or not, in its order and as they are stored.
 
     Args:
         dataset: data set of the split.
         split: name of the split.
 
     Raises:
-        InputError: no such split, or two images of one name.
+        InputError: no such split, two images of one name, or a name that leaves the folder of the
+            results.
     """
     source = dataset.source(split)
     names = [source[i]['name'] for i in range(len(source))]
@@ -146,7 +214,18 @@ def of_split(dataset: Dataset, split: str) -> list[Input]:
         raise InputError(
             f'--input={split}: {count} images are called {name!r}; give the folder of the images'
         )
-    return [Input(name, functools.partial(_open_record, source, i)) for i, name in enumerate(names)]
+    return [
+        Input(
+            names_lib.check(name, f'record {i} of split {split!r}'),
+            functools.partial(_open_record, source, i),
+            upright=False,
+        )
+        for i, name in enumerate(names)
+    ]
+
+
+def _of_file(name: str, path: pathlib.Path) -> Input:
+    return Input(name, functools.partial(_open_file, path), upright=True, path=path)
 
 
 def _open_file(path: pathlib.Path) -> BinaryIO:

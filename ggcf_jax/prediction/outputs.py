@@ -1,7 +1,9 @@
 """The output folder of a prediction: its files, and the model and plan that it belongs to."""
 
 import contextlib
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import zipfile
@@ -9,13 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float16, Integer, UInt8
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.display import pictures
 from ggcf_jax.errors import InputError
 
 KEY_FILE = 'predict.json'
+CLASS_FILE = 'classes.csv'
 SUBMISSION = 'submission.zip'
 _ROWS = 256  # painted at a time: colouring 100 megapixels at once would take a gigabyte
 
@@ -27,7 +30,9 @@ class Results:
     Attributes:
         folder: folder of all results.
         colors: RGB of each class, 0 to 255.
-        ids: value of each class in the label files.
+        ids: value of each class in the label files, 16-bit ones if any is above 255.
+        palette: whether label files have a palette with the colours of the classes, so that they
+            can be looked at; their values are the same.
         suffix: text between the name of an image and `.png` in the name of its label file.
         overlays: whether to write the images overlaid with the class colours.
         probabilities: whether to write the probabilities.
@@ -35,7 +40,8 @@ class Results:
 
     folder: pathlib.Path
     colors: tuple[tuple[int, int, int], ...]
-    ids: UInt8[np.ndarray, ' classes']
+    ids: Integer[np.ndarray, ' classes']
+    palette: bool
     suffix: str
     overlays: bool
     probabilities: bool
@@ -56,10 +62,18 @@ class Results:
         paths += [self.probabilities_path(name)] if self.probabilities else []
         return all(path.is_file() for path in paths)
 
+    def discard(self, name: str) -> None:
+        """Removes the label file of an image, which are its results no longer.
+
+        Args:
+            name: name of the image.
+        """
+        self.label_path(name).unlink(missing_ok=True)
+
     def write(
         self, name: str, image: UInt8[np.ndarray, 'h w 3'], labels: UInt8[np.ndarray, 'h w']
     ) -> None:
-        """Writes label file and overlay.
+        """Writes overlay and label file, the latter last: what has one is complete.
 
         Args:
             name: name of the image.
@@ -72,8 +86,27 @@ class Results:
                 painted = pictures.colorize(labels[rows], self.colors, ignore=255)
                 image[rows] = cv2.addWeighted(image[rows], 0.5, painted, 0.5, 0)
             pictures.write_png(self.overlay_path(name), image)
-        encoded = cv2.imencode('.png', self.ids[labels])[1].tobytes()
+        values = self.ids[labels]
+        if self.palette and values.dtype == np.uint8:
+            encoded = pictures.encode_palette_png(values, dict(zip(self.ids.tolist(), self.colors)))
+        else:
+            encoded = cv2.imencode('.png', values)[1].tobytes()
         atomic.write(self.label_path(name), encoded)
+
+    def write_classes(self, names: Sequence[str]) -> None:
+        """Writes `classes.csv`, a class file as the data set 'folder' reads it.
+
+        Args:
+            names: name of each class.
+        """
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator='\n')
+        rows.writerow(['name', 'red', 'green', 'blue', 'ids'])
+        for name, color, value in zip(names, self.colors, self.ids.tolist(), strict=True):
+            rows.writerow([name, *color, value])
+        path, content = self.folder / CLASS_FILE, text.getvalue().encode()
+        if not path.exists() or path.read_bytes() != content:
+            atomic.write(path, content)
 
     @contextlib.contextmanager
     def probabilities_file(
@@ -89,6 +122,15 @@ class Results:
             array = np.lib.format.open_memmap(temporary, 'w+', np.float16, shape)
             yield array
             array.flush()
+
+
+def label_values(ids: Sequence[int]) -> Integer[np.ndarray, ' classes']:
+    """The values of the classes in the narrowest type that a grey PNG can have.
+
+    Args:
+        ids: value of each class, below 65,536.
+    """
+    return np.array(ids, np.uint8 if max(ids) < 256 else np.uint16)
 
 
 def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
@@ -113,8 +155,10 @@ def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
         atomic.write(path, json.dumps(key, indent=2).encode())
         return
     try:
-        there = dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError) as error:
+        there = json_files.parse_object(path.read_bytes())
+        for name in there:
+            json_files.need(there, name, json_files.is_text, 'a text')
+    except ValueError as error:
         raise InputError(f'{path} is damaged ({error}); give another --output') from error
     differences = [
         f'{name}: {there.get(name)!r} there, {key.get(name)!r} now'

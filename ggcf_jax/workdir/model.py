@@ -47,9 +47,9 @@ _PROGRAMS = 16  # compiled programs of `run` that are kept, the most recently us
 class TrainedModel:
     """A trained network with what it takes to use it; made by `load`.
 
-    Images are RGB, uint8 [h, w, 3], or paths of image files. Files are decoded as in training: EXIF
-    orientation is ignored, so that labels fit the stored pixels; turn photographs upright first if
-    their classes should be those of upright images (`PIL.ImageOps.exif_transpose`).
+    Images are RGB, uint8 [h, w, 3], or paths of image files. Files are turned as their EXIF
+    orientation says, so that photographs are seen upright, and labels have the size of the upright
+    image; only `evaluate`, whose labels fit the stored pixels, takes them as they are stored.
 
     The network computes in `config.train.dtype`; class scores and attention are float32. A new size
     of images is compiled at its first use, which takes seconds; sizes are rounded up to multiples
@@ -144,7 +144,7 @@ class TrainedModel:
         if not network.heads:
             context = self.config.model.context
             raise InputError(f'config.model.context={context!r} has no attention heads')
-        pixels = inputs.of_any(image).decode()
+        pixels = inputs.of_any(image, upright=True).decode()
         height, width = pixels.shape[:2]
         if not (0 <= position[0] < height and 0 <= position[1] < width):
             raise InputError(
@@ -161,7 +161,8 @@ class TrainedModel:
         """Compares the predictions of images with their labels.
 
         Images go through the network whole, as in `main.py --mode=evaluate`, however large they
-        are. Splits of the run's own data set are evaluated by `ggcf_jax.evaluate`.
+        are, and as they are stored, without a turn by EXIF. Splits of the run's own data set are
+        evaluated by `ggcf_jax.evaluate`.
 
         Args:
             images: images of any sizes.
@@ -180,7 +181,7 @@ class TrainedModel:
         shown = metrics.build(self.config)
         count = len(self.classes)
         matrix = np.zeros((count, count), np.int64)
-        for i, found in enumerate(self._predict(images, max_side=None)):
+        for i, found in enumerate(self._predict(images, max_side=None, upright=False)):
             name, truth = f'label {i}', labels[i]
             if isinstance(truth, str | os.PathLike):
                 name = str(truth)
@@ -258,11 +259,16 @@ class TrainedModel:
         return pruned(network, self.plan.pruning).attention(image[None], at)[0, 0]
 
     def _predict(
-        self, images: Sequence[Image], max_side: int | None, *, probabilities: bool = False
+        self,
+        images: Sequence[Image],
+        max_side: int | None,
+        *,
+        upright: bool = True,
+        probabilities: bool = False,
     ) -> list[Prediction]:
         """The predictions of images in their order; in parts from `max_side` on, if it is given."""
         run = self.batch_run(np.dtype(np.float32) if probabilities else None)
-        given = [inputs.of_any(image) for image in images]
+        given = [inputs.of_any(image, upright=upright) for image in images]
         sizes = [each.size() for each in given]
         if max_side is None:
             sizes = [size or each.decode().shape[:2] for size, each in zip(sizes, given)]

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
-from ggcf_jax.data.records.dataset import Color, Dataset
+from ggcf_jax.data.records.dataset import Color, Dataset, own_ids
 from ggcf_jax.data.records.zip_files import Zip, open_zips
 from ggcf_jax.errors import InputError
 
@@ -178,6 +178,7 @@ def build(data: ConfigDict) -> Dataset:
         sources=sources,
         decoder=_DECODER,
         identity=builder.info.full_name,
+        ids=own_ids(LABEL_MAP, len(CLASSES)),
     )
 
 

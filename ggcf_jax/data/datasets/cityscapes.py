@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
-from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource
+from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource, own_ids
 from ggcf_jax.data.records.zip_files import Zip, open_zips
 from ggcf_jax.errors import InputError
 
@@ -246,6 +246,7 @@ def build(data: ConfigDict) -> Dataset:
         unlabeled=('test',),
         categories=CATEGORIES,
         server_ids=SERVER_IDS,
+        ids=own_ids(LABEL_MAP, len(CLASSES)),
     )
 
 

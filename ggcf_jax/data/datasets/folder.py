@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
-from ggcf_jax.data.records.dataset import Color, Dataset, FileSource, Pair
+from ggcf_jax.data.records.dataset import Color, Dataset, FileSource, Pair, own_ids
 from ggcf_jax.errors import InputError
 
 # Extensions of image files, in lower case.
@@ -61,6 +61,7 @@ def build(data: ConfigDict) -> Dataset:
         sources=sources,
         decoder=FileDecoder(classes.label_map),
         identity=_identity(pairs, classes.label_map),
+        ids=own_ids(classes.label_map, len(classes.names)),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from ggcf_jax.data.records import orientation
 from ggcf_jax.errors import InputError
 
 IGNORE = 255  # train id of pixels that are neither trained on nor counted
@@ -19,6 +20,7 @@ NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
 
 _PNG = b'\x89PNG\r\n\x1a\n'
 _JPEG = b'\xff\xd8'
+_TIFF = (b'II*\0', b'MM\0*')
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
 
 
@@ -84,13 +86,15 @@ def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
             image = _decode_usual(data)
             if image is None:
                 image = _decode_any(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+                if image is not None and data.startswith(_TIFF):  # which libtiff turns regardless
+                    image = orientation.as_stored(image, orientation.read(io.BytesIO(data)))
             if image is not None:
                 return image
     raise undecodable(name)
 
 
 def decode_upright(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
-    """Decodes an image and rotates it as EXIF says: for images without labels, such as photographs.
+    """Decodes an image and turns it as EXIF says: for images without labels, such as photographs.
 
     Args:
         data: content of the image file.
@@ -99,10 +103,7 @@ def decode_upright(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
     Raises:
         InputError: not an image, or a truncated one.
     """
-    image = _decode_any(data, cv2.IMREAD_COLOR_RGB) if is_complete(data) else None
-    if image is None:
-        raise undecodable(name)
-    return image
+    return orientation.upright(decode_image(data, name), orientation.read(io.BytesIO(data)))
 
 
 def undecodable(name: str) -> InputError:

@@ -164,6 +164,8 @@ class Dataset:
         categories: category of each class, whose IoU is then reported as well; () for none.
         server_ids: label value of each class in files for the evaluation server of the data set;
             () if there is no server.
+        ids: label value of each class in the label files of the data set, the lowest where several
+            mean one class; () if these are the train ids.
 
     Raises:
         InputError: a list that does not have one entry per class.
@@ -178,6 +180,7 @@ class Dataset:
     unlabeled: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     server_ids: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -185,7 +188,7 @@ class Dataset:
             raise InputError(
                 f'data set {self.name!r} has {count} classes; 1 to {NOT_ALLOWED} fit 8-bit labels'
             )
-        for field in ('colors', 'categories', 'server_ids'):
+        for field in ('colors', 'categories', 'server_ids', 'ids'):
             values = getattr(self, field)
             if len(values) != count and (values or field == 'colors'):
                 raise InputError(
@@ -402,3 +405,13 @@ def identity_label_map(num_classes: int, ignore: int) -> UInt8[np.ndarray, '256'
     label_map[:num_classes] = np.arange(num_classes)
     label_map[ignore] = IGNORE
     return label_map
+
+
+def own_ids(label_map: UInt8[np.ndarray, '256'], num_classes: int) -> tuple[int, ...]:
+    """Returns `Dataset.ids` of a label map: the lowest raw value of each class.
+
+    Args:
+        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`; every class occurs.
+        num_classes: number of classes.
+    """
+    return tuple(int(np.flatnonzero(label_map == c)[0]) for c in range(num_classes))

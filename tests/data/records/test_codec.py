@@ -3,10 +3,11 @@ import io
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ggcf_jax.data.records import codec
 from ggcf_jax.errors import InputError
+from ggcf_jax.prediction import inputs
 
 
 def _encode(array, extension):
@@ -148,3 +149,23 @@ def test_upright_is_what_opencv_turns(rng, orientation):
     image.save(data, 'JPEG', exif=exif)
     turned = cv2.imdecode(np.frombuffer(data.getvalue(), np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(codec.decode_upright(data.getvalue(), 'photo'), turned)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF'])
+@pytest.mark.parametrize('turn', range(1, 9))
+def test_orientation(kind, turn):
+    """Photographs are turned upright, images of a data set stay as they are stored."""
+    stored = np.zeros((16, 32, 3), np.uint8)
+    stored[:8, :16], stored[:8, 16:], stored[8:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    tag = Image.Exif()
+    tag[274] = turn
+    options = {'JPEG': {'quality': 100, 'subsampling': 0}, 'WEBP': {'lossless': True}}
+    file = io.BytesIO()
+    Image.fromarray(stored).save(file, kind, exif=tag, **options.get(kind, {}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)).convert('RGB'))
+    for decode, pixels in ((codec.decode_image, stored), (codec.decode_upright, expected)):
+        found = decode(file.getvalue(), 'x')
+        assert found.shape == pixels.shape
+        assert np.abs(found.astype(int) - pixels).max() < 40
+    given = inputs.Input('x', lambda: io.BytesIO(file.getvalue()), upright=True)
+    assert given.size() == expected.shape[:2]
