@@ -1,23 +1,26 @@
-"""Your own images and label PNGs: no code to write.
+"""Your own images and labels: no code to write.
 
     python main.py --mode=doctor --config=configs/folder.py --config.data.manual_dir=DIR
     python main.py --config=configs/folder.py --config.data.manual_dir=DIR
 
 With the values below DIR holds
 
-    classes.csv                         or a text file with one class name a line
-    train/images/a/b.jpg                any folders inside, jpg, png, bmp, webp or tiff
-    train/labels/a/b.png                8-bit PNG of class ids, grey or palette
+    classes.csv                         names, colours and label values, or one name a line
+    train/images/a/b.jpg                any folders inside; PNG, JPEG, TIFF, WebP, BMP or GIF
+    train/labels/a/b.png                ids or colours; also b_mask.png, b_gt.tif, b.npy, ...
     validation/images/ and validation/labels/
 
-Other folders, or list files with one 'image label' pair a line, go into data.splits. classes.csv:
+Other folders, one folder of images and labels, or list files with one 'image label' pair a line, go
+into data.splits. classes.csv:
 
     name, red, green, blue, ids
     road, 128, 64, 128, 7 8
     car, 0, 0, 142, 26
+    void, 0, 0, 0, ignore
 
-Colours and ids are optional; without ids the n-th class is label value n. Values that are neither
-ids nor in data.ignore are errors: the doctor lists the files that have them.
+Colours and ids are optional; without ids the n-th class is label value n, data.ignore left out.
+Values that are neither ids nor in data.ignore are errors: the doctor lists the files with them.
+docs/data.md has all forms of labels, names and class files.
 
 The recipe is a medium-sized network for one GPU, a place to start from; we have not measured it. On
 a few CPU cores take the network of configs/camvid.py. The heads are the paper's, made for

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_dict
 
 from ggcf_jax import registry
 from ggcf_jax.data import STORAGES, class_weights, mixture
+from ggcf_jax.data.records.codec import LABEL_FORMS
 from ggcf_jax.errors import InputError
 
 
@@ -60,10 +61,21 @@ def default() -> ConfigDict:
     config.data.workers = 0  # Number of worker processes that load images; 0: threads only.
     # Only 'folder' reads this: file inside manual_dir with the class names (configs/folder.py).
     config.data.classes = 'classes.csv'
-    # Only 'folder' reads this: label values that are neither trained on nor counted.
+    # Only 'folder' reads this: label values that are neither trained on nor counted; '()': none.
     config.data.ignore = (255,)
+    # Only 'folder' reads this: what labels hold, 'ids', or the 'colors' of the class file; 'auto':
+    # what each file shows.
+    config.data.label_form = 'auto'
+    # Only 'folder' reads this: endings that names of images may have and their labels have not,
+    # separated by commas; equal names are paired first.
+    config.data.image_endings = '_leftImg8bit,_image,_img,_rgb,_sat'
+    # Only 'folder' reads this: endings that names of labels may have and their images have not.
+    config.data.label_endings = (
+        '_gtFine_labelIds,_gtCoarse_labelIds,_mask,_label,_labels,_gt,_seg,_segmentation,_L,_P'
+    )
     # Only 'folder' reads these: the images and labels of each split inside manual_dir, as two
-    # folders 'IMAGES,LABELS' or as a list file with an image and a label on each line.
+    # folders 'IMAGES,LABELS', as one folder that holds both, or as a list file with an image and a
+    # label on each line.
     config.data.splits = ConfigDict()
     config.data.splits.train = 'train/images,train/labels'  # Training images.
     config.data.splits.validation = 'validation/images,validation/labels'  # Validation images.
@@ -301,6 +313,7 @@ _BOUNDS = (
 
 _CHOICES = {
     'data.storage': STORAGES,
+    'data.label_form': LABEL_FORMS,
     'predict.label_ids': ('train', 'dataset', 'server'),
 }
 

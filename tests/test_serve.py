@@ -192,8 +192,8 @@ def test_queries_that_are_no_json(port):
         assert status in (400, 413) and found['error']
 
 
-def _bomb():
-    """A PNG of 100,000 x 100,000 pixels in its header."""
+def _promises_much():
+    """A PNG of 100,000 x 100,000 pixels by its header, which its 69 bytes cannot hold."""
     content = bytearray(encode(np.zeros((1, 1, 3), np.uint8)))
     content[16:24] = (100_000).to_bytes(4, 'big') * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, 'big')
@@ -204,16 +204,23 @@ def _bomb():
     ('content', 'status', 'words'),
     [
         (b'', 400, 'The file is empty.'),
-        (b'Not an image at all.', 415, 'This is not an image that can be read'),
+        (b'Not an image at all.', 415, 'no image, or one of another format; supported are PNG'),
         (encode(np.full((40, 40, 3), 9, np.uint8))[:-20], 415, 'is the file damaged?'),
-        (encode(np.full((40, 40, 3), 9, np.uint8))[:30], 415, 'This is not an image'),
-        (_bomb(), 413, 'The image is too large'),
-        (encode(np.zeros((100, 51, 3), np.uint8)), 413, '51 x 100, more than 5,000 pixels'),
+        (encode(np.full((40, 40, 3), 9, np.uint8))[:30], 415, 'breaks off after 30 bytes'),
+        (_promises_much(), 415, 'cannot hold 100000 x 100000'),
+        (encode(np.zeros((1500, 1500, 3), np.uint8)), 413, '1500 x 1500 pixels, more than the 5,0'),
+        (encode(np.zeros((3000, 3000, 3), np.uint8), 'WEBP', lossless=True), 413, '3000 x 3000 pi'),
+        (encode(np.zeros((2048, 2048, 3), np.uint8), 'AVIF'), 415, "a file of type 'avif'"),
+        (encode(np.zeros((64, 64, 3), np.uint8), 'TGA'), 415, 'no image, or one of another format'),
+        (encode(np.zeros((100, 51, 3), np.uint8)), 413, '100 x 51 pixels, more than the 5,000'),
         (bytes(20_001), 413, 'The file is too large: 20,001 bytes, more than 20,000.'),
         (bytes(60_000), 413, 'The file is too large'),
     ],
-    ids=['empty', 'text', 'cut off', 'header', 'bomb', 'pixels', 'bytes', 'many bytes'],
-)
+    ids=[
+        'empty', 'text', 'cut off', 'header', 'header says much', 'PNG bomb', 'WebP bomb', 'AVIF',
+        'TGA', 'pixels', 'bytes', 'many bytes',
+    ],
+)  # fmt: skip
 def test_bad_uploads(port, content, status, words):
     found = post(port, '/segment', content)
     assert found[0] == status and words in found[1]['error']

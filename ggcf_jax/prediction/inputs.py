@@ -6,20 +6,19 @@ import hashlib
 import io
 import os
 import pathlib
-import warnings
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from ggcf_jax.data.datasets.folder import IMAGES, by_stem
-from ggcf_jax.data.records import codec, orientation
+from ggcf_jax.data.datasets.pairing import by_stem
+from ggcf_jax.data.records import codec, finder, orientation
 from ggcf_jax.data.records import names as names_lib
 from ggcf_jax.data.records.dataset import Dataset, RecordSource
+from ggcf_jax.data.records.formats import EXTENSIONS
 from ggcf_jax.errors import InputError
 
 
@@ -56,10 +55,7 @@ class Encoded:
             InputError: the image cannot be decoded, or is larger than promised.
         """
         decode = codec.decode_upright if self.upright else codec.decode_image
-        try:
-            image = decode(self.data, self.name)
-        except cv2.error as error:  # such as more pixels than OpenCV decodes
-            raise InputError(f'{self.name}: {error.err or error}') from error
+        image = decode(self.data, self.name)
         if largest and (image.shape[0] > largest[0] or image.shape[1] > largest[1]):
             raise InputError(f'{self.name}: the image is larger than its header says')
         return image
@@ -84,21 +80,15 @@ class Input:
     path: pathlib.Path | None = None
 
     def size(self) -> tuple[int, int] | None:
-        """(height, width) by its header; None if that says nothing, or that it is enormous."""
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            try:
-                with self.open() as file, Image.open(file) as image:
-                    if image.format == 'TIFF':  # Pillow swaps the sides of a rotated one
-                        tags = image.tag_v2  # type: ignore[attr-defined]  # of TIFF only
-                        width, height = int(tags[256]), int(tags[257])
-                    else:
-                        width, height = image.size
-                with self.open() as file:
-                    if self.upright and orientation.swaps_sides(orientation.read(file)):
-                        width, height = height, width
-            except Exception:  # Pillow's readers raise what they like for broken headers
-                return None
+        """(height, width) as `decode` gives it; None if it cannot be decoded."""
+        try:
+            with self.open() as file:
+                data = file.read()
+            height, width = codec.image_size(data, self.name)
+        except (OSError, InputError):
+            return None
+        if self.upright and orientation.swaps_sides(orientation.read(io.BytesIO(data))):
+            return width, height
         return height, width
 
     def stamp(self) -> str | None:
@@ -187,12 +177,14 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
     if path.is_file():
         return [_of_file(path.stem, path)]
     output = output.resolve()
-    files = (p for p in path.rglob('*') if p.suffix.lower() in IMAGES and p.is_file())
+    files, left_out = finder.find(path, EXTENSIONS)
     found = by_stem((p for p in files if output not in p.resolve().parents), path)
     if not found:
         raise InputError(
-            f'--input={path}: no images found; supported extensions: {", ".join(IMAGES)}'
+            f'--input={path}: no images found; supported extensions: {", ".join(EXTENSIONS)}'
         )
+    for note in finder.describe(left_out):
+        print(f'--input: left out {note}', file=sys.stderr)
     return [_of_file(name, found[name]) for name in sorted(found)]
 
 

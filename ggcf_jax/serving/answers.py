@@ -5,7 +5,6 @@ import collections
 import contextlib
 import dataclasses
 import http
-import io
 import secrets
 import threading
 import time
@@ -15,7 +14,6 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
-from PIL import Image
 
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE
@@ -247,27 +245,17 @@ class Answers:
 
     def _decode(self, content: bytes) -> np.ndarray:
         """Decodes an image upright; one that is too large is refused before it is decoded."""
-        bad = http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE
         if not content:
             raise Refused(http.HTTPStatus.BAD_REQUEST, 'The file is empty.')
         try:
-            width, height = Image.open(io.BytesIO(content)).size
-        except Image.DecompressionBombError as error:
-            raise self._too_many_pixels('far more than') from error
-        except Exception as error:  # Pillow's readers raise what they like for broken headers
-            raise Refused(bad, 'This is not an image that can be read: try PNG or JPEG.') from error
-        if width * height > self._max_pixels:
-            raise self._too_many_pixels(f'{width} x {height}, more than')
-        try:
-            return codec.decode_upright(content, 'this file')
+            return codec.decode_upright(content, 'this file', max_pixels=self._max_pixels)
+        except codec.TooLarge as error:
+            raise Refused(
+                http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f'The image is too large. {error}'
+            ) from error
         except InputError as error:
-            raise Refused(bad, f'The image cannot be used. {error}') from error
-
-    def _too_many_pixels(self, size: str) -> Refused:
-        return Refused(
-            http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f'The image is too large: {size} {self._max_pixels:,} pixels. Make it smaller first.',
-        )
+            text = f'The image cannot be used. {error}'
+            raise Refused(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text) from error
 
 
 def _heat(weights: np.ndarray) -> np.ndarray:

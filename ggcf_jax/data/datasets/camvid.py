@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
-from ggcf_jax.data.records.codec import FileDecoder
+from ggcf_jax.data.records.codec import ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, Pair, identity_label_map
 from ggcf_jax.errors import InputError
 
@@ -47,7 +47,7 @@ COLORS = (
 )
 VOID = 11
 
-_DECODER = FileDecoder(identity_label_map(len(CLASSES), VOID))
+_DECODER = FileDecoder(identity_label_map(len(CLASSES), VOID), label_form=ONE_BYTE)
 
 _FOLDERS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _LAYOUT = 'train/ + trainannot/ and val/ + valannot/ (test/ + testannot/ if you have it)'

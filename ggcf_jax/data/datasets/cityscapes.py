@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
+from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource, own_ids
 from ggcf_jax.data.records.zip_files import Zip, open_zips
 from ggcf_jax.errors import InputError
@@ -83,7 +83,7 @@ def _label_map() -> UInt8[np.ndarray, '256']:
 
 
 LABEL_MAP = _label_map()
-_DECODER = FileDecoder(LABEL_MAP)
+_DECODER = FileDecoder(LABEL_MAP, label_form=ONE_BYTE)
 
 
 class Builder(RecordBuilder):

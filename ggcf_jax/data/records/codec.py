@@ -1,27 +1,41 @@
 """Image and label files: decoding them, and refusing what would be silently wrong."""
 
-import contextlib
 import dataclasses
+import functools
 import io
-import struct
+import re
+from collections.abc import Mapping
 from typing import Protocol
 
 import cv2
-import imagecodecs
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Int, Integer, UInt8, UInt32
 
-from ggcf_jax.data.records import orientation
+from ggcf_jax.data.records import formats, orientation, pixels
+from ggcf_jax.data.records.formats import Header, Unusable
 from ggcf_jax.errors import InputError
 
 IGNORE = 255  # train id of pixels that are neither trained on nor counted
 NOT_ALLOWED = 254  # entry of a label map for raw values that must not occur
+LABEL_VALUES = 1 << 16  # number of label values that a label map can have
+# Larger images are refused before they are decoded, which takes up to 16 bytes a pixel.
+MAX_PIXELS = 1 << 29
+LABEL_FORMS = ('auto', 'ids', 'colors')  # choices of `config.data.label_form`
+ONE_BYTE = 'one_byte'  # form of the labels of published data sets: PNGs of 8-bit ids
 
-_PNG = b'\x89PNG\r\n\x1a\n'
-_JPEG = b'\xff\xd8'
-_TIFF = (b'II*\0', b'MM\0*')
-_GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of PNG
+_LABEL_FORMATS = ('PNG', 'TIFF', 'GIF', 'BMP')  # without loss
+_NUMPY = b'\x93NUMPY'
+# As numpy.save writes it (numpy.lib.format); NumPy's own reader evaluates it as Python.
+_NUMPY_HEADER = re.compile(
+    rb"\x93NUMPY[\1-\3]\0.{2,4}?\{'descr': '([<>|=]?(?:[iu][1248]|b1|f[248]|c8|c16))', "
+    rb"'fortran_order': (True|False), 'shape': \(((?:\d{1,9},? ?){0,8})\), \} *\n",
+    re.DOTALL,
+)
+_SHOWN = 10  # number of values or colours that a message lists
+
+
+class TooLarge(InputError):
+    """An image of more pixels than are allowed."""
 
 
 class WindowedImage(Protocol):
@@ -46,13 +60,22 @@ class WindowedImage(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileDecoder:
-    """Decodes image files (PNG, JPEG and the other formats of OpenCV) with PNG labels.
+    """Decodes image files, and label files of class ids or of colours.
 
     Attributes:
-        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
+        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`; 256 entries, or as many
+            as there are values. What is beyond is not allowed.
+        label_colors: (red, green, blue) -> train id or `IGNORE`, for labels that show a class by
+            its colour; empty if there are none.
+        label_form: one of `LABEL_FORMS`, or `ONE_BYTE`. 'ids' and 'colors' say what labels hold.
+            'auto' takes a label of one channel, or of a palette, and one of three equal channels as
+            ids, any other as colours; three equal channels that could be either are refused.
+            `ONE_BYTE` allows PNGs of 8-bit ids or of a palette alone.
     """
 
-    label_map: UInt8[np.ndarray, '256']
+    label_map: UInt8[np.ndarray, ' values']
+    label_colors: Mapping[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
+    label_form: str = 'auto'
 
     def image(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
         """Decodes an image, see `decode_image`."""
@@ -60,166 +83,377 @@ class FileDecoder:
 
     def label(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
         """Decodes a label to train ids, see `decode_label` and `map_labels`."""
-        return map_labels(decode_label(data, name), self.label_map, name)
+        if self.label_form == ONE_BYTE:
+            _check_one_byte(_label_header(data, name), name)
+        raw = decode_label(data, name, palette_colors=self.label_form == 'colors')
+        if raw.ndim == 2:
+            return map_labels(raw, self.label_map, name)
+        return self._of_three_channels(raw.astype(np.uint8), name)
 
     def label_size(self, data: bytes, name: str) -> tuple[int, int]:
         """Returns (height, width) of a label, see `label_size`."""
         return label_size(data, name)
 
+    def _of_three_channels(
+        self, raw: UInt8[np.ndarray, 'h w 3'], name: str
+    ) -> UInt8[np.ndarray, 'h w']:
+        """Train ids of a label of three channels: of ids or of colours."""
+        ids = np.ascontiguousarray(raw[..., 0])
+        is_grey = np.array_equal(ids, raw[..., 1]) and np.array_equal(ids, raw[..., 2])
+        if self.label_form == 'colors' or (self.label_form == 'auto' and not is_grey):
+            return map_colors(raw, self.label_colors, name)
+        if not is_grey:
+            raise InputError(
+                f'{name}: the label holds colours, but config.data.label_form={self.label_form!r}; '
+                "set it to 'colors' if the class file gives the colour of each class"
+            )
+        try:
+            by_id = map_labels(ids, self.label_map, name)
+        except InputError:
+            if self.label_form == 'ids' or not self.label_colors:
+                raise
+            return map_colors(raw, self.label_colors, name)
+        if self.label_form == 'auto' and self.label_colors:
+            table = _color_table(tuple(sorted(self.label_colors.items())))
+            by_color = table[_color_codes(raw)]
+            if (by_color != NOT_ALLOWED).all() and not np.array_equal(by_color, by_id):
+                raise InputError(
+                    f'{name}: the greys of the label are class ids as well as colours of other '
+                    "classes; set --config.data.label_form to 'ids' or to 'colors'"
+                )
+        return by_id
 
-def decode_image(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, 'h w 3']:
     """Decodes an image to RGB.
 
-    Grey becomes RGB, 16 bits become 8, transparency is dropped and EXIF rotation is ignored, as
-    labels have none.
+    Grey and CMYK become RGB, 16 bits become 8, transparency is dropped, of TIFFs with four bands
+    the first three are taken, and EXIF rotation is ignored, as labels have none.
 
     Args:
         data: content of the image file.
         name: name of the image, for error messages.
+        max_pixels: largest number of pixels that is decoded.
 
     Raises:
-        InputError: not an image, or a truncated one.
+        InputError: not an image, a truncated or damaged one, or bands that are no colours.
+        TooLarge: more than `max_pixels`.
     """
-    # Decoders silently fill what is missing of a truncated file with grey.
-    if is_complete(data):
-        with contextlib.suppress(imagecodecs.PngError, imagecodecs.Jpeg8Error):
-            image = _decode_usual(data)
-            if image is None:
-                image = _decode_any(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-                if image is not None and data.startswith(_TIFF):  # which libtiff turns regardless
-                    image = orientation.as_stored(image, orientation.read(io.BytesIO(data)))
-            if image is not None:
-                return image
-    raise undecodable(name)
+    header = _header(data, name, 'image', max_pixels)
+    try:
+        return _to_rgb(pixels.for_image(data, header), header)
+    except Unusable as error:
+        raise undecodable(name, str(error)) from error
 
 
-def decode_upright(data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
+def decode_upright(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, 'h w 3']:
     """Decodes an image and turns it as EXIF says: for images without labels, such as photographs.
 
     Args:
         data: content of the image file.
         name: name of the image, for error messages.
+        max_pixels: largest number of pixels that is decoded.
 
     Raises:
-        InputError: not an image, or a truncated one.
+        InputError: as `decode_image`.
     """
-    return orientation.upright(decode_image(data, name), orientation.read(io.BytesIO(data)))
+    image = decode_image(data, name, max_pixels=max_pixels)
+    return orientation.upright(image, orientation.read(io.BytesIO(data)))
 
 
-def undecodable(name: str) -> InputError:
+def image_size(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Returns (height, width) of an image, as `decode_image` gives it, without decoding it.
+
+    Args:
+        data: content of the image file.
+        name: name of the image, for error messages.
+        max_pixels: largest number of pixels that is allowed.
+
+    Raises:
+        InputError: as `decode_image`, where the structure of the file shows it.
+        TooLarge: more than `max_pixels`.
+    """
+    header = _header(data, name, 'image', max_pixels)
+    return header.height, header.width
+
+
+def undecodable(name: str, reason: str = '') -> InputError:
     """Returns the error to raise for an image that cannot be decoded.
 
     Args:
         name: name of the image.
+        reason: what is wrong with it.
     """
-    return InputError(f'{name}: the image cannot be decoded; is the file damaged?')
+    more = f' ({reason})' if reason else ''
+    return InputError(f'{name}: the image cannot be decoded; is the file damaged?{more}')
 
 
-def _decode_any(data: bytes, flags: int) -> np.ndarray | None:
-    """Decodes any format of OpenCV; None if it cannot."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+def _header(data: bytes, name: str, kind: str, max_pixels: int) -> Header:
+    """Reads and checks the header of an image or label."""
+    try:
+        header = formats.read(data)
+    except Unusable as error:
+        if kind == 'label':
+            raise _undecodable_label(name, str(error)) from error
+        raise undecodable(name, str(error)) from error
+    _check_pixels(header.height, header.width, name, kind, max_pixels)
+    return header
 
 
-def _decode_usual(data: bytes) -> np.ndarray | None:
-    """Decodes an 8-bit RGB PNG or a colour JPEG; None for anything else.
-
-    The pixels are those of OpenCV, but imagecodecs comes with newer, faster libraries.
-    """
-    if data.startswith(_PNG) and (data[24], data[25]) == (8, _RGB):
-        # A colour that is marked as transparent adds a fourth channel.
-        return np.ascontiguousarray(imagecodecs.png_decode(data)[..., :3])
-    if data.startswith(_JPEG):
-        image = imagecodecs.jpeg8_decode(data)
-        return image if image.shape[2:] == (3,) else None
-    return None
+def _check_pixels(height: int, width: int, name: str, kind: str, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise TooLarge(
+            f'{name}: the {kind} has {height} x {width} pixels, more than the {max_pixels:,} that '
+            'are decoded; make it smaller or cut it into parts'
+        )
 
 
-def decode_label(data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
-    """Decodes a label to its raw values; those of a palette PNG are the palette indices.
+def _to_rgb(samples: pixels.Samples, header: Header) -> UInt8[np.ndarray, 'h w 3']:
+    """Samples as stored -> 8-bit RGB."""
+    samples = _to_8_bits(samples, header)
+    if samples.ndim == 2:
+        return np.repeat(samples[..., None], 3, -1)
+    count = samples.shape[2]
+    if header.format == 'TIFF' and header.photometric == formats.BLACK_IS_ZERO:
+        # Bands without a stated meaning; programs that write RGB this way do not mark it.
+        if count == 2 or count > 4:
+            raise Unusable(f'it has {count} bands; save three of them as RGB')
+    elif header.format == 'JPEG' and count == 4:
+        return _of_cmyk(samples)
+    if count < 3:
+        return np.repeat(samples[..., :1], 3, -1)
+    return np.ascontiguousarray(samples[..., :3])
+
+
+def _to_8_bits(samples: pixels.Samples, header: Header) -> np.ndarray:
+    """Samples of any number of bits -> uint8."""
+    if samples.dtype == np.uint16:
+        return (samples >> 8).astype(np.uint8)
+    if samples.dtype == bool:
+        return samples.astype(np.uint8) * 255
+    if samples.dtype != np.uint8:
+        raise Unusable(f'its samples are {samples.dtype}; save it with 8 or 16 bits')
+    if header.format == 'TIFF' and header.bits < 8 and samples.ndim == 2:
+        return samples * np.uint8(255 // (2**header.bits - 1))
+    return samples
+
+
+def _of_cmyk(samples: UInt8[np.ndarray, 'h w 4']) -> UInt8[np.ndarray, 'h w 3']:
+    """Inverted CMYK, as Adobe writes it into JPEG, -> RGB, as OpenCV converts it."""
+    inks, black = samples[..., :3].astype(np.int32), samples[..., 3:].astype(np.int32)
+    return (black - ((255 - inks) * black >> 8)).astype(np.uint8)
+
+
+def decode_label(
+    data: bytes, name: str, *, palette_colors: bool = False
+) -> Integer[np.ndarray, 'h w *rgb']:
+    """Decodes a label to its raw values.
+
+    Those of a palette (PNG, TIFF, BMP) are its indices; the palette of a GIF is an arbitrary one,
+    so that its colours are taken. Greys of fewer than 8 bits are as stored, not spread over 0..255.
 
     Args:
-        data: content of the label file.
+        data: content of the label file: PNG, TIFF, GIF, BMP, or an array of whole numbers as
+            `numpy.save` writes it.
         name: name of the label, for error messages.
+        palette_colors: whether to take the colours of all palettes.
+
+    Returns:
+        [h, w], or [h, w, 3] for a label in colours.
 
     Raises:
-        InputError: not a PNG, a truncated one, or one whose pixels are not 8-bit class ids.
+        InputError: a format that changes class ids, a damaged file, or one of other samples.
     """
-    bits, colors = _png_format(data, name)
-    if colors == _PALETTE:  # OpenCV would give the colours
-        label: np.ndarray | None = np.asarray(Image.open(io.BytesIO(data)))
-    elif (bits, colors) == (8, _GREY):
-        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    else:
-        kind = 'grey' if colors == _GREY else 'colour'
+    if data.startswith(_NUMPY):
+        return _decode_array(data, name)
+    header = _label_header(data, name)
+    try:
+        if palette_colors and header.has_palette:
+            return _to_rgb(pixels.for_image(data, header), header)
+        raw = pixels.for_label(data, header)
+    except Unusable as error:
+        raise _undecodable_label(name, str(error)) from error
+    if raw.ndim == 3 and raw.shape[2] == 2:  # grey and alpha
+        raw = raw[..., 0]
+    if raw.ndim == 3 and (raw.shape[2] not in (3, 4) or raw.dtype != np.uint8):
         raise InputError(
-            f'{name}: the label is a {bits}-bit {kind} PNG; labels must be 8-bit single-channel '
-            '(or palette) PNG files of class ids'
+            f'{name}: the label has {raw.shape[2]} channels of {8 * raw.itemsize} bits; labels are '
+            'class ids in one channel, or colours of 8 bits'
         )
-    if label is None:
-        raise InputError(f'{name}: the label cannot be decoded; is the file damaged?')
-    return label
+    if header.format == 'GIF' and not (np.ptp(raw, -1) > 0).any():
+        raw = raw[..., 0]  # a palette of greys
+    return raw.astype(np.uint8) if raw.dtype == bool else raw[..., :3] if raw.ndim == 3 else raw
 
 
 def label_size(data: bytes, name: str) -> tuple[int, int]:
-    """Returns (height, width) of a label PNG, from its header alone.
+    """Returns (height, width) of a label, from the structure of its file alone.
 
     Args:
         data: content of the label file.
         name: name of the label, for error messages.
 
     Raises:
-        InputError: not a PNG, or a truncated one.
+        InputError: as `decode_label`, where the structure of the file shows it.
     """
-    _png_format(data, name)
-    width, height = struct.unpack('>II', data[16:24])
-    return height, width
+    if data.startswith(_NUMPY):
+        height, width = _decode_array(data, name).shape
+        return height, width
+    header = _label_header(data, name)
+    return header.height, header.width
 
 
-def _png_format(data: bytes, name: str) -> tuple[int, int]:
-    """Returns (bits per channel, colour type) of a complete PNG."""
-    if not data.startswith(_PNG):
-        raise InputError(f'{name}: the label is not a PNG; other formats change class ids')
-    if not is_complete(data):
-        raise InputError(f'{name}: the label cannot be decoded; is the file damaged?')
-    return data[24], data[25]
+def _label_header(data: bytes, name: str) -> Header:
+    header = _header(data, name, 'label', MAX_PIXELS)
+    if header.format not in _LABEL_FORMATS:
+        raise InputError(
+            f'{name}: the label is a {header.format} file, a format that changes class ids; labels '
+            f'are {", ".join(_LABEL_FORMATS)} or npy files'
+        )
+    return header
 
 
-def is_complete(data: bytes) -> bool:
-    """Returns whether a PNG or JPEG has its end marker, or another format any bytes.
+def _check_one_byte(header: Header, name: str) -> None:
+    """Refuses what a published data set does not hold."""
+    if header.format != 'PNG' or not (
+        header.has_palette or (header.bits, header.channels) == (8, 1)
+    ):
+        kind = 'grey' if header.channels == 1 else 'colour'
+        raise InputError(
+            f'{name}: the label is a {header.bits}-bit {kind} {header.format}; labels of this data '
+            'set are 8-bit single-channel (or palette) PNG files of class ids'
+        )
 
-    Args:
-        data: content of the image file.
-    """
-    if data.startswith(_PNG):
-        return b'IEND' in data[-64:]
-    if data.startswith(_JPEG):
-        # The end marker follows the last scan; an embedded preview has one of its own.
-        scan = data.rfind(b'\xff\xda')
-        return scan > 0 and data.find(b'\xff\xd9', scan) > 0
-    return bool(data)
+
+def _decode_array(data: bytes, name: str) -> Int[np.ndarray, 'h w']:
+    """A label as numpy.save writes it."""
+    found = _NUMPY_HEADER.match(data)
+    if found is None:
+        raise _undecodable_label(name, 'its header is of no array of numbers')
+    kind, column_first, sides_text = (part.decode() for part in found.groups())
+    dtype = np.dtype(kind)
+    shape = tuple(int(side) for side in sides_text.split(',') if side.strip())
+    start = int.from_bytes(data[8:10], 'little') + 10
+    if data[6] > 1:
+        start = int.from_bytes(data[8:12], 'little') + 12
+    sides = [side for side in shape if side != 1] if len(shape) == 3 else list(shape)
+    if len(sides) != 2 or min(sides) < 1 or dtype.kind not in 'iub':
+        raise InputError(
+            f'{name}: the label is an array {dtype} {list(shape)}; save whole numbers [h, w], such '
+            'as label.astype(numpy.uint8)'
+        )
+    _check_pixels(sides[0], sides[1], name, 'label', MAX_PIXELS)
+    if len(data) - start != sides[0] * sides[1] * dtype.itemsize:
+        raise _undecodable_label(name, f'{len(data):,} bytes do not fit its size')
+    values = np.frombuffer(data, dtype, offset=start)
+    array = values.reshape(sides, order='F' if column_first == 'True' else 'C')
+    return np.ascontiguousarray(array if dtype == np.uint8 else array.astype(np.int64))
+
+
+def _undecodable_label(name: str, reason: str) -> InputError:
+    return InputError(f'{name}: the label cannot be decoded; is the file damaged? ({reason})')
 
 
 def map_labels(
-    raw: UInt8[np.ndarray, 'h w'], label_map: UInt8[np.ndarray, '256'], name: str
+    raw: Integer[np.ndarray, 'h w'], label_map: UInt8[np.ndarray, ' values'], name: str
 ) -> UInt8[np.ndarray, 'h w']:
     """Maps raw label values to train ids.
 
     Args:
         raw: label values as stored.
-        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`.
+        label_map: raw label value -> train id, `IGNORE` or `NOT_ALLOWED`; values beyond its end are
+            not allowed.
         name: name of the label, for error messages.
 
     Raises:
         InputError: a value that is `NOT_ALLOWED`.
     """
-    mapped = cv2.LUT(raw, label_map)
-    if (mapped == NOT_ALLOWED).any():
-        bad = np.unique(raw[mapped == NOT_ALLOWED])
+    if raw.ndim != 2:
         raise InputError(
-            f'{name}: label values {bad.tolist()} are outside the allowed '
-            f'{np.flatnonzero(label_map != NOT_ALLOWED).tolist()}; correct the label file'
+            f'{name}: the label holds colours; here it must hold class ids in one channel'
+        )
+    if raw.dtype == np.uint8:
+        mapped = cv2.LUT(np.ascontiguousarray(raw), label_map[:256])
+    else:
+        table = np.append(label_map, np.uint8(NOT_ALLOWED))
+        inside = (raw >= 0) & (raw < len(label_map))
+        mapped = table[np.where(inside, raw, len(label_map))]
+    bad = mapped == NOT_ALLOWED
+    if bad.any():
+        values, counts = np.unique(raw[bad], return_counts=True)
+        allowed = np.flatnonzero(label_map != NOT_ALLOWED)
+        raise InputError(
+            f'{name}: label values {_listed(values, counts)} are outside the allowed '
+            f'{_ranges(allowed)}; correct the label, or give them a class or ignore them'
         )
     return mapped
+
+
+def map_colors(
+    raw: UInt8[np.ndarray, 'h w 3'], colors: Mapping[tuple[int, int, int], int], name: str
+) -> UInt8[np.ndarray, 'h w']:
+    """Maps colours to train ids.
+
+    Args:
+        raw: label in RGB.
+        colors: (red, green, blue) -> train id or `IGNORE`.
+        name: name of the label, for error messages.
+
+    Raises:
+        InputError: a colour that is none of `colors`.
+    """
+    if not colors:
+        raise InputError(
+            f'{name}: the label holds colours, not class ids; give the colour of each class '
+            '(columns red, green, blue of the class file), or convert it to ids'
+        )
+    codes = _color_codes(raw)
+    mapped = _color_table(tuple(sorted(colors.items())))[codes]
+    bad = mapped == NOT_ALLOWED
+    if bad.any():
+        values, counts = np.unique(codes[bad], return_counts=True)
+        shown = [(v >> 16, v >> 8 & 255, v & 255) for v in values.tolist()]
+        raise InputError(
+            f'{name}: label colours {_listed(shown, counts)} are none of the {len(colors)} in the '
+            'class file; correct the label, or give them a class or ignore them (id ignore)'
+        )
+    return mapped
+
+
+def _color_codes(raw: UInt8[np.ndarray, 'h w 3']) -> UInt32[np.ndarray, 'h w']:
+    red, green, blue = (raw[..., i].astype(np.uint32) for i in range(3))
+    return red << 16 | green << 8 | blue
+
+
+@functools.lru_cache(maxsize=4)
+def _color_table(
+    colors: tuple[tuple[tuple[int, int, int], int], ...],
+) -> UInt8[np.ndarray, '16777216']:
+    """Code of a colour -> train id. Looking up is much faster than sorting the pixels."""
+    table = np.full(1 << 24, NOT_ALLOWED, np.uint8)
+    for (red, green, blue), train_id in colors:
+        table[red << 16 | green << 8 | blue] = train_id
+    return table
+
+
+def _listed(values: np.ndarray | list, counts: np.ndarray) -> str:
+    """'34 (512 pixels), 77 (1 pixel)', the most frequent first."""
+    order = np.argsort(-counts, kind='stable')
+    shown = [
+        f'{values[i]} ({counts[i]:,} {"pixel" if counts[i] == 1 else "pixels"})'
+        for i in order[:_SHOWN]
+    ]
+    more = len(order) - _SHOWN
+    return ', '.join(shown) + (f' and {more} more' if more > 0 else '')
+
+
+def _ranges(values: np.ndarray) -> str:
+    """'0-18, 255'."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ', '.join(str(r[0]) if len(r) == 1 else f'{r[0]}-{r[-1]}' for r in runs if len(r))
 
 
 def check_sizes(image: WindowedImage, label: UInt8[np.ndarray, 'h w'], name: str) -> None:

@@ -38,6 +38,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, WindowedImage
+from ggcf_jax.data.records.finder import printable
 from ggcf_jax.errors import InputError
 
 Color = tuple[int, int, int]
@@ -52,11 +53,15 @@ class EncodedRecord(TypedDict):
         image: bytes that `Decoder.image` decodes.
         label: bytes that `Decoder.label` decodes; may be missing in splits of
             `Dataset.unlabeled`.
+        image_file: where the image comes from, for error messages; its name if missing.
+        label_file: where the label comes from, for error messages; the name if missing.
     """
 
     name: str
     image: bytes
     label: NotRequired[bytes]
+    image_file: NotRequired[str]
+    label_file: NotRequired[str]
 
 
 class OpenedExample(TypedDict):
@@ -260,7 +265,7 @@ class Dataset:
             InputError: as `decode`.
         """
         image, label = self.open_image(record), self.decode_label(record)
-        codec.check_sizes(image, label, record['name'])
+        codec.check_sizes(image, label, record.get('image_file', record['name']))
         return {'name': record['name'], 'image': image, 'label': label}
 
     def open_image(self, record: EncodedRecord) -> WindowedImage:
@@ -269,7 +274,7 @@ class Dataset:
         Args:
             record: record of one of the sources.
         """
-        return self.decoder.image(record['image'], record['name'])
+        return self.decoder.image(record['image'], record.get('image_file', record['name']))
 
     def decode_label(self, record: EncodedRecord) -> UInt8[np.ndarray, 'h w']:
         """Decodes the label of a record to train ids, without its image.
@@ -277,7 +282,7 @@ class Dataset:
         Args:
             record: record of one of the sources.
         """
-        return self.decoder.label(record['label'], record['name'])
+        return self.decoder.label(record['label'], record.get('label_file', record['name']))
 
     def label_size(self, record: EncodedRecord) -> tuple[int, int]:
         """Returns (height, width) of the label of a record.
@@ -285,7 +290,7 @@ class Dataset:
         Args:
             record: record of one of the sources.
         """
-        return self.decoder.label_size(record['label'], record['name'])
+        return self.decoder.label_size(record['label'], record.get('label_file', record['name']))
 
 
 class DatasetBuilder(Protocol):
@@ -321,7 +326,20 @@ class FileSource:
 
     def __getitem__(self, index: int) -> EncodedRecord:
         image, label = self.pairs[index]
-        return {'name': image.stem, 'image': image.read_bytes(), 'label': label.read_bytes()}
+        return {
+            'name': printable(image.stem),
+            'image': _read(image),
+            'label': _read(label),
+            'image_file': printable(image),
+            'label_file': printable(label),
+        }
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f'{printable(path)}: the file cannot be read: {error.strerror}') from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,6 +352,7 @@ class PreparedSource:
         image: name of the TFDS feature that holds the image.
         label: name of the TFDS feature that holds the label.
         name: name of the TFDS feature that holds the name.
+        split: name of the split, for error messages.
     """
 
     source: Sequence[Mapping[str, Any]]
@@ -341,6 +360,7 @@ class PreparedSource:
     image: str
     label: str
     name: str
+    split: str
 
     def __len__(self) -> int:
         return len(self.source)
@@ -355,9 +375,11 @@ class PreparedSource:
             ) from error
         name = record[self.name]
         return {
-            'name': name.decode() if isinstance(name, bytes) else str(name),
+            'name': (text := name.decode() if isinstance(name, bytes) else str(name)),
             'image': record[self.image],
             'label': record[self.label],
+            'image_file': f'{self.split}/{text}',
+            'label_file': f'{self.split}/{text}',
         }
 
 

@@ -24,7 +24,6 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     7: lambda image: cv2.flip(cv2.transpose(image), -1),
     8: lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
-_INVERSE = {6: 8, 8: 6}  # the others undo themselves
 
 
 def read(file: BinaryIO) -> int:
@@ -67,11 +66,6 @@ def upright(image: UInt8[np.ndarray, 'h w 3'], orientation: int) -> UInt8[np.nda
         orientation: 1 to 8, see `read`.
     """
     return _TURNS[orientation](image) if orientation in _TURNS else image
-
-
-def as_stored(image: UInt8[np.ndarray, 'h w 3'], orientation: int) -> UInt8[np.ndarray, 'H W 3']:
-    """Undoes `upright`."""
-    return upright(image, _INVERSE.get(orientation, orientation))
 
 
 def _exif_orientation(exif: bytes) -> int | None:

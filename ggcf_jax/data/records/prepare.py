@@ -72,6 +72,7 @@ def prepared_sources(
             image=image,
             label=label,
             name=name,
+            split=split,
         )
         for split in builder.info.splits
     }

@@ -149,7 +149,11 @@ def test_other_classes_are_warned_of(folder, tmp_path, names, capsys):
     ('member', 'content', 'message'),
     [
         (LABEL, None, f'no labels for 1 of its 4 images of training; .*{LABEL}'),
-        (LABEL, png(np.full((33, 57), 151, np.uint8)), rf'{LABEL}: label values \[151\]'),
+        (
+            LABEL,
+            png(np.full((33, 57), 151, np.uint8)),
+            rf'{LABEL}: label values 151 \(1,88',
+        ),
         (LABEL, png(np.zeros((33, 56), np.uint8)), f'{IMAGE}: the image is 33 x 57 but'),
         (
             LABEL,

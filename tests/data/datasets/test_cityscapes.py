@@ -153,10 +153,13 @@ def test_official_builder_reads_what_we_prepare(coarse_folder, tmp_path):
             if split in dataset.sources and (name.endswith('extra') == (split == 'train_extra')):
                 source = dataset.source(split)
                 for i, record in enumerate(encoded):
+                    name = record['image_id'].decode()
                     assert source[i] == {
-                        'name': record['image_id'].decode(),
+                        'name': name,
                         'image': record['image_left'],
                         'label': record['segmentation_label'],
+                        'image_file': f'{split}/{name}',
+                        'label_file': f'{split}/{name}',
                     }
                     decoded = builder.as_data_source(split)[i]
                     example = dataset.decode(source[i])
@@ -307,7 +310,7 @@ def small_png(value, shape=(16, 32), dtype=np.uint8):
         ),
         (
             lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(34)),
-            rf'{LABELS}: {LABEL_MEMBER}: label values \[34\] are outside',
+            rf'{LABELS}: {LABEL_MEMBER}: label values 34 \(512 pixels\) are outside',
         ),
         (
             lambda f: replace(f / LABELS, LABEL_MEMBER, small_png(7, (16, 31))),
