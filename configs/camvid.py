@@ -36,6 +36,10 @@ def get_config() -> ConfigDict:
     config.model.aspp.rates = (6, 12, 18)
     config.model.psp.channels = 96
     config.model.non_local.channels = 96
+    config.model.isa.channels = 96
+    config.model.isa.key_channels = 48
+    config.model.isa.partition = (3, 3)
+    config.model.ccnet.channels = 96
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 

@@ -34,6 +34,9 @@ def small(config: ConfigDict) -> None:
     config.model.aspp.channels = 64
     config.model.psp.channels = 64
     config.model.non_local.channels = 64
+    config.model.isa.channels = 64
+    config.model.isa.key_channels = 32
+    config.model.ccnet.channels = 64
     config.model.aux_channels = 32
     config.train.steps = 300
     config.train.eval_every = 300
@@ -66,6 +69,10 @@ def get_config(variant: str = 'demo') -> ConfigDict:
     config.model.aspp.rates = (3, 6, 9)
     config.model.psp.channels = 96
     config.model.non_local.channels = 96
+    config.model.isa.channels = 96
+    config.model.isa.key_channels = 48
+    config.model.isa.partition = (2, 2)
+    config.model.ccnet.channels = 96
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 

@@ -66,3 +66,5 @@ def peers(sizes: Sequence[int] = (8, 16, 24)) -> Iterator[Row]:
     yield from (row for row in table1(sizes) if row[0] in names)
     yield 'PSPNet', {'model.context': 'psp'}
     yield 'Non-local', {'model.context': 'nonlocal'}
+    yield 'CCNet', {'model.context': 'ccnet'}
+    yield 'ISA', {'model.context': 'isa'}

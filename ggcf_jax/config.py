@@ -121,7 +121,7 @@ def default() -> ConfigDict:
     # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
     config.model.norm = 'batch_norm'
     # Context module (docs/contexts.md): 'ggcf', 'aspp' (DeepLab v3), 'psp' (PSPNet), 'nonlocal',
-    # 'none', or 'my_package.my_module:build'.
+    # 'ccnet', 'isa', 'none', or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
     # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'local:3@4'
@@ -159,6 +159,19 @@ def default() -> ConfigDict:
     config.model.non_local.use_scale = True
     # Whether the backbone's features are joined behind the block (mmseg).
     config.model.non_local.concat_input = True
+    # Context module of Interlaced Sparse Self-Attention.
+    config.model.isa = ConfigDict()
+    config.model.isa.channels = 512  # Channels of the attention and of the output (openseg, mmseg).
+    config.model.isa.key_channels = 256  # Channels of the queries and keys (openseg, mmseg).
+    # (height, width) of a block in positions: the short range attends inside the blocks, the long
+    # range among equal places of all blocks (openseg, mmseg).
+    config.model.isa.partition = (8, 8)
+    # CCNet's context module.
+    config.model.ccnet = ConfigDict()
+    config.model.ccnet.channels = 512  # Channels of the attention and of the output (CCNet, mmseg).
+    # Channels of the attention over those of its queries and keys (CCNet, mmseg).
+    config.model.ccnet.reduction = 8
+    config.model.ccnet.recurrence = 2  # Steps of criss-cross attention (CCNet, mmseg).
     # Channels of the auxiliary head, which reads stage 3. openseg, OCNet: 512; mmseg: 256.
     config.model.aux_channels = 256
     # Dropout rate before the classifiers, in [0, 1). mmseg: 0.1; OCNet, openseg: 0.05.
@@ -285,7 +298,8 @@ _BOUNDS = (
             'train.checkpoint_every', 'train.log_every', 'train.max_skipped', 'eval.batch_size',
             'eval.size_multiple', 'eval.max_sizes', 'eval.windows_at_once', 'data.threads',
             'mesh.space', 'model.psp.channels', 'model.non_local.channels',
-            'model.non_local.reduction',
+            'model.non_local.reduction', 'model.isa.channels', 'model.isa.key_channels',
+            'model.ccnet.channels', 'model.ccnet.reduction', 'model.ccnet.recurrence',
         ),
     ),
     _Bound(

@@ -32,7 +32,7 @@ def package(tmp_path, monkeypatch):
 def test_entries_of_all_modules_are_found():
     found = registry.find(backbones, 'BACKBONES', 'resnet101', 'field')
     assert found is resnet.BACKBONES['resnet101']
-    for name in ('aspp', 'ggcf', 'none', 'nonlocal', 'psp'):
+    for name in ('aspp', 'ccnet', 'ggcf', 'isa', 'none', 'nonlocal', 'psp'):
         assert registry.find(contexts, 'CONTEXTS', name, 'field').__name__ == 'build'
 
 

@@ -39,7 +39,12 @@ MAY_DIFFER = frozenset(
 )  # fmt: skip
 
 # Sections of fields that one context module alone reads, or code of another package.
-_CONTEXT_SECTIONS = {'model.psp.': 'psp', 'model.non_local.': 'nonlocal'}
+_CONTEXT_SECTIONS = {
+    'model.psp.': 'psp',
+    'model.non_local.': 'nonlocal',
+    'model.isa.': 'isa',
+    'model.ccnet.': 'ccnet',
+}
 
 
 def save(config: ConfigDict, workdir: pathlib.Path) -> None:

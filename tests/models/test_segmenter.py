@@ -52,7 +52,10 @@ def test_abstract_is_the_shape_of_build(tiny_config):
     ('change', 'message'),
     [
         ({'model.backbone.name': 'resnet9'}, r"backbone.name='resnet9' is not one of .*resnet101"),
-        ({'model.context': 'gcf'}, "context='gcf' is not one of aspp, ggcf, none, nonlocal, psp"),
+        (
+            {'model.context': 'gcf'},
+            "context='gcf' is not one of aspp, ccnet, ggcf, isa, none",
+        ),
         ({'model.heads': 'gird:8'}, "heads='gird:8': head 'gird:8' is not one of full, local:S"),
         ({'model.activation': 'gelu'}, "activation='gelu' is not one of relu, leaky_relu"),
         ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, 64-64-128"),

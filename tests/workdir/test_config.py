@@ -67,12 +67,12 @@ def test_context_modules_that_the_network_does_not_have_may_be_of_another_size(
     edit, tiny_config, tmp_path
 ):
     """Recipes set them; runs from before they existed have the defaults."""
-    edit(lambda saved: [saved['model'].pop(name) for name in ('psp', 'non_local')])
+    edit(lambda saved: [saved['model'].pop(name) for name in ('psp', 'non_local', 'isa', 'ccnet')])
     assert tiny_config.model.psp.channels != config_lib.default().model.psp.channels
     workdir_config.claim_workdir(tiny_config, tmp_path)
     workdir_config.check_model(tiny_config, tmp_path)
     tiny_config.model.context = 'my_package.mine:build'  # which may read any field
-    with pytest.raises(InputError, match=r'context: .*\n  model.non_local.channels: 512 there'):
+    with pytest.raises(InputError, match=r'model\.isa\.channels: 512 there, 96 now'):
         workdir_config.claim_workdir(tiny_config, tmp_path)
     tiny_config.model.context = 'psp'
     workdir_config.save(tiny_config, tmp_path)

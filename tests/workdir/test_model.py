@@ -125,6 +125,33 @@ def test_attention(model, predicted):
             model.attention(image, position)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('context', 'rules', 'kept'),
+    [
+        ('nonlocal', 'full:keep=5', [5]),
+        ('ccnet', 'cross:drop=0.5', [6, 6]),  # of 5 + 7 - 1
+        ('isa', 'grid:keep=2,block:keep=3', [2, 3]),
+    ],
+)
+def test_other_context_modules_show_and_prune_their_attention(
+    context, rules, kept, tiny_config, tmp_path, rng
+):
+    tiny_config.model.context = context
+    save_untrained(tiny_config, 11, tmp_path / 'run', spread=0.1)
+    model = model_lib.load(tmp_path / 'run')
+    tiny_config.eval.pruning = rules
+    pruned_model = model_lib.load(tmp_path / 'run', config=tiny_config)
+    image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for each, counts in ((model, None), (pruned_model, kept)):
+        maps = each.attention(image, (16, 24))
+        assert maps.shape == (len(kept), 5, 7)
+        np.testing.assert_allclose(maps.sum((1, 2)), 1, atol=1e-5)
+        assert counts is None or [(m > 0).sum() for m in maps] == counts
+    difference = model.probabilities(image) - pruned_model.probabilities(image)
+    assert np.abs(difference).max() > 1e-4
+
+
 def test_a_model_without_heads_has_no_attention(workdirs):
     model = model_lib.load(workdirs / 'none')
     with pytest.raises(InputError, match="context='none' has no attention heads"):

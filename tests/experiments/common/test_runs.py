@@ -9,10 +9,12 @@ from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT, load_config
 
 
-@pytest.mark.parametrize('name', ['cityscapes', 'camvid'])
-def test_models_are_called_as_in_the_papers_tables(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'sweep'), [('cityscapes', 'sweep'), ('camvid', 'sweep'), ('cityscapes', 'peers')]
+)
+def test_models_are_called_as_in_tables(name, sweep, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for run in sweep_runs.runs(f'configs/{name}.py', tmp_path, 1):
+    for run in sweep_runs.runs(f'configs/{name}.py', tmp_path, 1, sweep=sweep):
         config = load_config(name)
         fields = dict(run.trained.overrides)
         config.model.context = fields.get('model.context', 'ggcf')

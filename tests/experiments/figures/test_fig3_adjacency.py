@@ -7,6 +7,7 @@ import pytest
 from experiments.figures import fig3_adjacency
 from ggcf_jax.attention import graphs
 from ggcf_jax.errors import InputError
+from tests.helpers import save_untrained
 
 
 @pytest.mark.parametrize('graph', graphs.parse('full,local:2,grid:3'))
@@ -38,6 +39,14 @@ def test_picture_and_tables(tmp_path, untrained_run):
     assert [row['graph'] for row in rows] == ['local:1', 'grid:2', 'learned']
     learned = fig3_adjacency.trained_heads([str(untrained_run)], 'latest')[2]
     assert np.asarray(learned.adjacency(2, 3)).shape == (6, 6)  # it has its parameters
+
+
+@pytest.mark.slow
+def test_heads_of_another_context_module(tmp_path, tiny_config):
+    tiny_config.model.update_from_flattened_dict({'context': 'isa', 'isa.channels': 4})
+    save_untrained(tiny_config, 11, tmp_path / 'isa')
+    found = fig3_adjacency.trained_heads([str(tmp_path / 'isa')], 'latest')
+    assert found == [graphs.Grid(3), graphs.Block(3)]
 
 
 def test_mistakes(tmp_path, workdirs):

@@ -24,6 +24,11 @@ FEATURES = 6
 SMALL = {
     'model.psp.channels': 4,
     'model.non_local.channels': 6,
+    'model.isa.channels': 4,
+    'model.isa.key_channels': 3,
+    'model.isa.partition': (2, 3),
+    'model.ccnet.channels': 4,
+    'model.ccnet.reduction': 2,
 }
 _NAMES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 
@@ -113,6 +118,11 @@ def test_parameters_at_the_published_size(name):
              'model.non_local.reduction': 3}, (5, 7),
             marks=pytest.mark.slow,
         ),
+        ('isa', {}, (5, 7)),  # blocks cut at both borders
+        pytest.param('isa', {}, (4, 6), marks=pytest.mark.slow),
+        pytest.param('isa', {'model.isa.partition': (3, 9)}, (7, 4), marks=pytest.mark.slow),
+        ('ccnet', {}, (4, 5)),
+        pytest.param('ccnet', {'model.ccnet.recurrence': 3}, (1, 5), marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_equals_the_twin_in_both_modes(x64, rng, name, changes, size):
