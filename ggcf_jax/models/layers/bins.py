@@ -94,10 +94,9 @@ def _hats(
     """Weights of the bins at each position of an axis."""
     position = jnp.arange(padded, dtype=float)  # float64 where that is enabled
     if align_corners:
-        last = max(length - 1, 1) if isinstance(length, int) else jnp.maximum(length - 1, 1)
-        at = position * ((bins - 1) / last)
+        at = position * (bins - 1) / jnp.maximum(length - 1, 1)
     else:
-        at = (position + 0.5) * (bins / length) - 0.5
+        at = (position + 0.5) * bins / length - 0.5
     return jax.nn.relu(1 - jnp.abs(at.clip(0, bins - 1)[:, None] - jnp.arange(bins)))
 
 

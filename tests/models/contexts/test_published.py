@@ -15,6 +15,7 @@ from ggcf_jax import config as config_lib
 from ggcf_jax import registry
 from ggcf_jax.models import contexts
 from ggcf_jax.models.contexts import PrunedContext
+from ggcf_jax.models.layers import extent as extent_lib
 
 torch = pytest.importorskip('torch', reason='the parity extra (torch) is not installed')
 
@@ -183,3 +184,33 @@ def _assert_means_equal(ours, theirs):
     for (path, mean), expected in pairs:
         if jax.tree_util.keystr(path).endswith("['mean']"):
             np.testing.assert_allclose(mean, expected, atol=1e-9, err_msg=str(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TWINS)
+def test_padding_is_neither_read_nor_attended_to(x64, rng, name):
+    model = _model(SMALL)
+    twin = _random_twin(name, model)
+    graphdef, *trees = _build(name, model, dtype=jnp.float64)
+    state = [_to_ours(tree, twin.state_dict()) for tree in trees]
+    sizes = ((5, 7), (3, 9), (1, 1))
+    extent = extent_lib.of_sizes(jnp.array(sizes, jnp.int32))
+    maps = jnp.asarray(rng.normal(size=(3, 6, 9, FEATURES)))
+    maps = jnp.where(extent.mask(6, 9)[..., None], maps, jnp.nan)
+    at = np.array([[0, 0]])
+
+    @jax.jit
+    def run(x, extent=None):
+        module = nnx.merge(graphdef, *state, copy=True)
+        y = module(x, train=False, extent=extent)
+        if not isinstance(module, PrunedContext):
+            return y, None
+        return y, module.attention(x, at, extent=extent)
+
+    found, attended = run(maps, extent)
+    for i, (h, w) in enumerate(sizes):
+        alone, weights = run(maps[i : i + 1, :h, :w])
+        _assert_close(found[i, :h, :w], alone[0])
+        if weights is not None:
+            _assert_close(attended[i, ..., :h, :w], weights[0])
+            assert float(attended[i].sum()) == pytest.approx(attended.shape[2])
