@@ -75,6 +75,7 @@ SECTIONS = (
             'ggcf_jax.attention:Block.',
             'ggcf_jax.attention:Union.',
             'ggcf_jax.attention:Intersection.',
+            'ggcf_jax.attention:simplify',
             'ggcf_jax.attention:Learned.init,bind',
         ),
     ),

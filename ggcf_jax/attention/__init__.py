@@ -40,6 +40,7 @@ from ggcf_jax.attention.graphs import (
 )
 from ggcf_jax.attention.partial import Inputs, Partial, Registers, attend_registers, merge
 from ggcf_jax.attention.pruning import Prune
+from ggcf_jax.attention.simplify import simplify
 
 __all__ = [
     'GRAPHS',
@@ -65,6 +66,7 @@ __all__ = [
     'neighbor_mask',
     'parse',
     'resolve_implementation',
+    'simplify',
 ]
 
 Implementation = Literal['auto', 'reference', 'xla']
