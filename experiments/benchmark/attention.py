@@ -46,6 +46,7 @@ MALLOC = {
 }
 MAPS = ((2, 97, 97), (1, 128, 256))
 HEADS = 'local:8,16,24,grid:8,16,24,full'
+MORE = 'local:8@4,block:16,cross'
 MODULE = 'local:8,16,24,grid:8,16,24'
 SMALL = 16384  # positions; the largest map on which peers may need memory of all pairs
 
@@ -59,6 +60,7 @@ def cases() -> list[str]:
     for d in (64, 256):
         for b, h, w in reversed(MAPS):
             names += [f'{g}/{b}x{h}x{w}/d{d}' for g in graphs.parse(HEADS)]
+    names += [f'{g}/1x128x256/d64' for g in graphs.parse(MORE)]
     names += ['module/1x128x256/d64', 'threshold/4096x2401/d0']
     names += [f'pruned-{g}/1x128x256/d64' for g in graphs.parse('local:24,grid:8,full')]
     sizes = ((32, 64), (64, 64), (64, 128), (128, 256), (256, 512), (512, 1024))
@@ -87,9 +89,12 @@ def _square(numbers: tuple[int, int]) -> int:
 
 
 def _peers_of_local(graph: graphs.Local, h: int, w: int, d: int) -> Peers:
-    if graph != graphs.Local(graph.size):
-        raise ValueError(f'the peers have no graph {graph}: give the size alone')
     small, s = h * w < SMALL, _square(graph.sizes)
+    if graph.border == 'shift':
+        raise ValueError(f'the peers have no graph {graph}: their windows end at the border')
+    if graph.dilation != 1:
+        dilation = _square(graph.dilations)
+        return Peers({'halo': peers.dilated(peers.halo_local, h, w, s, dilation)})
     found = {'halo': peers.halo_local(h, w, s)}
     if small or d <= 64:  # torch 2.13 takes more than 24 GB at 128 x 256 and d = 256
         found['flex'] = peers.flex_local(h, w, s)
@@ -113,11 +118,23 @@ def _peers_of_full(graph: graphs.Full, h: int, w: int, d: int) -> Peers:
     )
 
 
+def _peers_of_block(graph: graphs.Block, h: int, w: int, d: int) -> Peers:
+    if graph.shift:
+        raise ValueError(f'the peers have no graph {graph}: give the size alone')
+    return Peers({'sdpa blocks': peers.block_sdpa(h, w, _square(graph.sizes))})
+
+
+def _peers_of_cross(graph: graphs.Cross, h: int, w: int, d: int) -> Peers:
+    return Peers({'criss-cross': peers.criss_cross(h, w)})
+
+
 # Class of a graph -> function of (graph, h, w, d) to the peers that can run a case in bounded time.
 PEERS: dict[type[Graph], Callable[[Any, int, int, int], Peers]] = {
     graphs.Local: _peers_of_local,
     graphs.Grid: _peers_of_grid,
     graphs.Full: _peers_of_full,
+    graphs.Block: _peers_of_block,
+    graphs.Cross: _peers_of_cross,
 }
 
 

@@ -131,6 +131,67 @@ def halo_local(h: int, w: int, size: int, b: int = 8) -> TorchAttention:
     return f
 
 
+def dilated(
+    peer: Callable[..., TorchAttention], h: int, w: int, size: int, dilation: int
+) -> TorchAttention:
+    """Builds a local attention inside the residue classes of the positions.
+
+    Args:
+        peer: builder of the local attention.
+        h: height of the map.
+        w: width of the map.
+        size: number of positions to each side of the window.
+        dilation: number of positions from one neighbour to the next; divides both sides.
+    """
+    d = dilation
+    if h % d or w % d:
+        raise ValueError(f'the peers dilate maps that {d} divides, not {h} x {w}')
+    inside = peer(h // d, w // d, size)
+
+    def classes(t: torch.Tensor) -> torch.Tensor:
+        t = t.reshape(len(t), h // d, d, w // d, d, -1).permute(0, 2, 4, 1, 3, 5)
+        return t.reshape(-1, h // d, w // d, t.shape[-1])
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        o = inside(classes(q), classes(k), classes(v))
+        o = o.reshape(len(q), d, d, h // d, w // d, -1).permute(0, 3, 1, 4, 2, 5)
+        return o.reshape(len(q), h, w, -1)
+
+    return f
+
+
+def block_sdpa(h: int, w: int, size: int) -> TorchAttention:
+    """Builds SDPA within non-overlapping windows of size x size, which divide the map."""
+    if h % size or w % size:
+        raise ValueError(f'the peers have blocks that divide the map, not {size} and {h} x {w}')
+
+    def blocks(t: torch.Tensor) -> torch.Tensor:
+        t = t.reshape(len(t), h // size, size, w // size, size, -1).permute(0, 1, 3, 2, 4, 5)
+        return t.reshape(len(t), -1, size * size, t.shape[-1])
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        o = _sdpa(blocks(q), blocks(k), blocks(v))
+        o = o.reshape(len(q), h // size, w // size, size, size, -1).permute(0, 1, 3, 2, 4, 5)
+        return o.reshape(len(q), h, w, -1)
+
+    return f
+
+
+def criss_cross(h: int, w: int) -> TorchAttention:
+    """Builds criss-cross attention: the scores of column and row side by side, one softmax."""
+    itself = torch.eye(h, dtype=torch.bool)[:, None, :]
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        column = torch.einsum('bhwd,bgwd->bhwg', q, k).masked_fill(itself, -torch.inf)
+        row = torch.einsum('bhwd,bhvd->bhwv', q, k)
+        p_column, p_row = torch.cat([column, row], -1).softmax(-1).split([h, w], -1)
+        return torch.einsum('bhwg,bgwd->bhwd', p_column, v) + torch.einsum(
+            'bhwv,bhvd->bhwd', p_row, v
+        )
+
+    return f
+
+
 def unfold_local(h: int, w: int, size: int, rows: int = 4) -> TorchAttention:
     """Builds the im2col form of local attention.
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ggcf_jax.attention import arguments, attention_maps, block_sizes, reference, sharded
 from ggcf_jax.attention.arguments import Priority
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.engine import ENGINES
+from ggcf_jax.attention.engine import engine_of
 from ggcf_jax.attention.graphs import (
     GRAPHS,
     KINDS,
@@ -227,6 +227,8 @@ def _attend(
 ) -> Partial:
     """Attention with one graph for all heads, of checked arguments."""
     resolved = resolve_implementation(graph, implementation=implementation)
+    if resolved == 'xla':
+        graph = simplify(graph)
     explicit = _explicit_sharding(inputs.q)
     if explicit is not None:  # shardings are in the types: inside, the partitioner finds them
 
@@ -237,15 +239,25 @@ def _attend(
         sums = NamedSharding(explicit.mesh, PartitionSpec(*explicit.spec[:4]))
         automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
         return Partial(*automatic(inputs, graph, prune))
-    if resolved == 'reference':
+    engine = engine_of(graph) if resolved == 'xla' else None
+    attend_pruned = None
+    if engine is not None and prune is not None:
+        if prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
+            prune = None
+        elif engine.attend_pruned is None and implementation == 'xla':
+            raise ValueError(
+                f"implementation 'xla' has no Context Pruning for {graph}; use 'reference'"
+            )
+        else:
+            attend_pruned = engine.attend_pruned
+    if engine is None or (prune is not None and attend_pruned is None):
         if implementation == 'auto':
             _warn_of_reference(inputs.q, graph)
         return reference.attend(inputs, graph, scale=scale, prune=prune)
-    engine = ENGINES[type(graph)]
     options = Options(scale, block_sizes.current(inputs.q.shape[0]))
-    if prune is not None and not prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
+    if attend_pruned is not None:
         return _forward_only(
-            lambda inputs, graph, prune: engine.attend_pruned(inputs, graph, options, prune),
+            lambda inputs, graph, prune: attend_pruned(inputs, graph, options, prune),
             inputs, graph, prune,
         )  # fmt: skip
     if sharded.num_devices() > 1:  # each device sees its own arrays there
@@ -344,8 +356,8 @@ def resolve_implementation(
 
     Args:
       graph: any graph.
-      implementation: 'auto' takes the engine of the graph, and the reference for a graph that has
-        none; the others are taken as they are.
+      implementation: 'auto' takes the engine of the graph or of what it simplifies to, and the
+        reference for a graph that has none; the others are taken as they are.
 
     Raises:
       ValueError: an unknown implementation, something that is no graph, or 'xla' for a graph
@@ -356,17 +368,12 @@ def resolve_implementation(
             f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
         )
     arguments.check_graph(graph)
-    has_engine = type(graph) in ENGINES and not _only_by_reference(graph)
+    has_engine = engine_of(simplify(graph)) is not None
     if implementation == 'xla' and not has_engine:
         raise ValueError(
             f"implementation 'xla' has no engine for {graph!r}; use 'reference', or 'auto'"
         )
     return 'xla' if has_engine and implementation != 'reference' else 'reference'
-
-
-def _only_by_reference(graph: Graph) -> bool:
-    """Whether the engine of its class does not know this graph."""
-    return isinstance(graph, Local) and graph != Local(graph.size)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

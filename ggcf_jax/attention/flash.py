@@ -33,6 +33,13 @@ class Bias(Protocol):
         """The bias [queries, keys] of a piece."""
 
 
+class Skip(Protocol):
+    """Says which keys do not take part although they stand in the sequence; hashable."""
+
+    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        """Whether the i-th query does not see the j-th key; numbers that broadcast."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Chunks:
     """Lengths of the chunks of queries and of keys of a sequence, in positions."""
@@ -49,13 +56,13 @@ class Schedule:
       chunks: lengths of the chunks.
       options: scale and block sizes.
       bias: maker of the bias added to the scores, or None.
-      skip_self: whether the i-th query does not see the i-th key.
+      skip: which keys do not take part, or None.
     """
 
     chunks: Chunks
     options: Options
     bias: Bias | None = None
-    skip_self: bool = False
+    skip: Skip | None = None
 
 
 def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None) -> Chunks:
@@ -97,7 +104,7 @@ def forward(
     """
     n, m = q.shape[-2], k.shape[-2]
     size = schedule.chunks
-    seen = _sees_any(n, m, valid, schedule)
+    seen = None if valid is None else valid.any(-2, keepdims=True)
     q, k, v, valid = (
         _pad(q, size.queries),
         _pad(k, size.keys),
@@ -115,7 +122,9 @@ def forward(
             return _finish_scores(s, (i, t), m, valid, _piece(table, i, t, schedule), schedule)
 
         if steps == 1:
-            o, lse = softmax.normalise(scores(0), v)
+            s = scores(0)
+            o, lse = softmax.normalise(s, v)
+            top = None if schedule.skip is None else s.max(-1, keepdims=True)
         else:
 
             def step(state: OnlineSoftmax, t: jax.Array) -> tuple[OnlineSoftmax, None]:
@@ -126,7 +135,9 @@ def forward(
             start = OnlineSoftmax(*(varying.match(x, *inputs) for x in start))
             state, _ = lax.scan(step, start, jnp.arange(steps))
             o, lse = softmax.finish(state)
-        return o.astype(v.dtype), lse[..., None]
+            top = None if schedule.skip is None else state.top
+        any_key = None if top is None else jnp.not_equal(top, softmax.HIDDEN)
+        return softmax.where_seen(o.astype(v.dtype), lse[..., None], any_key)
 
     if q.shape[-2] == size.queries:
         o, lse = (x[..., :n, :] for x in chunk(0))
@@ -283,22 +294,11 @@ def _finish_scores(
         s = jnp.where(jnp.swapaxes(_cut(valid, t, size.keys), -1, -2), s, softmax.HIDDEN)
     elif n % size.keys:
         s = jnp.where(t * size.keys + jnp.arange(size.keys) < n, s, softmax.HIDDEN)
-    if schedule.skip_self:
+    if schedule.skip is not None:
         queries = i * size.queries + jnp.arange(size.queries)
         keys = t * size.keys + jnp.arange(size.keys)
-        s = jnp.where(queries[:, None] == keys, softmax.HIDDEN, s)
+        s = jnp.where(schedule.skip(queries[:, None], keys), softmax.HIDDEN, s)
     return s
-
-
-def _sees_any(n: int, m: int, valid: jax.Array | None, schedule: Schedule) -> jax.Array | None:
-    """Which of n queries see any of m keys: bool that broadcasts to [..., heads, n, 1]; or None.
-
-    None where all of them do.
-    """
-    if valid is None:
-        return jnp.asarray(False) if schedule.skip_self and m == 1 else None
-    count = valid.sum(-2, dtype=jnp.int32, keepdims=True)
-    return count > (valid if schedule.skip_self else 0)
 
 
 def _pad(x: jax.Array, multiple: int) -> jax.Array:

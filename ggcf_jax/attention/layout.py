@@ -39,3 +39,8 @@ def sums_as_map(x: jax.Array, h: int, w: int) -> jax.Array:
 def valid_as_rows(valid: jax.Array | None) -> jax.Array | None:
     """[b, h, w] -> [b, 1, h * w, 1]; None stays."""
     return None if valid is None else valid.reshape(valid.shape[0], 1, -1, 1)
+
+
+def columns_first(x: jax.Array) -> jax.Array:
+    """[b, h, w, heads, c] -> [w, b, heads, h, c]."""
+    return x.transpose(2, 0, 3, 1, 4)

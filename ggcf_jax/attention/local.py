@@ -3,6 +3,7 @@
 A scan goes over the tiles, so that one tile's scores are alive. Tiles and windows are slices
 clamped inside the map (a gather would make the partitioner collect the whole map, padding would
 copy it); a mask makes windows exact. The last tile of an axis may overlap the one before it.
+Dilated windows are `dilated`'s.
 """
 
 import dataclasses
@@ -58,36 +59,40 @@ class Tiling:
     """How a map is cut into tiles of queries with their windows of keys.
 
     Attributes:
-      size: S of rows and of columns.
+      graph: sizes and border rule.
+      keys: height and width of the map of keys.
       tile: height and width of the tiles of queries.
       margin: number of rows that the map of keys has more than that of queries, above and below.
       groups: tiles by the shape of their windows.
     """
 
-    size: Size2d
+    graph: Local
+    keys: Size2d
     tile: Size2d
     margin: int
     groups: tuple[WindowGroup, ...]
 
 
 @functools.cache
-def tiling(h: int, w: int, size: Size2d, sizes: BlockSizes, margin: int = 0) -> Tiling:
+def tiling(h: int, w: int, graph: Local, sizes: BlockSizes, margin: int = 0) -> Tiling:
     """The tiling of h x w queries among h + 2 * margin rows of keys.
 
     Args:
       h, w: height and width of the map of queries.
-      size: S of rows and of columns.
+      graph: sizes and border rule, not dilated.
       sizes: tile to aim at and number of different window lengths per axis.
       margin: number of additional rows of keys above and below.
     """
+    size, shift = graph.sizes, graph.border == 'shift'
     bh, bw = (_tile_length(*axis) for axis in zip((h, w), size, sizes.local))
     groups: dict[Size2d, list[tuple[int, ...]]] = {}
-    for row in _axis(h, bh, size[0], sizes.windows, margin):
-        for column in _axis(w, bw, size[1], sizes.windows, 0):
+    for row in _axis(h, bh, size[0], sizes.windows, margin, shift=shift):
+        for column in _axis(w, bw, size[1], sizes.windows, 0, shift=shift):
             corners = (row.query, column.query, row.key, column.key)
             groups.setdefault((row.window, column.window), []).append(corners)
     return Tiling(
-        size,
+        graph,
+        (h + 2 * margin, w),
         (bh, bw),
         margin,
         tuple(WindowGroup(window, np.array(c, np.int32)) for window, c in groups.items()),
@@ -96,12 +101,12 @@ def tiling(h: int, w: int, size: Size2d, sizes: BlockSizes, margin: int = 0) -> 
 
 def attend(inputs: Inputs, graph: Local, options: Options) -> Partial:
     """LOCAL attention; `engine.Attend`."""
-    return attend_rows(inputs, None, graph.sizes, options)
+    return attend_rows(inputs, None, graph, options)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def attend_rows(
-    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+    inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
     """LOCAL attention of a block of rows to its surroundings.
 
@@ -110,17 +115,31 @@ def attend_rows(
         ones above and below.
       rows_of_map: int32 [2], first and end of the rows of keys that belong to the map; None for
         all of them.
-      size: S of rows and of columns.
+      graph: sizes and border rule, not dilated.
       options: scale and block sizes.
     """
-    return _forward(inputs, rows_of_map, size, options)
+    return _forward(inputs, rows_of_map, graph, options)
 
 
-def attend_pruned(inputs: Inputs, graph: Local, options: Options, prune: Prune) -> Partial:
-    """LOCAL attention with Context Pruning; `engine.AttendPruned`."""
+def attend_pruned(
+    inputs: Inputs,
+    graph: Local,
+    options: Options,
+    prune: Prune,
+    positions: jax.Array | None = None,
+) -> Partial:
+    """LOCAL attention with Context Pruning; `engine.AttendPruned`.
+
+    Args:
+      inputs: the arrays of the attention.
+      graph: sizes and border rule, not dilated.
+      options: scale and block sizes.
+      prune: how many neighbours are kept, by what priority.
+      positions: int32 [h, w], numbers of the positions where the map is a part of another one.
+    """
     v = inputs.v
     b, h, w, heads, _ = inputs.q.shape
-    cut = tiling(h, w, graph.sizes, options.sizes)
+    cut = tiling(h, w, graph, options.sizes)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
     for group in cut.groups:
@@ -134,8 +153,11 @@ def attend_pruned(inputs: Inputs, graph: Local, options: Options, prune: Prune) 
             mask = _neighbours(query, key, cut, group.window, None, valid)
             seen = _sees_any(mask, valid)
             mask = mask.reshape(*mask.shape[:3], *s.shape[-2:])
-            positions = _positions(query, cut.tile, w), _positions(key, group.window, w)
-            kept = pruning.select(s, mask, prune, b, *positions)
+            i, j = (
+                _positions(at, shape, w) if positions is None else _taken(positions, at, shape)
+                for at, shape in ((query, cut.tile), (key, group.window))
+            )
+            kept = pruning.select(s, mask, prune, b, i, j)
             o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
             return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
 
@@ -144,11 +166,11 @@ def attend_pruned(inputs: Inputs, graph: Local, options: Options, prune: Prune) 
 
 
 def _forward(
-    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+    inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
     q, k, v, _ = inputs
     b, h, w, heads, _ = q.shape
-    cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
+    cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
     for group in cut.groups:
@@ -169,17 +191,17 @@ def _forward(
 
 
 def _attend_forward(
-    inputs: Inputs, rows_of_map: jax.Array | None, size: Size2d, options: Options
+    inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> tuple[Partial, tuple]:
-    result = _forward(inputs, rows_of_map, size, options)
+    result = _forward(inputs, rows_of_map, graph, options)
     return result, (inputs, rows_of_map, result)
 
 
-def _attend_backward(size: Size2d, options: Options, saved: tuple, gradients: Partial) -> tuple:
+def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Partial) -> tuple:
     inputs, rows_of_map, result = saved
     q, k, v, _ = inputs
     b, h, w, heads, _ = q.shape
-    cut = tiling(h, w, size, options.sizes, (k.shape[1] - h) // 2)
+    cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
     queries = softmax.query_tile(
         q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
     )
@@ -226,7 +248,7 @@ def _tile_length(n: int, size: int, most: int) -> int:
     return min(lengths, key=executed)
 
 
-def _axis(n: int, b: int, size: int, windows: int, margin: int) -> list[_AxisTile]:
+def _axis(n: int, b: int, size: int, windows: int, margin: int, *, shift: bool) -> list[_AxisTile]:
     """The tiles of b queries along an axis of n, with at most `windows` different window lengths.
 
     There are `margin` more positions of keys than of queries at both ends.
@@ -234,7 +256,12 @@ def _axis(n: int, b: int, size: int, windows: int, margin: int) -> list[_AxisTil
     keys, tiles = n + 2 * margin, []
     for start in range(0, n, b):
         start = min(start, n - b)
-        low, high = max(0, start + margin - size), min(keys, start + b + margin + size)
+        low, high = start + margin - size, start + b + margin + size
+        if shift and margin:  # where the map ends is not known here: a window moves by S at most
+            low, high = low - size, high + size
+        elif shift:
+            low, high = min(low, n - 2 * size - 1), max(high, 2 * size + 1)
+        low, high = max(0, low), min(keys, high)
         tiles.append(_AxisTile(start, low, high - low))
     lengths = sorted({tile.window for tile in tiles})
     picks = np.linspace(len(lengths) - 1, 0, min(windows, len(lengths))).round().astype(int)
@@ -305,6 +332,16 @@ def _near(q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int) -> j
     return jnp.abs(q[:, :, None] - k[:, None]) <= size
 
 
+def _within(
+    q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int, ends: tuple
+) -> jax.Array:
+    """As `_near` with windows that are moved inward at the ends of the map, [first, end)."""
+    q = (q0[:, None] + jnp.arange(queries))[:, :, None]
+    k = (k0[:, None] + jnp.arange(keys))[:, None]
+    first = jnp.maximum(ends[0], jnp.minimum(q - size, ends[1] - (2 * size + 1)))
+    return (k >= first) & (k <= first + 2 * size)
+
+
 def _merged(inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The arrays with heads and channels merged; `valid` as one channel."""
     q, k, v, valid = inputs
@@ -364,11 +401,17 @@ def _mask(
 
     Of the rows of keys only [first, end) of `rows_of_map` belong to the map, where it is given.
     """
-    rows = _near(query.y + cut.margin, key.y, cut.tile[0], window[0], cut.size[0])
+    sizes = cut.graph.sizes
+    rows_at = query.y + cut.margin, key.y, cut.tile[0], window[0], sizes[0]
+    columns_at = query.x, key.x, cut.tile[1], window[1], sizes[1]
+    if cut.graph.border == 'shift':
+        rows = _within(*rows_at, (0, cut.keys[0]) if rows_of_map is None else tuple(rows_of_map))
+        columns = _within(*columns_at, (0, cut.keys[1]))
+    else:
+        rows, columns = _near(*rows_at), _near(*columns_at)
     if rows_of_map is not None:
         k = key.y[:, None] + jnp.arange(window[0])
         rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
-    columns = _near(query.x, key.x, cut.tile[1], window[1], cut.size[1])
     return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
 
 
@@ -385,6 +428,11 @@ def _positions(at: _Corners, shape: Size2d, width: int) -> jax.Array:
     """Row-major positions of slices in a map of that width: int32 [tiles, elements]."""
     y, x = at.y[:, None] + jnp.arange(shape[0]), at.x[:, None] + jnp.arange(shape[1])
     return (y[:, :, None] * width + x[:, None]).reshape(len(at.y), -1)
+
+
+def _taken(positions: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
+    """The same from the map of positions [h, w] of another map: int32 [tiles, elements]."""
+    return _take(positions[None, :, :, None], at, shape, 1)[:, 0, 0, :, 0]
 
 
 def _masked_scores(q: jax.Array, k: jax.Array, scale: float, mask: jax.Array) -> jax.Array:

@@ -4,8 +4,11 @@ The partitioner cannot see how little of the map a device needs and would gather
 each device says what it fetches, and then runs the same engine on its share:
 
 - LOCAL: the rows around its own, from its neighbours (collective-permute);
-- GRID, COLUMN: all rows of some residues of columns, in exchange for its own rows (all-to-all);
-- ROW: nothing;
+- GRID, COLUMN, dilated LOCAL: all rows of some residues of columns, in exchange for its own rows
+  (all-to-all);
+- ROW: nothing; CROSS and unions: what their parts do;
+- BLOCK: nothing where blocks end with the rows of a device, else all rows of some blocks of columns
+  (all-to-all);
 - FULL and LEARNED: the keys and values of all rows (all-gather; reduce-scatter backward), which is
   linear in the map where the scores are quadratic.
 """
@@ -20,10 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ggcf_jax.attention import full, grid, learned, local
+from ggcf_jax.attention import axial, block, dilated, full, grid, groups, learned, local, union
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.graphs import Column, Full, Grid, Learned, Local
+from ggcf_jax.attention.graphs import Block, Column, Full, Grid, Learned, Local, Row
 from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.union import Rest
 
 AXIS = 'space'
 
@@ -77,12 +81,20 @@ def full_rows(inputs: Inputs, graph: Full, options: Options) -> Partial:
 
 def local_rows(inputs: Inputs, graph: Local, options: Options) -> Partial:
     """LOCAL attention of one device's rows; `engine.Attend`."""
+    if graph.dilations != (1, 1):
+
+        def attend_columns(inputs: Inputs, share: int) -> Partial:
+            dilations = graph.dilations[0], share
+            return dilated.attend(inputs, Local(graph.size, dilations, graph.border), options)
+
+        return over_columns(attend_columns, inputs, graph.dilations[1])
     count, rows = lax.axis_size(AXIS), inputs.q.shape[1]
-    margin = min(graph.sizes[0], (count - 1) * rows)
+    reach = graph.sizes[0] * (2 if graph.border == 'shift' else 1)
+    margin = min(reach, (count - 1) * rows)
     inputs = _over_keys(lambda x: _with_neighbours(x, margin, count), inputs)
     above = margin - lax.axis_index(AXIS) * rows  # rows before the first of the map
     rows_of_map = jnp.stack([above, above + count * rows])
-    return local.attend_rows(inputs, rows_of_map, graph.sizes, options)
+    return local.attend_rows(inputs, rows_of_map, graph, options)
 
 
 def grid_rows(inputs: Inputs, graph: Grid, options: Options) -> Partial:
@@ -99,9 +111,47 @@ def _grid_rows(inputs: Inputs, strides: grid.Strides, options: Options) -> Parti
     """GRID attention of one device's rows, with one stride of rows and another of columns."""
 
     def attend_columns(inputs: Inputs, share: int) -> Partial:
-        return grid.attend_strides(inputs, (strides[0], share), options)
+        return groups.attend(inputs, grid.Residues((strides[0], share)), options)
 
     return over_columns(attend_columns, inputs, strides[1])
+
+
+def rest_rows(inputs: Inputs, rest: Rest, options: Options) -> Partial:
+    """`union.attend_rest` of one device's rows."""
+    rows, w = inputs.q.shape[1:3]
+    size = lax.axis_size(AXIS) * rows, w
+    if isinstance(rest.graph, Row):
+        return groups.attend(inputs, axial.rows(inputs), options, rest.skip(size))
+    step = union.strides(rest.graph, size)
+
+    def attend_columns(inputs: Inputs, share: int) -> Partial:
+        partition = grid.Residues((step[0], share))
+        return groups.attend(inputs, partition, options, rest.skip(size))
+
+    return over_columns(attend_columns, inputs, step[1])
+
+
+def block_rows(inputs: Inputs, graph: Block, options: Options) -> Partial:
+    """BLOCK attention of one device's rows; `engine.Attend`."""
+    count, (b, rows, w) = lax.axis_size(AXIS), inputs.q.shape[:3]
+    (height, width), (top, left) = graph.sizes, graph.shifts
+    if (rows % height == 0 and top == 0) or height == 1:
+        return block.attend(inputs, graph, options)  # a block lies on one device
+    # Whole blocks of columns, equally many for every device. Positions before and behind the map
+    # fill them up: they are not valid.
+    before = -left % width
+    blocks = -(-(before + w) // width)
+    strip = -(-blocks // count) * width
+    fill = (before, strip * count - before - w)
+    maps = groups.as_maps(inputs)
+    if any(fill) and inputs.valid is None:
+        maps = (*maps, jnp.ones((b, rows, w, 1, 1), bool))
+    swap = functools.partial(lax.all_to_all, axis_name=AXIS, tiled=True)
+    strips = [jnp.pad(x, ((0, 0), (0, 0), fill, (0, 0), (0, 0))) for x in maps]
+    strips = [swap(x, split_axis=2, concat_axis=1) for x in strips]
+    part = block.attend(groups.from_maps(strips), Block((height, width), (top, 0)), options)
+    o, lse = (swap(x, split_axis=1, concat_axis=2)[:, :, before : before + w] for x in part)
+    return Partial(o, lse)
 
 
 def over_columns(
@@ -119,10 +169,10 @@ def over_columns(
     b, rows, w, heads, _ = inputs.q.shape
     swap = functools.partial(lax.all_to_all, axis_name=AXIS, tiled=True)
     # Each [b, rows, ., tx, heads, c].
-    maps = [grid.split(x, (1, stride))[:, :, 0] for x in grid.as_maps(inputs)]
+    maps = [grid.split(x, (1, stride))[:, :, 0] for x in groups.as_maps(inputs)]
     out = [
         jnp.zeros((*maps[0].shape[:4], spec.heads, spec.channels), spec.dtype)
-        for spec in grid.result_specs(inputs)
+        for spec in groups.result_specs(inputs)
     ]
     for run in grid.residues(w, stride):
         # Residues of equally many members, filled up so that every device gets equally many.
@@ -132,7 +182,7 @@ def over_columns(
         runs = [jnp.pad(x[:, :, : run.members, run.first : run.end], fill) for x in maps]
         columns = [swap(x, split_axis=3, concat_axis=1) for x in runs]
         columns = [x.reshape(b, count * rows, run.members * share, *x.shape[4:]) for x in columns]
-        part = attend_columns(grid.from_maps(columns), share)
+        part = attend_columns(groups.from_maps(columns), share)
         for i, x in enumerate((part.o, part.lse[..., None])):
             x = x.reshape(b, count * rows, run.members, share, heads, -1)
             x = swap(x, split_axis=1, concat_axis=3)[:, :, :, :residues]

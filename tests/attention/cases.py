@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import GRAPHS, Grid, Local, parse
+from ggcf_jax.attention import GRAPHS, Cross, Grid, Local, Union, parse, resolve_implementation
 
 
 def every_graph(numbers=(1, 3, 30)):
@@ -75,6 +75,17 @@ def with_options():
         *parse('local:2|cross,local:1|grid:3|row,block:3|local:1,local:7&grid:3,block:4&cross'),
         *parse('(local:2:shift|column)&grid:2,row&local:2@2'),
     ]
+
+
+def is_joined(graph):
+    """Whether its engine joins parts by log-sum-exps, which are rounded as affinities are."""
+    return isinstance(graph, (Cross, Union))
+
+
+def with_engine():
+    """Those of them that an engine attends to, and some that it attends to once simplified."""
+    extra = parse('local:7&grid:3,row&local:3,row|local:2x0')
+    return [g for g in [*with_options(), *extra] if resolve_implementation(g) == 'xla']
 
 
 def per_axis():

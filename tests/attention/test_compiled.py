@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ggcf_jax.attention import attend, graphs
-from tests.attention.cases import assert_close, inputs
+from tests.attention.cases import assert_close, inputs, slow
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
 
@@ -34,7 +34,21 @@ def collectives(compiled):
     return dict(collections.Counter(found))
 
 
-@pytest.mark.parametrize('text', ['local:4', 'grid:8', 'full'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('local:4', 'grid:8', 'full', 'cross', 'block:8+4'),
+        *slow(
+            [
+                'local:4:shift',
+                'local:2@4',
+                'local:3x0@4x1:shift',
+                'local:12&grid:4',
+                'local:4|grid:8|row',
+            ]
+        ),
+    ],
+)
 def test_no_array_of_all_pairs(text):
     h, w = 48, 64
     x = jax.ShapeDtypeStruct((1, h, w, 1, 16), jnp.float32)
@@ -45,7 +59,7 @@ def test_no_array_of_all_pairs(text):
 @pytest.mark.slow
 def test_temporary_memory_at_128_by_256():
     x = jax.ShapeDtypeStruct((1, 128, 256, 1, 64), jnp.float32)
-    for text in ('local:24', 'grid:8', 'grid:24'):
+    for text in ('local:24', 'local:8@8', 'grid:8', 'grid:24', 'cross', 'block:32+16'):
         compiled = forward_and_backward(graphs.parse(text)[0]).lower(x, x, x).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < 64e6
 
@@ -63,7 +77,13 @@ def sharded(graph, spec, shape):
     return collectives(compiled)
 
 
-@pytest.mark.parametrize('text', ['local:2', 'grid:3', 'full', 'learned'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('local:2', 'grid:3', 'full', 'learned'),
+        *slow(['local:2:shift', 'local:1@3', 'cross', 'block:4+1', 'local:1|grid:4']),
+    ],
+)
 def test_sharded_batch_needs_no_communication(text):
     graph = graphs.parse(text)[0]
     if text == 'learned':

@@ -11,6 +11,7 @@ from tests.attention.cases import (
     assert_close,
     every_graph,
     inputs,
+    is_joined,
     numbered,
     slow,
     values_and_gradients,
@@ -67,7 +68,8 @@ def test_large_affinities_and_single_neighbours(graph):
     for x in (o, *gradients):
         assert np.isfinite(x).all()
     expected = attend(sign, sign[:, ::-1], v, graph, implementation='reference')
-    assert_close(o, expected, 1e-5)
+    # Sums of that size are rounded to steps of 1e-3.
+    assert_close(o, expected, 2e-3 if is_joined(graph) else 1e-5)
     alone = [x[:, :1, :1] for x in (sign, sign, v)]
     assert_close(attend(*alone, graph), alone[2], 1e-6)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ggcf_jax.attention import attend, pruning, top_k
-from ggcf_jax.attention.graphs import Full, Grid, Local
-from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow
+from ggcf_jax.attention.graphs import Block, Cross, Full, Grid, Local
+from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow, with_engine
 
 RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
 KEEPS = ({'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM)
@@ -20,7 +20,9 @@ def kept_pairs(graph, h, w, q, k, **options):
     return np.asarray(run(q, k)).reshape(h * w, h * w)
 
 
-@pytest.mark.parametrize('graph', [*every_graph((3,)), *slow(per_axis()[::2])], ids=str)
+@pytest.mark.parametrize(
+    'graph', [*every_graph((3,)), *slow([*per_axis()[::2], *with_engine()])], ids=str
+)
 @pytest.mark.parametrize(
     'options', [KEEPS[0], *slow(KEEPS[1:])], ids=lambda o: ' '.join(map(str, list(o.values())[:2]))
 )
@@ -49,7 +51,9 @@ def test_exactly_n_and_each_query_by_its_own_count(graph):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('graph', [Local(2), Grid(2)], ids=str)
+@pytest.mark.parametrize(
+    'graph', [Local(2), Grid(2), Cross(), Block(3), Local(1, 2, 'shift')], ids=str
+)
 def test_ties_keep_the_first_in_row_major_order(graph):
     h, w = 5, 7
     zero = jnp.zeros((1, h, w, 1, 4))
@@ -115,6 +119,16 @@ def test_gradients_are_right_or_refused():
     step = jnp.zeros_like(q).at[0, 2, 3, 0, 1].set(1e-2)
     slope = (loss(q + step, 'xla') - loss(q - step, 'xla')) / 2e-2
     assert slope == pytest.approx(float(gradient[0, 2, 3, 0, 1]), rel=2e-2, abs=1e-4)
+
+
+def test_unions_are_pruned_by_the_reference():
+    q, k, v, _ = inputs(1, 4, 5, 1, 4, 4)
+    graph = Local(1) | Cross()
+    with pytest.warns(UserWarning, match='union has no engine'):
+        attend(q, k, v, graph, keep=2)
+    with pytest.raises(ValueError, match=r"'xla' has no Context Pruning for local:1\|cross"):
+        attend(q, k, v, graph, keep=2, implementation='xla')
+    attend(q, k, v, graph, keep=20, implementation='xla')  # all of them
 
 
 def largest_by_sort(x, mask, n):

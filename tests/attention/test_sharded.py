@@ -12,6 +12,10 @@ from tests.attention.test_compiled import collectives, forward_and_backward
 
 FETCHED = {
     'local': {'collective-permute'},
+    'dilated': {'all-to-all'},
+    'union': {'collective-permute', 'all-to-all'},
+    'cross': {'all-to-all'},
+    'block': {'all-to-all'},
     'grid': {'all-to-all'},
     'column': {'all-to-all'},
     # The transposed gather; XLA:CPU writes a reduce-scatter as all-reduce or all-to-all.
@@ -31,6 +35,11 @@ def mesh():
     [
         *('local:5', 'grid:5', 'column', 'full'),
         *slow(['local:2', 'local:40', 'local:1x3', 'grid:4', 'grid:4x3']),
+        *slow(
+            ['local:1:shift', 'local:2:shift', 'local:40:shift', 'local:2@3', 'local:1x2@2x5:shift']
+        ),
+        *slow(['local:2|cross', 'grid:5|grid:3x2|row']),
+        *slow(['cross', 'block:5', 'block:3+1', 'block:4x3+2x1', 'block:30+7']),
     ],
 )
 def test_rows_over_devices(mesh, text):
@@ -43,8 +52,11 @@ def test_rows_over_devices(mesh, text):
         f = jax.jit(forward_and_backward(graph), out_shardings=sharding)
         compiled = f.lower(*dealt).compile()
         assert_close(compiled(*dealt), expected, 1e-5)
-    assert 0 < len(collectives(compiled)) <= len(FETCHED[text.split(':')[0]])
-    assert set(collectives(compiled)) <= FETCHED[text.split(':')[0]]
+    special = {'@': 'dilated', '|': 'union'}
+    kinds = [kind for sign, kind in special.items() if sign in text]
+    fetched = FETCHED[kinds[0] if kinds else text.split(':')[0]]
+    assert 0 < len(collectives(compiled)) <= len(fetched)
+    assert set(collectives(compiled)) <= fetched
 
 
 def test_learned_graph_over_devices(mesh):
@@ -71,13 +83,15 @@ def test_rows_that_cannot_be_dealt(mesh):
     assert sharded.num_devices() == 1
 
 
-def test_rows_need_no_communication(mesh):
+@pytest.mark.parametrize('text', ['row', *slow(['block:3', 'block:1x4+0x3'])])
+def test_some_need_no_communication(mesh, text):
+    (graph,) = graphs.parse(text)
     q, k, v = inputs(2, 12, 11, 1, 8, 4)[:3]
     sharding = NamedSharding(mesh, PartitionSpec('data', 'space'))
-    expected = forward_and_backward(graphs.Row())(q, k, v)
+    expected = forward_and_backward(graph)(q, k, v)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(x, sharding) for x in (q, k, v)]
-        f = jax.jit(forward_and_backward(graphs.Row()), out_shardings=sharding)
+        f = jax.jit(forward_and_backward(graph), out_shardings=sharding)
         compiled = f.lower(*placed).compile()
         assert_close(compiled(*placed), expected, 1e-5)
     assert collectives(compiled) == {}

@@ -7,7 +7,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ggcf_jax.attention import (
+    Block,
     Column,
+    Cross,
     Full,
     Grid,
     Local,
@@ -18,7 +20,7 @@ from ggcf_jax.attention import (
     attention_weights,
     merge,
 )
-from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow
+from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow, with_engine
 
 H, W, SIZE = 9, 11, (6, 7)  # of the maps, and of the image in the corner of the first of them
 PRUNED = [{'keep': 4}, {'drop_rate': 0.5}]
@@ -48,7 +50,9 @@ def both_outputs(graph, weights, options):
 
 
 @pytest.mark.parametrize(
-    'graph', [*every_graph((3,)), *slow([*every_graph((1, 30))[3:], *per_axis()])], ids=str
+    'graph',
+    [*every_graph((3,)), *slow([*every_graph((1, 30))[3:], *per_axis(), *with_engine()])],
+    ids=str,
 )
 def test_values_and_gradients(graph):
     *arrays, weights = inputs(3, H, W, 2, 5, 4)
@@ -90,7 +94,7 @@ def test_an_image_is_the_same_with_padding_around_it(graph, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', PRUNED, ids=['keep', 'rate'])
-@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
+@pytest.mark.parametrize('graph', [*every_graph((3,)), Local(1, 2, 'shift')], ids=str)
 def test_pruned(graph, options):
     q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
     run = jax.jit(
@@ -112,10 +116,16 @@ def test_nan_in_padding_stays_there(graph):
     assert_close(o, attend(q, *clean, graph, valid=valid), 1e-6)
 
 
-@pytest.mark.parametrize('text', ['local', 'full', *slow(['grid', 'column', 'row'])])
-def test_rows_over_devices(text):
-    graph = {'local': Local(5), 'full': Full(), 'grid': Grid((5, 3)), 'row': Row(),
-             'column': Column()}[text]  # fmt: skip
+@pytest.mark.parametrize(
+    'graph',
+    [
+        Local(5), Full(),
+        *slow([Grid((5, 3)), Row(), Column(), Cross(), Block(5, 3), Local(1, 2, 'shift')]),
+        *slow([Local(2, border='shift')]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rows_over_devices(graph):
     mesh = jax.make_mesh((2, 4), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
     *arrays, weights = inputs(2, 12, 11, 2, 4, 4)
     valid = jnp.asarray(np.random.default_rng(0).random((2, 12, 11)) < 0.6)

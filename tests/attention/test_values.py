@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggcf_jax import attention
-from ggcf_jax.attention import Graph, attend, block_sizes, graphs, target
+from ggcf_jax.attention import Graph, Local, attend, block_sizes, graphs, target
 from tests.attention.cases import (
     assert_close,
     every_graph,
@@ -17,6 +17,7 @@ from tests.attention.cases import (
     per_axis,
     slow,
     values_and_gradients,
+    with_engine,
 )
 
 SMALL = dataclasses.replace(block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, scores=600)
@@ -38,7 +39,9 @@ def compare(graph, shape, rel, *, dtype=jnp.float32, v_heads=None, scale=1.0):
     assert_close(actual, expected, rel)
 
 
-@pytest.mark.parametrize('graph', [*every_graph((3,)), *slow(numbered((1, 30)))], ids=str)
+@pytest.mark.parametrize(
+    'graph', [*every_graph((3,)), *slow([*numbered((1, 30)), *with_engine()])], ids=str
+)
 @pytest.mark.parametrize(
     'shape', [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3), (2, 13, 17, 1)], ids=str
 )
@@ -53,7 +56,9 @@ def test_numbers_per_axis(graph):
 
 
 @pytest.mark.parametrize('transpose_result', [True, *slow([False])])
-@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
+@pytest.mark.parametrize(
+    'graph', [*every_graph((3,)), Local(2, border='shift'), *slow(with_engine())], ids=str
+)
 def test_many_small_tiles(graph, transpose_result, monkeypatch):
     small = dataclasses.replace(SMALL, transpose_result=transpose_result)
     monkeypatch.setattr(block_sizes, 'CPU', small)
@@ -61,7 +66,9 @@ def test_many_small_tiles(graph, transpose_result, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('text', ['local:8', 'grid:4', 'full', 'learned'])
+@pytest.mark.parametrize(
+    'text', ['local:8', 'local:8@2:shift', 'block:20+8', 'grid:4', 'full', 'learned']
+)
 def test_block_sizes_of_accelerators(text):
     graph = graphs.parse(text)[0]
     with target.tracing_for('gpu'):
@@ -129,6 +136,6 @@ def test_a_new_graph_works_through_the_reference():
 
 
 def test_resolve_implementation():
-    for graph in graphs.parse('full,local:8,grid:8,learned'):
+    for graph in graphs.parse('full,local:8,grid:8,learned,local:12&grid:4,row|column'):
         assert attention.resolve_implementation(graph) == 'xla'
         assert attention.resolve_implementation(graph, implementation='reference') == 'reference'

@@ -1,0 +1,303 @@
+"""Dense attention inside groups of positions: the residue classes of GRID, the blocks of BLOCK.
+
+A partition says how a map falls into groups that do not overlap. Groups of one size form a piece: a
+batch without padding and without a mask. A scan cuts as many groups at a time from the map as its
+scores may be alive.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ggcf_jax.attention import flash, layout, pruning, softmax, varying
+from ggcf_jax.attention.block_sizes import Options, even
+from ggcf_jax.attention.flash import Chunks, Schedule
+from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.pruning import Prune
+from ggcf_jax.attention.softmax import QueryTile
+
+Start = Sequence[int] | jax.Array  # number of the first group taken along rows and along columns
+
+
+class Piece(Protocol):
+    """Some groups of one size, from a `start` on that the methods are given."""
+
+    @property
+    def width(self) -> int:
+        """Number of columns of a group: its members are numbered row by row."""
+
+    def gather(self, x: jax.Array, start: Start, heads: int) -> jax.Array:
+        """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
+
+    def scatter(self, x: jax.Array, start: Start, groups: jax.Array) -> jax.Array:
+        """The map x, of the shape `Partition.apart` and [heads * c], with the groups put in."""
+
+
+class Partition(Protocol):
+    """How maps fall into groups; hashable."""
+
+    def apart(self, h: int, w: int) -> tuple[int, int, int, int]:
+        """Shape of a map that `Piece.scatter` writes: two axes for rows and two for columns.
+
+        Together they may be longer than the map.
+        """
+
+    def pieces(
+        self, h: int, w: int, most: Callable[[int], int]
+    ) -> Iterator[tuple[Piece, list[tuple[int, int]]]]:
+        """Pieces, and where they start, that together hold each group of an h x w map once.
+
+        Args:
+          h, w: height and width of the map.
+          most: number of members of a group -> number of groups to take at a time.
+        """
+
+
+class Skip(Protocol):
+    """Says which members of a group do not see which, though they are in one; hashable."""
+
+    def of(self, width: int) -> flash.Skip:
+        """The same for a group whose members are numbered by rows of this length."""
+
+
+class MapSpec(NamedTuple):
+    """Heads, channels and dtype of a map [b, h, w, heads, channels] that a loop makes."""
+
+    heads: int
+    channels: int
+    dtype: jnp.dtype
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def attend(
+    inputs: Inputs, partition: Partition, options: Options, skip: Skip | None = None
+) -> Partial:
+    """Attention of each position to those of its group.
+
+    Args:
+      inputs: the arrays of the attention.
+      partition: the groups.
+      options: scale and block sizes.
+      skip: who does not see whom in a group; None where all see all.
+    """
+    return _attend(inputs, partition, options, skip)
+
+
+def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune: Prune) -> Partial:
+    """As `attend` with Context Pruning, forward only."""
+    b, h, w, heads, _ = inputs.q.shape
+    positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
+
+    def groups(
+        width: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        positions: jax.Array,
+        valid: jax.Array | None = None,
+    ) -> Sequence[jax.Array]:
+        positions = positions.reshape(positions.shape[0], -1)
+        return pruning.attend_rows(q, k, v, valid, positions, prune, options)
+
+    def most(n: int) -> int:
+        return options.sizes.pruned // (options.sizes.per_device(b * heads) * n * min(n, 64))
+
+    q, k, v, *valid = as_maps(inputs)
+    maps = (q, k, v, positions, *valid)
+    o, lse = _over_groups(groups, maps, partition, result_specs(inputs), most)
+    return Partial(o, lse[..., 0])
+
+
+def as_maps(inputs: Inputs) -> tuple[jax.Array, ...]:
+    """q, k, v and, where it is given, `valid` as a map of one head and one channel."""
+    q, k, v, valid = inputs
+    return (q, k, v) if valid is None else (q, k, v, valid[..., None, None])
+
+
+def from_maps(maps: Sequence[jax.Array]) -> Inputs:
+    """The arrays that `as_maps` gives these maps for."""
+    q, k, v, *valid = maps
+    return Inputs(q, k, v, valid[0][..., 0, 0] if valid else None)
+
+
+def result_specs(inputs: Inputs) -> list[MapSpec]:
+    """The maps of a `Partial`."""
+    q, k, v, _ = inputs
+    heads = q.shape[3]
+    return [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
+
+
+def _attend(inputs: Inputs, partition: Partition, options: Options, skip: Skip | None) -> Partial:
+    b, _, _, heads, _ = inputs.q.shape
+
+    def groups(
+        width: int, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
+    ) -> Sequence[jax.Array]:
+        shape = q.shape[:-1]
+        (q, k, v), valid = _merged((q, k, v), valid)
+        schedule = _schedule(q.shape[-2], width, b * heads, options, skip)
+        o, lse = flash.forward(q, k, v, valid, None, schedule)
+        return o.reshape(*shape, -1), lse.reshape(*shape, 1)
+
+    most = _groups_per_step(b * heads, options)
+    o, lse = _over_groups(groups, as_maps(inputs), partition, result_specs(inputs), most)
+    return Partial(o, lse[..., 0])
+
+
+def _attend_forward(
+    inputs: Inputs, partition: Partition, options: Options, skip: Skip | None
+) -> tuple[Partial, tuple]:
+    result = _attend(inputs, partition, options, skip)
+    return result, (inputs, result)
+
+
+def _attend_backward(
+    partition: Partition, options: Options, skip: Skip | None, saved: tuple, gradients: Partial
+) -> tuple:
+    inputs, result = saved
+    q, k, v, _ = inputs
+    b, _, _, heads, _ = q.shape
+    # The sums of do * o are taken here, so that o need not be gathered.
+    queries = softmax.query_tile(
+        q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
+    )
+
+    def groups(
+        width: int,
+        q: jax.Array,
+        do: jax.Array,
+        lse: jax.Array,
+        delta: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        valid: jax.Array | None = None,
+    ) -> Sequence[jax.Array]:
+        shapes = [x.shape for x in (q, k, v)]
+        (k, v, *tile), valid = _merged((k, v, q, do, lse, delta), valid)
+        schedule = _schedule(k.shape[-2], width, b * heads, options, skip)
+        *gradients, _ = flash.backward(QueryTile(*tile), k, v, valid, None, schedule)
+        return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
+
+    specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
+    maps = (*queries, *as_maps(inputs)[1:])
+    most = _groups_per_step(b * heads, options)
+    found = _over_groups(groups, maps, partition, specs, most)
+    dq, dk, dv = (varying.gradient(x, y) for x, y in zip(found, (q, k, v)))
+    return (Inputs(dq, dk, dv, None),)
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _over_groups(
+    f: Callable[..., Sequence[jax.Array]],
+    arrays: Sequence[jax.Array],
+    partition: Partition,
+    specs: Sequence[MapSpec],
+    most: Callable[[int], int],
+) -> list[jax.Array]:
+    """f over the groups of maps, so many at a time that its scores stay few.
+
+    Args:
+      f: width of a group, groups of the arrays [groups, b, heads, members, c] -> groups of each
+        result.
+      arrays: maps [b, h, w, heads, c].
+      partition: the groups.
+      specs: one for each map in the result.
+      most: number of members of a group -> number of groups to take at a time.
+
+    Returns:
+      Maps [b, h, w, heads, c].
+    """
+    b, h, w = arrays[0].shape[:3]
+    apart = (b, *partition.apart(h, w))
+    merged = [(layout.merge_heads(x), x.shape[3]) for x in arrays]
+    out = [
+        varying.zeros((*apart, spec.heads * spec.channels), spec.dtype, *arrays) for spec in specs
+    ]
+    for piece, starts in partition.pieces(h, w, most):
+
+        def step(
+            out: list[jax.Array], start: Start, piece: Piece = piece
+        ) -> tuple[list[jax.Array], None]:
+            groups = f(piece.width, *(piece.gather(x, start, heads) for x, heads in merged))
+            return [piece.scatter(x, start, g) for x, g in zip(out, groups, strict=True)], None
+
+        if len(starts) == 1:  # known at compile time outside of a loop
+            out, _ = step(out, starts[0])
+        else:
+            out, _ = lax.scan(step, out, jnp.array(starts, jnp.int32))
+    height, width = math.prod(apart[1:3]), math.prod(apart[3:])
+    out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
+    return [layout.split_heads(x, spec.heads) for x, spec in zip(out, specs)]
+
+
+def parts(
+    rows: int, columns: int, together: int
+) -> Iterator[tuple[tuple[int, int], list[tuple[int, int]]]]:
+    """A field of groups of one size in equal parts, and what is left.
+
+    Args:
+      rows, columns: number of groups along each axis.
+      together: number of groups to take at a time.
+
+    Yields:
+      Number of groups along each axis in a part, and where the parts of these numbers start.
+    """
+    # Rounded: a few more groups than that are better than a small rest.
+    cuts = _parts(rows, round(together / columns)), _parts(columns, together)
+    for (height, top), (width, left) in itertools.product(*cuts):
+        yield (height, width), list(itertools.product(top, left))
+
+
+def _parts(n: int, most: int) -> list[tuple[int, Sequence[int]]]:
+    """n groups in equal parts of at most `most`, and what is left: (length, starts) of each."""
+    length = even(n, most)
+    end = n - n % length
+    parts: list[tuple[int, Sequence[int]]] = [(length, range(0, end, length))]
+    return parts if end == n else [*parts, (n - end, [end])]
+
+
+def _groups_per_step(batch: int, options: Options) -> Callable[[int], int]:
+    """Number of groups to take at a time, as a function of the members of one."""
+
+    def most(n: int) -> int:
+        chunks = _chunks(n, batch, options)
+        rows = options.sizes.per_device(batch)
+        return options.sizes.scores // (rows * chunks.queries * chunks.keys)
+
+    return most
+
+
+def _schedule(n: int, width: int, batch: int, options: Options, skip: Skip | None) -> Schedule:
+    """How the loops go over groups of n members, numbered by rows of `width`."""
+    chunks = _chunks(n, batch, options)
+    return Schedule(chunks, options, skip=None if skip is None else skip.of(width))
+
+
+def _chunks(n: int, batch: int, options: Options) -> Chunks:
+    """Chunks of groups of n members, `batch` sequences (batch elements times heads) each."""
+    if options.sizes.per_device(batch) * n * n <= options.sizes.scores:
+        return Chunks(n, n)
+    return flash.choose_chunks(n, batch, options)
+
+
+def _merged(
+    arrays: Sequence[jax.Array], valid: jax.Array | None
+) -> tuple[Sequence[jax.Array], jax.Array | None]:
+    """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
+    batch, heads = arrays[0].shape[1:3]
+    if any(x.shape[2] != heads for x in arrays):
+        return arrays, valid
+    # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
+    one = () if batch * heads == 1 else (batch * heads,)
+    if valid is not None:
+        valid = jnp.broadcast_to(valid, (*valid.shape[:2], heads, *valid.shape[3:]))
+        valid = valid.reshape(valid.shape[0], *one, *valid.shape[3:])
+    return [x.reshape(x.shape[0], *one, *x.shape[3:]) for x in arrays], valid
