@@ -17,6 +17,9 @@ from rich.text import Text
 
 # More classes than this are listed in two columns side by side.
 _ROWS = 12
+# More classes than this are longer than a screen: so many of the lowest and highest are listed.
+_MOST, _ENDS = 50, 15
+_NAMED = 10  # number of absent classes that are named
 # Seconds between two lines about work that goes on, where there is no terminal.
 _SILENCE = 10.0
 
@@ -212,6 +215,8 @@ def iou_table(
 ) -> Table:
     """Per-class IoU of an evaluation as a rich table, to be printed by `Progress.print`.
 
+    Of more than 50 classes the 15 lowest and the 15 highest are listed; the report has all of them.
+
     Args:
         classes: name of each class, or of another `entry` such as category.
         iou: IoU of each class, in [0, 1]; NaN or None for a class in neither ground truth nor
@@ -238,23 +243,32 @@ def iou_table(
     mean = _known(miou)
     if present and mean is not None:
         title.append(' ').append_text(_change(mean - sum(present) / len(present), 4))
-    caption = None
+    captions = []
+    shown = list(range(len(classes)))
+    if len(classes) > _MOST:
+        known = [index for index in shown if iou[index] is not None]
+        known.sort(key=lambda index: iou[index] or 0.0)
+        ends = min(_ENDS, -(-len(known) // 2))
+        shown = [*known[:ends], *known[::-1][: len(known) - ends][:ends]]
+        captions.append(f'lowest and highest of {len(classes)} classes; the report has all of them')
     if absent:
-        caption = Text(
-            'absent: ' + ', '.join(absent) + ' (in neither ground truth nor prediction; '
+        more = f' and {len(absent) - _NAMED} more' if len(absent) > _NAMED else ''
+        captions.append(
+            f'absent: {", ".join(absent[:_NAMED])}{more} (in neither ground truth nor prediction; '
             'excluded from the mean)'
         )
+    caption = Text('\n'.join(captions)) if captions else None
     table = Table(title=title, caption=caption, title_justify='left', caption_justify='left')
-    halves = 2 if len(classes) > _ROWS else 1
+    halves = 2 if len(shown) > _ROWS else 1
     for _ in range(halves):
         table.add_column(entry, overflow='fold')
         table.add_column('IoU', justify='right', no_wrap=True)
         if previous is not None:
             table.add_column('change', justify='right', no_wrap=True)
-    rows = -(-len(classes) // halves)
+    rows = -(-len(shown) // halves)
     for row in range(rows):
         cells = []
-        for index in range(row, len(classes), rows):
+        for index in shown[row::rows]:
             cells += [Text(classes[index]), _cell(iou[index])]
             if previous is not None:
                 now, then = iou[index], before[index]

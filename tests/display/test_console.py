@@ -167,6 +167,22 @@ def test_iou_table_of_many_classes_has_two_columns(count, lines):
         assert cells[cells.index(name) + 1] == f'{value:.3f}'
 
 
+def test_iou_table_longer_than_a_screen_has_the_lowest_and_the_highest():
+    names = [f'class{index}' for index in range(150)]
+    values = [None if index >= 138 else (index * 37 % 138) / 200 for index in range(150)]
+    text = _shown(iou_table(names, values, 0.5))
+    assert len(text.splitlines()) < 30
+    shown = {word for word in text.split() if word in names}
+    order = sorted(range(138), key=lambda index: values[index])
+    expected = {names[index] for index in (*order[:15], *order[-15:])}
+    absent = {f'class{index}' for index in range(138, 148)}
+    assert {word.strip(',') for word in text.split() if 'class' in word} >= expected | absent
+    assert shown - absent <= expected
+    words = ' '.join(text.split())
+    assert 'lowest and highest of 150 classes; the report has all of them' in words
+    assert 'class147 and 2 more (in neither' in words
+
+
 def test_iou_table_without_any_class_present():
     text = _shown(iou_table(['a'], [None], float('nan'), [0.5]))
     assert 'mIoU undefined' in text and 'absent' in text
