@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
+from ggcf_jax.models.layers.dilated import conv_general_dilated
 from ggcf_jax.models.layers.extent import Extent, zero_outside
 from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
 from ggcf_jax.models.layers.remat import mark_convolution
@@ -51,6 +52,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 

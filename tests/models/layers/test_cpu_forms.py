@@ -1,0 +1,116 @@
+"""Convolutions and pooling as CPUs get them, against the plain operations of other platforms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ggcf_jax.attention import target
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.layers.conv import conv
+from ggcf_jax.models.layers.pool import max_pool
+
+SIZES = [(5, 8), (1, 2)]
+
+
+def assert_equal_values_and_gradients(f, rng, *arguments, rtol=0.0, atol=0.0):
+    """`f` as traced for a CPU and for a GPU: outputs and all gradients."""
+    results = {}
+    weight = None
+    for platform in ('gpu', 'cpu'):
+        with target.tracing_for(platform):
+            y, pull = jax.vjp(jax.jit(lambda *x: f(*x)), *arguments)
+            if weight is None:
+                weight = jnp.asarray(rng.normal(size=y.shape), y.dtype)
+            results[platform] = (y, *pull(weight))
+    for cpu, gpu in zip(results['cpu'], results['gpu']):
+        assert cpu.dtype == gpu.dtype
+        np.testing.assert_allclose(
+            np.float32(cpu), np.float32(gpu), rtol=rtol, atol=atol * float(jnp.abs(gpu).max())
+        )
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(
+    ('channels', 'features', 'kernel', 'options'),
+    [
+        (5, 7, 1, {}),
+        (4, 3, 1, {'stride': 2, 'use_bias': True}),
+        (3, 6, 1, {}),
+        (3, 12, 7, {'stride': 2}),
+        (3, 20, 3, {'stride': 2}),
+        (3, 40, 3, {}),
+        (4, 6, 3, {'stride': 2, 'dilation': 2}),
+    ],
+)
+def test_convolution(rng, size, channels, features, kernel, options):
+    layer = conv(channels, features, kernel, dtype=jnp.float32, rngs=nnx.Rngs(0), **options)
+    graphdef, params = nnx.split(layer)
+    x = jnp.asarray(rng.normal(size=(2, *size, channels)), jnp.float32)
+
+    def f(kernel, x):
+        params_ = nnx.as_pure(params)
+        return nnx.merge(graphdef, {**params_, 'kernel': kernel}, copy=True)(x)
+
+    assert_equal_values_and_gradients(
+        f, rng, nnx.as_pure(params)['kernel'], x, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_convolution_in_bfloat16(rng):
+    for channels, features, kernel in ((5, 7, 1), (3, 8, 3)):
+        layer = conv(channels, features, kernel, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        x = jnp.asarray(rng.normal(size=(2, 5, 6, channels)), jnp.bfloat16)
+        assert_equal_values_and_gradients(layer, rng, x, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_max_pool(rng, size):
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    assert_equal_values_and_gradients(max_pool, rng, x, atol=1e-6)
+
+
+def test_max_pool_of_equal_values(rng):
+    """The first of the largest gets the gradient, as in the window of the other platforms."""
+    x = jnp.asarray(rng.integers(0, 2, size=(2, 9, 8, 3)), jnp.float32)
+    assert_equal_values_and_gradients(max_pool, rng, x, atol=1e-6)
+
+
+def test_max_pool_keeps_what_is_not_finite():
+    x = jnp.zeros((1, 5, 5, 1)).at[0, 3, 3, 0].set(jnp.nan)
+    expected = [[False, False, False], [False, True, True], [False, True, True]]
+    assert jnp.isnan(max_pool(x))[0, :, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(('features', 'kernel'), [(8, 1), (8, 7)])
+def test_forward_mode(rng, features, kernel):
+    layer = conv(3, features, kernel, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x, dx = jnp.asarray(rng.normal(size=(2, 1, 6, 5, 3)), jnp.float32)
+    f = lambda x: max_pool(layer(x))  # noqa: E731
+    _, tangent = jax.jvp(f, (x,), (dx,))
+    _, pull = jax.vjp(f, x)
+    weight = jnp.asarray(rng.normal(size=tangent.shape), jnp.float32)
+    np.testing.assert_allclose((tangent * weight).sum(), (pull(weight)[0] * dx).sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(('platform', 'space'), [('cpu', 1), ('cpu', 2), ('gpu', 1), ('tpu', 1)])
+def test_other_platforms_and_shared_rows_get_the_plain_operations(platform, space):
+    point, stem = (
+        functools.partial(conv, n, 8, k, dtype=jnp.float32, rngs=nnx.Rngs(0))()
+        for n, k in ((4, 1), (3, 7))
+    )
+    mesh = mesh_lib.make_mesh(jax.devices()[:space], space=space)
+    with jax.set_mesh(mesh), target.tracing_for(platform):
+        texts = [
+            str(jax.make_jaxpr(f)(jnp.zeros((1, 6, 6, n))))
+            for f, n in ((point, 4), (stem, 3), (lambda x: max_pool(x), 4))
+        ]
+    plain = [
+        'dot_general' not in texts[0],
+        'custom_jvp' not in texts[1],
+        'reduce_window' in texts[2],
+    ]
+    assert plain == [(platform, space) != ('cpu', 1)] * 3
