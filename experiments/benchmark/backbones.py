@@ -1,0 +1,378 @@
+"""Times the backbones on a CPU beside the same networks in torch, interleaved, and writes a table.
+
+    python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
+
+Ours and torch's (channels-last) run in turn, once each a round, in float32; the table has the
+median over the rounds of the ratio of their times, so that whatever else the machine does meanwhile
+falls on both. Wall time and the processor time of the process are given: on a busy machine
+the second one is the one to trust. `--layers` adds a table of every convolution of the networks.
+Run it from the root of the repository; needs the extra `parity`.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import itertools
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from experiments.common import cli
+from ggcf_jax import config as config_lib
+from ggcf_jax.models.backbones import dilation, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.layers.conv import conv
+from tests.models.pretrained import torch_mobilenet, torch_resnet, torch_wide_resnet
+
+Call = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network and its input.
+
+    Attributes:
+        name: name of the backbone.
+        width: `config.model.backbone.width`.
+        batch: number of images.
+        side: height and width of the images in pixels.
+    """
+
+    name: str
+    width: int
+    batch: int
+    side: int
+
+    def __str__(self) -> str:
+        return f'{self.name} of width {self.width}, {self.batch} x {self.side}'
+
+
+CASES = (
+    Case('resnet10', 24, 4, 256),  # configs/street_scenes.py and configs/camvid.py
+    Case('resnet10', 16, 4, 256),  # configs/street_scenes.py:small
+    Case('resnet18', 64, 2, 129),
+    Case('resnet34', 64, 2, 129),
+    Case('resnet50', 64, 2, 129),
+    Case('resnet50', 64, 1, 257),
+    Case('resnet101', 64, 1, 129),
+    Case('mobilenet_v2', 32, 2, 129),
+    Case('wide_resnet38', 16, 1, 129),
+)
+_DEPTHS = {
+    'resnet10': (False, (1, 1, 1, 1)),
+    'resnet34': (False, (3, 4, 6, 3)),
+}
+
+
+def _torch_network(case: Case) -> torch.nn.Module:
+    """The network of the parity tests, with norms that train, at output stride 8."""
+    if case.name == 'mobilenet_v2':
+        dilations = [1] * 7 + [2] * 6 + [2] + [4] * 3
+        channels = [
+            mobilenet._divisible(case.width * number / 32)
+            for row in mobilenet.STAGES
+            for _, number, count in row
+            for _ in range(count)
+        ]
+        return torch_mobilenet.MobileNetV2(case.width, channels, 8, dilations, grouped=True)
+    if case.name == 'wide_resnet38':
+        network = torch_wide_resnet.WideResNet38(case.width, (1, 1, 2, 1, 1, 1), (1, 1, 1, 2, 4, 4))
+        return _with_training_norms(network)
+    torch_resnet.DEPTHS.update(_DEPTHS)
+    plan = dilation.plan(torch_resnet.DEPTHS[case.name][1], stride=8)
+    return torch_resnet.ResNet(
+        case.name,
+        case.width,
+        ('numbered', case.width),
+        [stage.stride for stage in plan],
+        [[(s.first if j == 0 else d, d) for j, d in enumerate(s.dilations)] for s in plan],
+        torch.relu,
+    )
+
+
+def _with_training_norms(network: torch.nn.Module) -> torch.nn.Module:
+    """Replaces the tests' norms, which only evaluate, by those that torch users train with."""
+    for name, child in network.named_children():
+        if isinstance(child, torch_wide_resnet.AbsNorm):
+            norm = torch.nn.BatchNorm2d(child.num_features)
+            setattr(network, name, torch.nn.Sequential(norm, torch.nn.LeakyReLU(0.01)))
+        else:
+            _with_training_norms(child)
+    return network
+
+
+def _torch_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
+    network: Any = _torch_network(case)
+    network = network.to(memory_format=torch.channels_last)
+    x = torch.tensor(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+    def forward() -> None:
+        network.eval()
+        with torch.inference_mode():
+            network(x)
+
+    def both() -> None:
+        network.train()
+        network.zero_grad()
+        _, _, third, fourth = network(x)
+        ((third**2).mean() + (fourth**2).mean()).backward()
+
+    return {'forward': forward, 'training': both}
+
+
+def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
+    model = config_lib.default().model
+    model.backbone.update({'name': case.name, 'width': case.width})
+    builders: dict[str, Any] = {
+        **resnet.BACKBONES,
+        **mobilenet.BACKBONES,
+        **wide_resnet.BACKBONES,
+    }
+    build = functools.partial(builders[case.name], model, remat='none', dtype=jnp.float32)
+    graphdef, *state = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+    key = jax.random.key(0)
+
+    @jax.jit
+    def forward(params: Any, stats: Any, x: jax.Array) -> Any:
+        return nnx.merge(graphdef, params, stats, copy=True)(x, train=False)
+
+    @jax.jit
+    def both(params: Any, stats: Any, x: jax.Array) -> Any:
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            network = nnx.merge(graphdef, params, stats, copy=True)
+            _, _, third, fourth = network(x, train=True, key=key)
+            return (third**2).mean() + (fourth**2).mean(), nnx.state(network, nnx.BatchStat)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    x = jnp.asarray(image)
+    return {
+        'forward': lambda: jax.block_until_ready(forward(*state, x)),
+        'training': lambda: jax.block_until_ready(both(*state, x)),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How ours compares with torch's.
+
+    Attributes:
+        milliseconds: smallest wall time of ours and of torch's.
+        wall: median over the rounds of our wall time over torch's.
+        processor: the same of the processor time of the process.
+    """
+
+    milliseconds: tuple[float, float]
+    wall: float
+    processor: float
+
+
+def compare(ours: Call, theirs: Call, rounds: int) -> Ratio:
+    """Runs both in turn.
+
+    Args:
+        ours: call that is timed.
+        theirs: call that it is compared with.
+        rounds: number of rounds.
+    """
+    pairs = []
+    ours(), theirs()
+    for i in range(rounds):
+        row = {}
+        for call in (ours, theirs) if i % 2 else (theirs, ours):
+            wall, processor = time.perf_counter(), time.process_time()
+            call()
+            row[call] = (time.perf_counter() - wall, time.process_time() - processor)
+        pairs.append((row[ours], row[theirs]))
+    return Ratio(
+        (1e3 * min(a[0] for a, _ in pairs), 1e3 * min(b[0] for _, b in pairs)),
+        statistics.median(a[0] / b[0] for a, b in pairs),
+        statistics.median(a[1] / b[1] for a, b in pairs),
+    )
+
+
+def _image(case: Case) -> np.ndarray:
+    shape = (case.batch, case.side, case.side, 3)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def network_rows(cases: list[Case], rounds: int) -> Iterator[str]:
+    """Yields the lines of the table of networks, each as soon as it is measured.
+
+    Args:
+        cases: networks to time.
+        rounds: number of rounds.
+    """
+    yield '| network | pass | ours ms | torch ms | wall | processor |'
+    yield '|---|---|--:|--:|--:|--:|'
+    for case in cases:
+        image = _image(case)
+        ours, theirs = _jax_calls(case, image), _torch_calls(case, image)
+        for name in ours:
+            ratio = compare(ours[name], theirs[name], rounds)
+            a, b = ratio.milliseconds
+            ratios = f'{ratio.wall:.2f} | {ratio.processor:.2f}'
+            yield f'| {case} | {name} | {a:.0f} | {b:.0f} | {ratios} |'
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution and the map that it is applied to.
+
+    Attributes:
+        shape: batch, height, width and channels of the input.
+        features: number of channels of the output.
+        kernel: side of the kernel.
+        stride: stride.
+        dilation: dilation.
+    """
+
+    shape: tuple[int, int, int, int]
+    features: int
+    kernel: int
+    stride: int
+    dilation: int
+
+    def __str__(self) -> str:
+        b, h, w, c = self.shape
+        options = f', stride {self.stride}' * (self.stride > 1)
+        options += f', dilation {self.dilation}' * (self.dilation > 1)
+        return f'{self.kernel}x{self.kernel}, {c} to {self.features}{options}, {b} x {h} x {w}'
+
+
+def layers(case: Case) -> collections.Counter[Layer]:
+    """Counts the convolutions of a network, but for depthwise ones.
+
+    Args:
+        case: network and its input.
+    """
+    found: collections.Counter[Layer] = collections.Counter()
+
+    def note(module: torch.nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        b, c, h, w = inputs[0].shape
+        found[
+            Layer(
+                (b, h, w, c),
+                module.out_channels,
+                module.kernel_size[0],
+                module.stride[0],
+                module.dilation[0],
+            )
+        ] += 1
+
+    network = _torch_network(case).eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.groups == 1:
+            module.register_forward_hook(note)
+    with torch.inference_mode():
+        network(torch.tensor(_image(case)).permute(0, 3, 1, 2))
+    return found
+
+
+def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
+    """Times a convolution and its two gradients.
+
+    Args:
+        layer: convolution to time.
+        rounds: number of rounds.
+
+    Returns:
+        Comparison by pass: 'forward', 'input' and 'kernel' (gradients).
+    """
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=layer.shape).astype(np.float32)
+    options: dict[str, Any] = dict(stride=layer.stride, dilation=layer.dilation)
+    module = conv(
+        layer.shape[3], layer.features, layer.kernel, dtype=jnp.float32, rngs=nnx.Rngs(0), **options
+    )
+    graphdef, state = nnx.split(module)
+    ours = lambda state, x: nnx.merge(graphdef, state, copy=True)(x)  # noqa: E731
+    y = jax.eval_shape(ours, state, x)
+    g = rng.normal(size=y.shape).astype(np.float32)
+    programs = (
+        jax.jit(lambda state, x, g: ours(state, x)),
+        jax.jit(lambda state, x, g: jax.vjp(lambda x: ours(state, x), x)[1](g)),
+        jax.jit(lambda state, x, g: jax.vjp(lambda state: ours(state, x), state)[1](g)),
+    )
+    arguments = (state, jnp.asarray(x), jnp.asarray(g))
+
+    def last(array: np.ndarray, axes: tuple[int, ...]) -> torch.Tensor:
+        array = array.transpose(axes)
+        return torch.tensor(array).contiguous(memory_format=torch.channels_last)
+
+    tx, tg = last(x, (0, 3, 1, 2)), last(g, (0, 3, 1, 2))
+    tw = last(np.asarray(module.kernel[...]), (3, 2, 0, 1))
+    at = (layer.stride, layer.dilation * (layer.kernel // 2), layer.dilation)
+    s, p, d = ([number] * 2 for number in at)
+
+    def backward(mask: list[bool]) -> Call:
+        return lambda: torch.ops.aten.convolution_backward(
+            tg, tx, tw, None, s, p, d, False, [0, 0], 1, mask
+        )
+
+    theirs = (
+        lambda: torch.conv2d(tx, tw, None, s, p, d),
+        backward([True, False, False]),
+        backward([False, True, False]),
+    )
+
+    def call_of(program: Callable[..., Any]) -> Call:
+        return lambda: jax.block_until_ready(program(*arguments))
+
+    return {
+        name: compare(call_of(program), peer, rounds)
+        for name, program, peer in zip(('forward', 'input', 'kernel'), programs, theirs)
+    }
+
+
+def layer_rows(cases: list[Case], rounds: int) -> Iterator[str]:
+    """Yields the lines of the table of layers: our milliseconds, and their ratio to torch's.
+
+    Args:
+        cases: networks whose layers are timed.
+        rounds: number of rounds.
+    """
+    yield '| network | convolution | number | forward | gradient of the input | of the kernel |'
+    yield '|---|---|--:|--:|--:|--:|'
+    for case in cases:
+        for layer, count in layers(case).items():
+            ratios = compare_layer(layer, rounds).values()
+            cells = ' | '.join(f'{r.milliseconds[0]:.1f} ({r.processor:.2f})' for r in ratios)
+            yield f'| {case.name} | {layer} | {count} | {cells} |'
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measures what is asked for, prints it and writes it to table.md."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    cases = [case for case in CASES if re.search(options.cases, str(case))]
+    tables = [network_rows(cases, options.rounds)]
+    if options.layers:
+        tables.append(layer_rows(cases, options.rounds))
+    with open(options.out / 'table.md', 'w') as file:
+        for rows in tables:
+            for line in itertools.chain(rows, ['']):
+                print(line, flush=True)
+                print(line, file=file, flush=True)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Builds the command line."""
+    parser = cli.make_parser(__doc__)
+    parser.add_argument('--cases', default='', help='regular expression of the networks to time')
+    parser.add_argument('--rounds', type=int, default=15, help='number of rounds of each pass')
+    parser.add_argument('--layers', action='store_true', help='time each convolution as well')
+    return parser
+
+
+if __name__ == '__main__':
+    cli.run(main, make_parser())
