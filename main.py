@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from logging import LogRecord
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import doctor, evaluate, export, predict, serve, train
-from ggcf_jax.distributed import platforms, processes
+from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
 
@@ -143,7 +144,10 @@ def main(argv: list[str]) -> int:
         if not mode.several_processes:
             platforms.check()
             return mode.run(config, workdir, flags.FLAGS)
+        cpus = None if processes.launched(_launch()) else _devices_of_cores(config)
         with processes.joined(_launch()):
+            if (cpus or 1) > 1 and jax.default_backend() == 'cpu':
+                print(f'{cpus} CPU devices share the images of a batch (docs/pods.md)')
             return mode.run(config, workdir, flags.FLAGS)
     except InputError as error:
         return _error(str(error))
@@ -152,6 +156,14 @@ def main(argv: list[str]) -> int:
 def _is_news(record: LogRecord) -> bool:
     """Whether a warning of a library tells something: to TFDS, every data set here is custom."""
     return not record.getMessage().startswith('Using custom data configuration')
+
+
+def _devices_of_cores(config: ConfigDict) -> int | None:
+    """Makes CPU devices as far as the batches of the configuration divide; returns their number."""
+    if config.mesh.space != 1 or min(config.train.accumulate, config.eval.batch_size) < 1:
+        return None
+    images = config.train.batch_size // config.train.accumulate
+    return cpu_devices.one_a_core((images, config.eval.batch_size))
 
 
 def _launch() -> processes.Launch:

@@ -48,7 +48,9 @@ def compiled(build: Callable[[], nnx.Module]) -> nnx.Module:
 def one_device() -> dict[str, str]:
     """The environment of a process that has one device and this checkout's package."""
     flags = [f for f in os.environ['XLA_FLAGS'].split() if 'device_count' not in f]
-    return dict(os.environ, XLA_FLAGS=' '.join(flags), PYTHONPATH=str(ROOT))
+    return dict(
+        os.environ, XLA_FLAGS=' '.join(flags), JAX_NUM_CPU_DEVICES='1', PYTHONPATH=str(ROOT)
+    )
 
 
 def write_camvid(root: pathlib.Path, rng: np.random.Generator) -> pathlib.Path:

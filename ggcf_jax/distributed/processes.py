@@ -96,6 +96,21 @@ def joined(launch: Launch) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
+def launched(launch: Launch) -> bool:
+    """Whether there is something to join: a coordinator, a launcher's processes or a TPU.
+
+    Args:
+        launch: how to find the other processes.
+    """
+    if launch.coordinator is not None:
+        return True
+    sizes = [os.environ.get(size, '1') for n, size in _SIZES.items() if n in os.environ]
+    if sizes:  # with one, an interactive step, JAX would use the first accelerator only
+        return max(map(int, sizes)) > 1
+    tpus = 'tpu' in os.environ.get('JAX_PLATFORMS', 'tpu')
+    return tpus and importlib.util.find_spec('libtpu') is not None
+
+
 def is_process_zero() -> bool:
     """Whether this is process 0, the only one that prints and writes shared files."""
     return jax.process_index() == 0
@@ -184,13 +199,8 @@ def _initialize(launch: Launch) -> None:
             'give all of --coordinator, --num_processes and --process_id, or none of them if a '
             'launcher provides them (TPU pod, SLURM, Open MPI)'
         )
-    if launch.coordinator is None:
-        sizes = [os.environ.get(size, '1') for n, size in _SIZES.items() if n in os.environ]
-        if sizes and max(map(int, sizes)) == 1:
-            return  # an interactive step: JAX would give it the first accelerator only
-        tpus = 'tpu' in os.environ.get('JAX_PLATFORMS', 'tpu')
-        if not sizes and not (tpus and importlib.util.find_spec('libtpu')):
-            return
+    if not launched(launch):
+        return
     try:
         jax.distributed.initialize(
             *given,

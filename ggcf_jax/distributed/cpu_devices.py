@@ -1,0 +1,33 @@
+"""One CPU device for each core that a run may use, among which the images of a batch are shared."""
+
+import os
+from collections.abc import Iterable
+
+import jax
+
+# What says how many CPU devices there are, besides `jax_num_cpu_devices`.
+_VARIABLE = 'JAX_NUM_CPU_DEVICES'
+_FLAG = 'xla_force_host_platform_device_count'
+
+
+def one_a_core(batches: Iterable[int]) -> int | None:
+    """Makes one CPU device of each core; to be called before JAX looks for devices.
+
+    XLA:CPU hands every operation to all cores and waits for the last of them, so that small ones
+    leave cores idle; devices go through whole networks side by side. GPUs and TPUs stay as they
+    are, and so does a number that the user gave to JAX.
+
+    Args:
+        batches: numbers of images that devices have to share equally. With fewer devices than cores
+            each has several cores.
+
+    Returns:
+        Number of devices, the largest one that divides all batches; None where the user gave one.
+    """
+    if _VARIABLE in os.environ or _FLAG in os.environ.get('XLA_FLAGS', ''):
+        return None
+    batches = tuple(batches)
+    cores = len(os.sched_getaffinity(0))
+    count = max(n for n in range(1, cores + 1) if all(batch % n == 0 for batch in batches))
+    jax.config.update('jax_num_cpu_devices', count)
+    return count

@@ -1,0 +1,60 @@
+"""One CPU device for each core, where the images of a batch divide and nobody said otherwise."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ggcf_jax.distributed import cpu_devices
+from tests.helpers import ROOT, one_device
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Numbers of devices that were made, on a machine of four cores."""
+    numbers = []
+    monkeypatch.setattr(jax.config, 'update', lambda name, value: numbers.append((name, value)))
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 2, 3})
+    monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
+    monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ('batches', 'count'), [((8, 4), 4), ((4, 6), 2), ((8, 1), 1), ((9, 3), 3), ((3, 6), 3)]
+)
+def test_batches_divide(made, batches, count):
+    assert cpu_devices.one_a_core(batches) == count
+    assert made == [('jax_num_cpu_devices', count)]
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('JAX_NUM_CPU_DEVICES', '1'),
+        ('XLA_FLAGS', '--xla_force_host_platform_device_count=8'),
+    ],
+)
+def test_a_given_number_stays(made, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert cpu_devices.one_a_core((8,)) is None
+    assert made == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one core')
+def test_main_shares_batches_among_cores():
+    """The devices that a process has; `main.py` itself would train."""
+    program = (
+        'import jax, main; from tests.helpers import load_config; config = load_config("camvid"); '
+        'config.train.batch_size, config.train.accumulate, config.eval.batch_size = 8, 4, 6; '
+        'print(main._devices_of_cores(config), jax.device_count())'
+    )
+    environment = one_device()
+    del environment['JAX_NUM_CPU_DEVICES']
+    process = subprocess.run(
+        [sys.executable, '-c', program], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.stdout == '2 2\n', process.stderr
