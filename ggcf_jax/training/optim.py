@@ -1,13 +1,19 @@
-"""The optimiser: SGD or LARS with momentum, weight decay and a polynomial learning rate."""
+"""The optimiser: SGD or LARS with momentum, weight decay and a polynomial learning rate.
+
+Equal blocks of a network are stored as one array with an axis of blocks (`layers.repeat`); what
+depends on single layers sees them one by one (`layerwise`).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from ggcf_jax import registry
+from ggcf_jax.models.layers.repeat import STACKED
 
 # True: all parameters; or a function of the parameters that returns a boolean for each.
 Mask = bool | Callable[[optax.Params], Any]
@@ -58,14 +64,50 @@ def _lars(
     train: ConfigDict, learning_rate: optax.Schedule, decayed: Mask
 ) -> Sequence[optax.GradientTransformation]:
     """LARS (You et al., 2017); norms and biases are left out of the layer-wise rate, as usual."""
-    lars = optax.lars(
-        learning_rate,
-        weight_decay=train.weight_decay,
-        weight_decay_mask=decayed,
-        trust_ratio_mask=kernels,
-        momentum=train.momentum,
+    return (
+        # optax.lars, but for the layers of equal blocks: one flat state, as checkpoints have it.
+        optax.chain(
+            optax.add_decayed_weights(train.weight_decay, decayed),
+            optax.masked(layerwise(optax.scale_by_trust_ratio(trust_coefficient=0.001)), kernels),
+            optax.scale_by_learning_rate(learning_rate),
+            optax.trace(decay=train.momentum),
+        ),
     )
-    return (lars,)
+
+
+def layerwise(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Applies a transformation to every layer by itself, those of equal blocks included.
+
+    Args:
+        inner: transformation that treats each array of a tree as one layer.
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        return inner.init(_unstacked(params))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        layers = None if params is None else _unstacked(params)
+        changed, state = inner.update(_unstacked(updates), state, layers)
+        restacked = jax.tree.map(
+            lambda _, x: jnp.stack(x) if isinstance(x, tuple) else x, updates, changed
+        )
+        return restacked, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _unstacked(tree: Any) -> Any:
+    """The tree with a tuple of single layers for every array of equal blocks."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: tuple(x) if _is_stacked(_names(path)) else x, tree
+    )
+
+
+def _is_stacked(names: list[str]) -> bool:
+    """Whether an array belongs to a `Repeated`, not to a list of blocks under the same name."""
+    return any(a == STACKED and not b.isdigit() for a, b in zip(names, names[1:]))
 
 
 OPTIMIZERS: dict[str, OptimizerBuilder] = {'sgd': _sgd, 'lars': _lars}

@@ -20,6 +20,7 @@ from ggcf_jax.training.state import TrainState
 
 Batch = dict[str, UInt8[Array, 'b h w *channels']]
 TrainStep = Callable[[TrainState, Batch], TrainState]
+_Schedule = optax.ScaleByScheduleState  # the number of steps that a learning rate is computed from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,8 @@ def make_train_step(
     averaged by their numbers of labelled pixels, which for cross entropy is the mean of the batch.
 
     A step whose loss or gradients are not finite leaves parameters, statistics and optimiser
-    untouched and is counted in `state.consecutive_skips`.
+    untouched, but for the schedule, whose learning rate is that of `state.step` all the same. It is
+    counted in `state.consecutive_skips`.
 
     Args:
         graphdef: structure of the network.
@@ -173,6 +175,7 @@ def make_train_step(
         params, stats, opt_state, ema_params = jax.tree.map(
             lambda n, o: jnp.where(finite, n, o), new, old
         )
+        opt_state = _with_schedules_of(new[2], opt_state)
 
         metrics = {
             'loss': total,
@@ -214,6 +217,16 @@ def split_microbatches(
         name: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
         for name, x in batch.items()
     }
+
+
+def _with_schedules_of(new: optax.OptState, state: optax.OptState) -> optax.OptState:
+    """A state of the optimiser whose schedules are as far as those of `new`."""
+    return jax.tree.map(
+        lambda n, s: n if isinstance(n, _Schedule) else s,
+        new,
+        state,
+        is_leaf=lambda node: isinstance(node, _Schedule),
+    )
 
 
 def _step_key(state: TrainState) -> PRNGKeyArray:

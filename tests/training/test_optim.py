@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -101,6 +102,40 @@ def test_lars_scales_kernels_by_their_norms():
     ratio = 0.001 * 2.0 / 1.2
     np.testing.assert_allclose(updates['classifier']['kernel'], -ratio * 1.2, atol=1e-5)
     assert updates['classifier']['bias'] == -1.0
+
+
+def test_lars_scales_every_block_of_a_stack_by_its_own_norm(rng):
+    """Stacked blocks, blocks one by one and `optax.lars` on the latter do the same steps."""
+    blocks = {
+        f'conv{i}': {'kernel': jnp.float32(rng.normal(size=(2, 3)) * 10**i)} for i in range(3)
+    }
+    gradients = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), blocks)
+
+    def stack(tree):
+        return {'blocks': {'conv': jax.tree.map(lambda *x: jnp.stack(x), *tree.values())}}
+
+    train = _train(optimizer='lars', learning_rate=1.0)
+    ours = optim.optimizer(train)
+    optax_lars = optax.chain(
+        optax.lars(optim.schedule(train), 5e-4, trust_ratio_mask=optim.kernels, momentum=0.9)
+    )
+    results = []
+    for tx, params, grads in (
+        (ours, stack(blocks), stack(gradients)),
+        (ours, blocks, gradients),
+        (optax_lars, blocks, gradients),
+    ):
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+        results.append(updates)
+    stacked, single, expected = results
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), single, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stacked, stack(expected))
+    # A list under the same name is no stack.
+    plain = {'blocks': {'0': {'kernel': blocks['conv1']['kernel']}}}
+    updates, _ = ours.update(plain, ours.init(plain), plain)
+    assert jax.tree.structure(updates) == jax.tree.structure(plain)
 
 
 @pytest.mark.parametrize(('field', 'value'), [('optimizer', 'adam'), ('decay', 'norms')])

@@ -14,6 +14,9 @@ from ggcf_jax.models.layers.remat import Remat, run
 
 _Carry = TypeVar('_Carry')
 
+# Name in the path of every array that `Repeated` stacks.
+STACKED = 'blocks'
+
 
 def scan(
     body: Callable[[_Carry, Any], tuple[_Carry, Any]], carry: _Carry, xs: Any
