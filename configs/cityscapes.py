@@ -23,7 +23,9 @@ Where the paper is silent the choice is ours and marked with its source. Variant
     r101      the paper's (the default)
     r50       with ResNet-50
     wr38      with the WideResNet-38 of InPlace-ABN
-    openseg   the choices of openseg (ISA, OCNet) where they differ
+    ocnet     the choices of OCNet where they differ
+    ccnet     those of CCNet
+    openseg   those of openseg (ISA, OCNet)
     mmseg     those of mmsegmentation's 80,000 iterations
 
 are for comparing with those code bases; their values are from the configuration files published
@@ -53,6 +55,40 @@ def wr38(config: ConfigDict) -> None:
     config.model.norm = 'abs_gamma'  # as its published weights
 
 
+def ocnet(config: ConfigDict) -> None:
+    """Of github.com/openseg-group/OCNet.pytorch."""
+    # dataset/cityscapes.py, generate_scale_label: 0.5 + randint(0, 16) / 10
+    config.data.scale_range = (0.5, 2.1)
+    config.data.scale_step = 0.1
+    config.model.input = 'ocnet'  # dataset/cityscapes.py
+    config.model.backbone.activation = 'relu'  # utils/resnet_block.py
+    config.model.activation = 'leaky_relu'  # InPlaceABNSync of network/resnet101_base_oc.py
+    config.model.aux_channels = 512  # network/resnet101_base_oc.py
+    config.model.dropout = 0.05  # the same
+    # run_resnet101_base_oc.sh
+    config.train.steps = 40_000
+    config.train.learning_rate = 0.01
+    config.train.class_weights = 'cityscapes'
+    config.train.poly_power = 0.9  # lr_poly of train.py
+
+
+def ccnet(config: ConfigDict) -> None:
+    """Of github.com/speedinghzl/CCNet."""
+    # dataset/datasets.py, CSDataSet.generate_scale_label: 0.7 + randint(0, 14) / 10
+    config.data.scale_range = (0.7, 2.1)
+    config.data.scale_step = 0.1
+    config.model.input = 'ccnet'  # IMG_MEAN of train.py
+    config.model.backbone.activation = 'relu'  # Bottleneck of networks/ccnet.py
+    config.model.activation = 'leaky_relu'  # InPlaceABNSync of networks/ccnet.py
+    config.model.aux_channels = 512  # networks/ccnet.py
+    config.model.dropout = 0.1  # the same
+    # The command in README.md
+    config.train.steps = 60_000
+    config.train.learning_rate = 0.01
+    config.train.weight_decay = 1e-4
+    config.train.poly_power = 0.9  # POWER of train.py
+
+
 def openseg(config: ConfigDict) -> None:
     """configs/cityscapes/R_101_D_8.json of openseg.pytorch, with the batch of its scripts."""
     config.data.crop_size = (512, 1024)
@@ -70,7 +106,12 @@ def openseg(config: ConfigDict) -> None:
 
 
 def mmseg(config: ConfigDict) -> None:
-    """_base_/datasets/cityscapes.py, models/nonlocal_r50-d8.py and schedules/schedule_80k.py."""
+    """_base_/datasets/cityscapes.py, models/nonlocal_r50-d8.py and schedules/schedule_80k.py.
+
+    One thing differs: mmseg divides the loss by the number of all pixels of a GPU's share, ignored
+    ones included (avg_non_ignore=False in models/losses/cross_entropy_loss.py), we by that of the
+    labelled pixels of the batch; where a share p is labelled its gradients are p times ours.
+    """
     config.data.crop_size = (512, 1024)
     config.data.scale_range = (0.5, 2.0)
     config.data.max_class_share = 0.75
@@ -84,7 +125,15 @@ def mmseg(config: ConfigDict) -> None:
     config.train.poly_power = 0.9
 
 
-VARIANTS = {'r101': r101, 'r50': r50, 'wr38': wr38, 'openseg': openseg, 'mmseg': mmseg}
+VARIANTS = {
+    'r101': r101,
+    'r50': r50,
+    'wr38': wr38,
+    'ocnet': ocnet,
+    'ccnet': ccnet,
+    'openseg': openseg,
+    'mmseg': mmseg,
+}
 
 
 def get_config(variant: str = 'r101') -> ConfigDict:

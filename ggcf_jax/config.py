@@ -111,13 +111,18 @@ def default() -> ConfigDict:
     config.model.backbone.multi_grid_kind = 'multiplier'
     # File of published weights, or workdir of a run, to start from; None: random parameters.
     config.model.backbone.weights = config_dict.placeholder(str)
+    # Activation of the backbone; None: `model.activation`. OCNet, CCNet: 'relu' below heads of
+    # 'leaky_relu'. mobilenet_v2 always has relu6.
+    config.model.backbone.activation = config_dict.placeholder(str)
     # Batch norm in training: statistics of the batch ('batch'), or frozen at those that come with
     # the weights ('running').
     config.model.backbone.statistics = 'batch'
     # Normalisation of the images, the one the weights were trained with: 'imagenet' (torchvision,
-    # mmseg), 'caffe' (openseg) or 'vistas' (InPlace-ABN on Mapillary Vistas).
+    # mmseg), 'caffe' (openseg), 'ocnet', 'ccnet' or 'vistas' (InPlace-ABN on Mapillary Vistas).
     config.model.input = 'imagenet'
-    config.model.activation = 'relu'  # 'relu', 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.
+    # Activation of context module and heads, and of the backbone unless it has its own: 'relu',
+    # 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.
+    config.model.activation = 'relu'
     # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
     config.model.norm = 'batch_norm'
     # Context module (docs/contexts.md): 'ggcf', 'aspp' (DeepLab v3), 'psp' (PSPNet), 'nonlocal',
@@ -176,6 +181,9 @@ def default() -> ConfigDict:
     config.model.aux_channels = 256
     # Dropout rate before the classifiers, in [0, 1). mmseg: 0.1; OCNet, openseg: 0.05.
     config.model.dropout = 0.1
+    # What dropout sets to zero: 'value' (each by itself), or 'channel' (whole channels of an image:
+    # Dropout2d of OCNet, CCNet, openseg and mmseg).
+    config.model.dropout_of = 'value'
 
     # Optimiser, schedule, loss, precision and logging of the training.
     config.train = ConfigDict()

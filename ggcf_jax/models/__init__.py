@@ -20,7 +20,7 @@ from ggcf_jax.models.backbones import BackboneBuilder
 from ggcf_jax.models.contexts import ContextBuilder, PrunedContext
 from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
 from ggcf_jax.models.layers.remat import REMATS
-from ggcf_jax.models.segmenter import INPUTS, Segmenter
+from ggcf_jax.models.segmenter import DROPOUTS, INPUTS, Segmenter
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -42,6 +42,12 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     """
     model, train = config.model, config.train
     registry.check(model.activation, ACTIVATIONS, 'config.model.activation')
+    trunk = model.copy_and_resolve_references()  # backbones read `model.activation`
+    if model.backbone.activation is not None:
+        name = 'config.model.backbone.activation'
+        registry.check(model.backbone.activation, ACTIVATIONS, name)
+        trunk.activation = model.backbone.activation
+    registry.check(model.dropout_of, DROPOUTS, 'config.model.dropout_of')
     registry.check(model.norm, NORMS, 'config.model.norm')
     statistics = model.backbone.statistics
     registry.check(statistics, STATISTICS, 'config.model.backbone.statistics')
@@ -55,7 +61,7 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     dtype = DTYPES[train.dtype]
     # Draws with keys of this kind compile in a quarter of the time (docs/decisions.md).
     rngs = nnx.Rngs(jax.random.key(config.seed, impl='rbg'))
-    backbone = build_backbone(model, remat=train.remat, dtype=dtype, rngs=rngs)
+    backbone = build_backbone(trunk, remat=train.remat, dtype=dtype, rngs=rngs)
     _check_extent(backbone, f'config.model.backbone.name={model.backbone.name!r}')
     if statistics == 'running':
         freeze(backbone)
@@ -67,6 +73,7 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
         num_classes,
         aux_channels=model.aux_channels,
         dropout=model.dropout,
+        dropout_of=model.dropout_of,
         normalization=INPUTS[model.input],
         activation=model.activation,
         norm=model.norm,

@@ -42,8 +42,14 @@ class Normalization:
 INPUTS = {
     'imagenet': Normalization('rgb', (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     'caffe': Normalization('bgr', (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    'ocnet': Normalization('rgb', (102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0)),
+    'ccnet': Normalization('bgr', (104.00698793, 116.66876762, 122.67891434), (1.0, 1.0, 1.0)),
     'vistas': Normalization('rgb', (106.43368, 116.61709, 119.55953), (65.497, 67.60039, 74.12339)),
 }
+
+
+# What dropout sets to zero together -> the axes along which it does.
+DROPOUTS = {'value': (), 'channel': (1, 2)}
 
 
 class Segmenter(nnx.Module):
@@ -67,6 +73,7 @@ class Segmenter(nnx.Module):
         *,
         aux_channels: int,
         dropout: float,
+        dropout_of: str = 'value',
         normalization: Normalization,
         activation: Activation,
         norm: Norm = 'batch_norm',
@@ -81,6 +88,7 @@ class Segmenter(nnx.Module):
             num_classes: number of classes.
             aux_channels: number of channels inside the auxiliary head.
             dropout: dropout rate before both classifiers.
+            dropout_of: what is dropped, a key of `DROPOUTS`.
             normalization: how images are normalised.
             activation: activation of the auxiliary head.
             norm: norm of the auxiliary head.
@@ -93,7 +101,7 @@ class Segmenter(nnx.Module):
         self.backbone = backbone
         self.context = context
         self.num_classes = num_classes
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=DROPOUTS[dropout_of])
         self.classifier = classifier(context.features, num_classes)
         self.aux_reduce = ConvNorm(
             backbone.features[2], aux_channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs

@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.layers.norm import ActivatedNorm
 from tests.helpers import compiled
 
 
@@ -60,7 +62,9 @@ def test_abstract_is_the_shape_of_build(tiny_config):
         ({'model.activation': 'gelu'}, "activation='gelu' is not one of relu, leaky_relu"),
         ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, 64-64-128"),
         ({'model.norm': 'group_norm'}, "norm='group_norm' is not one of batch_norm, abs_gamma"),
-        ({'model.input': 'bgr'}, "input='bgr' is not one of imagenet, caffe, vistas"),
+        ({'model.input': 'bgr'}, "input='bgr' is not one of imagenet, caffe, ocnet, ccnet, vistas"),
+        ({'model.backbone.activation': 'elu'}, "backbone.activation='elu' is not one of relu"),
+        ({'model.dropout_of': 'pixel'}, "dropout_of='pixel' is not one of value, channel"),
         ({'train.dtype': 'float16'}, "dtype='float16' is not one of float32, bfloat16"),
     ],
 )
@@ -68,3 +72,30 @@ def test_unknown_names(tiny_config, change, message):
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=message):
         models.abstract(tiny_config, 5)
+
+
+def test_backbone_and_heads_have_activations_of_their_own(tiny_config):
+    def activations(config):
+        model = nnx.eval_shape(lambda: models.build(config, 5))
+
+        def of(part):
+            nodes = [node for _, node in nnx.iter_graph(part) if isinstance(node, ActivatedNorm)]
+            return {node.activation for node in nodes}
+
+        return {name: of(getattr(model, name)) for name in ('backbone', 'aux_reduce', 'context')}
+
+    tiny_config.model.activation = 'leaky_relu'
+    shared = activations(tiny_config)
+    assert shared['backbone'] == {'leaky_relu', 'identity'}
+    tiny_config.model.backbone.activation = 'relu'
+    assert activations(tiny_config) == shared | {'backbone': {'relu', 'identity'}}
+    assert tiny_config.model.activation == 'leaky_relu'
+
+
+@pytest.mark.parametrize(('of', 'whole'), [('value', False), ('channel', True)])
+def test_dropout_of_values_or_of_channels(tiny_config, of, whole):
+    tiny_config.model.update({'dropout': 0.5, 'dropout_of': of})
+    dropout = nnx.eval_shape(lambda: models.build(tiny_config, 5)).dropout
+    kept = dropout(jnp.ones((2, 4, 5, 16)), rngs=jax.random.key(0)) > 0
+    assert 0 < float(kept.mean()) < 1
+    assert bool((kept == kept[:, :1, :1]).all()) == whole
