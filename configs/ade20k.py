@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.model.activation = 'leaky_relu'  # InPlace-ABN
     config.model.aux_channels = 256  # mmseg
     config.model.dropout = 0.1  # mmseg
+    config.model.dropout_of = 'channel'  # openseg, mmseg
 
     config.train.steps = 900_000
     config.train.batch_size = 8

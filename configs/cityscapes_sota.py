@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.model.norm = 'abs_gamma'  # as its published weights
     config.model.aux_channels = 256  # openseg 512, OCNet 512, mmseg 256
     config.model.dropout = 0.1  # before the classifiers: OCNet 0.05, mmseg 0.1
+    config.model.dropout_of = 'channel'  # OCNet, CCNet, openseg, mmseg
 
     config.train.steps = 50_000
     config.train.batch_size = 8
