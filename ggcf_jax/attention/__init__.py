@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ggcf_jax.attention import arguments, attention_maps, block_sizes, reference, sharded
+from ggcf_jax.attention import arguments, attention_maps, block_sizes, reference, sharded, softmax
 from ggcf_jax.attention.arguments import Priority
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.engine import engine_of
+from ggcf_jax.attention.engine import ENGINES, engine_of
 from ggcf_jax.attention.graphs import (
     GRAPHS,
     KINDS,
@@ -82,6 +82,7 @@ def attend(
     graph: Graph | Sequence[Graph],
     *,
     valid: Bool[Array, 'b h w'] | None = ...,
+    bias: Float[Array, '#heads _ _'] | None = ...,
     registers: Registers | None = ...,
     keep: int | None = ...,
     drop_rate: float | None = ...,
@@ -101,6 +102,7 @@ def attend(
     graph: Graph | Sequence[Graph],
     *,
     valid: Bool[Array, 'b h w'] | None = ...,
+    bias: Float[Array, '#heads _ _'] | None = ...,
     registers: Registers | None = ...,
     keep: int | None = ...,
     drop_rate: float | None = ...,
@@ -119,6 +121,7 @@ def attend(
     graph: Graph | Sequence[Graph],
     *,
     valid: Bool[Array, 'b h w'] | None = None,
+    bias: Float[Array, '#heads _ _'] | None = None,
     registers: Registers | None = None,
     keep: int | None = None,
     drop_rate: float | None = None,
@@ -146,6 +149,10 @@ def attend(
       graph: graph of all heads, such as Local(8), or one per head, as `parse` returns them.
       valid: positions that may be attended to, such as those that are no padding; None for all.
         The others are nobody's neighbours. They still ask: their own outputs are meaningless.
+      bias: added to the affinities (after scale) by offset, one table for each head or one for all:
+        bias[:, R + dy, C + dx] for the query dy rows below and dx columns right of the key, counted
+        in the graph's `steps` (the stride of GRID, the dilation of LOCAL). It has every offset
+        between neighbours. Like E it takes no part in pruning.
       registers: additional keys and values without a position that every query sees; they are
         never pruned.
       keep: number of neighbours to keep per query (Context Pruning, section 3.4), at least 1; a
@@ -164,9 +171,9 @@ def attend(
     Returns:
       The sums in the dtype of v, or with return_lse a `Partial(o, lse)`; scores, softmax and sums
       are float32, or float64 where q, k and v are. Differentiable in reverse mode in q, k, v,
-      registers and the parameters of a learned graph, also twice (`jax.hessian`); when pruned, only
-      through the reference. A query with a NaN among its affinities gives NaN; one without any
-      neighbour gives zeros, with zero gradients.
+      bias, registers and the parameters of a learned graph, also twice (`jax.hessian`); when
+      pruned, only through the reference, which alone prunes with a bias. A query with a NaN among
+      its affinities gives NaN; one without any neighbour gives zeros, with zero gradients.
 
     Raises:
       ValueError: shapes that do not fit, options out of range, or a graph without an engine on a
@@ -178,10 +185,13 @@ def attend(
     prune = arguments.prune(keep, drop_rate, pruning, key)
     q, factor = arguments.scaled(q, scale)
     runs = arguments.head_runs(graph, q.shape[3])
+    arguments.check_bias(bias, [graph for graph, _ in runs], q)
+    if bias is not None:
+        bias = bias.astype(softmax.accumulator(q, k))
     if valid is not None:  # a weight of zero does not hide what is not finite
         k, v = (jnp.where(valid[..., None, None], x, 0) for x in (k, v))
     try:
-        part = _attend_runs(Inputs(q, k, v, valid), runs, factor, prune, implementation)
+        part = _attend_runs(Inputs(q, k, v, valid, bias), runs, factor, prune, implementation)
         if registers is not None:
             part = merge(part, attend_registers(q, v, registers, factor))
     except TypeError as error:
@@ -204,7 +214,7 @@ def _attend_runs(
     """Attention with one graph for each run of (graph, number of heads)."""
     if len(runs) == 1:
         return _attend(inputs, runs[0][0], scale, prune, implementation)
-    q, k, v, valid = inputs
+    q, k, v, valid, bias = inputs
     parts: list[Partial] = []
     first = 0
     for graph, count in runs:
@@ -212,7 +222,8 @@ def _attend_runs(
         own = slice(first, end)
         values = v if v.shape[3] == 1 else v[:, :, :, own]
         draws = None if prune is None else prune.of_head(first)
-        part = Inputs(q[:, :, :, own], k[:, :, :, own], values, valid)
+        table = bias if bias is None or bias.shape[0] == 1 else bias[own]
+        part = Inputs(q[:, :, :, own], k[:, :, :, own], values, valid, table)
         parts.append(_attend(part, graph, scale, draws, implementation))
         first = end
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), *parts)
@@ -227,8 +238,10 @@ def _attend(
 ) -> Partial:
     """Attention with one graph for all heads, of checked arguments."""
     resolved = resolve_implementation(graph, implementation=implementation)
-    if resolved == 'xla':
+    if resolved == 'xla' and inputs.bias is None:
         graph = simplify(graph)
+    elif resolved == 'xla' and not (isinstance(graph, Cross) or type(graph) in ENGINES):
+        resolved = 'reference'  # members of a combination may count offsets in other steps
     explicit = _explicit_sharding(inputs.q)
     if explicit is not None:  # shardings are in the types: inside, the partitioner finds them
 
@@ -240,6 +253,11 @@ def _attend(
         automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
         return Partial(*automatic(inputs, graph, prune))
     engine = engine_of(graph) if resolved == 'xla' else None
+    if engine is not None and prune is not None and inputs.bias is not None:
+        raise ValueError(
+            'Context Pruning with a bias has no engine: drop one of them, or use '
+            "implementation='reference' on small maps"
+        )
     attend_pruned = None
     if engine is not None and prune is not None:
         if prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
@@ -273,6 +291,7 @@ def attention_weights(
     positions: Int[Array, 'm 2'],
     *,
     valid: Bool[Array, 'b h w'] | None = None,
+    bias: Float[Array, '#heads _ _'] | None = None,
     keep: int | None = None,
     drop_rate: float | None = None,
     pruning: Priority = 'top',
@@ -290,6 +309,7 @@ def attention_weights(
       graph: graph of all heads.
       positions: row and column of each query inside the map.
       valid: positions that may be attended to, as for `attend`.
+      bias: added to the affinities by offset, as for `attend`.
       keep: number of neighbours to keep per query, as for `attend`.
       drop_rate: share of each query's neighbours to drop, as for `attend`.
       pruning: which neighbours are kept, as for `attend`.
@@ -307,6 +327,7 @@ def attention_weights(
     arguments.check_arrays(q, k, k)
     arguments.check_graph(graph)
     arguments.check_valid(valid, q)
+    arguments.check_bias(bias, [graph], q)
     prune = arguments.prune(keep, drop_rate, pruning, key)
     q, factor = arguments.scaled(q, scale)
     at = arguments.check_positions(positions, *q.shape[1:3])
@@ -317,18 +338,20 @@ def attention_weights(
         graph: Graph,
         at: jax.Array,
         valid: jax.Array | None,
+        bias: jax.Array | None,
         prune: Prune | None,
     ) -> jax.Array:
         return attention_maps.attention_weights(
-            q, k, graph, at, valid=valid, scale=factor, prune=prune
+            q, k, graph, at, valid=valid, bias=bias, scale=factor, prune=prune
         )
 
     explicit = _explicit_sharding(q)
     if explicit is None:
-        return run(q, k, graph, at, valid, prune)
+        return run(q, k, graph, at, valid, bias, prune)
     images, _, _, heads = explicit.spec
     out = NamedSharding(explicit.mesh, PartitionSpec(images, None, heads))
-    return jax.sharding.auto_axes(run, out_sharding=out)(q, k, graph, jnp.asarray(at), valid, prune)
+    automatic = jax.sharding.auto_axes(run, out_sharding=out)
+    return automatic(q, k, graph, jnp.asarray(at), valid, bias, prune)
 
 
 def neighbor_mask(

@@ -5,6 +5,7 @@ Every refusal is a ValueError that names the argument and its value.
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from ggcf_jax.attention import position_bias
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.partial import Registers
 from ggcf_jax.attention.pruning import Prune
@@ -53,6 +55,30 @@ def check_valid(valid: jax.Array | None, q: jax.Array) -> None:
         )
     if not jnp.issubdtype(jnp.result_type(valid), bool):
         raise ValueError(f'valid must be bool, not {jnp.result_type(valid)}')
+
+
+def check_bias(bias: jax.Array | None, graphs: Sequence[Graph], q: jax.Array) -> None:
+    """Refuses a table that does not have every offset between neighbours."""
+    if bias is None:
+        return
+    _, h, w, heads, _ = q.shape
+    shape = jnp.shape(bias)
+    if len(shape) != 3 or shape[0] not in (1, heads) or not (shape[1] % 2 and shape[2] % 2):
+        raise ValueError(
+            f'bias must be [1 or {heads}, 2 R + 1, 2 C + 1] for {heads} heads, with the offset '
+            f'(0, 0) in the middle, not of shape {shape}'
+        )
+    if not jnp.issubdtype(bias.dtype, jnp.floating):
+        raise ValueError(f'bias must be floating point, not {bias.dtype}')
+    for graph in graphs:
+        if graph.trainable:
+            raise ValueError(f'{graph.kind()} has a bias of its own: give no other')
+        rows, columns = position_bias.reach(graph, h, w)
+        if shape[1] // 2 < rows or shape[2] // 2 < columns:
+            raise ValueError(
+                f'bias of shape {shape} ends before the neighbours of {graph} on a map of {h} x '
+                f'{w}: it needs [., {2 * rows + 1}, {2 * columns + 1}] or more'
+            )
 
 
 def check_registers(registers: Registers | None, q: jax.Array, v: jax.Array) -> None:

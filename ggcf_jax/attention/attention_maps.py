@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import pruning, softmax
+from ggcf_jax.attention import position_bias, pruning, softmax
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.layout import as_rows
 from ggcf_jax.attention.pruning import Prune
@@ -21,6 +21,7 @@ def attention_weights(
     positions: jax.Array,
     *,
     valid: jax.Array | None,
+    bias: jax.Array | None,
     scale: float,
     prune: Prune | None,
 ) -> jax.Array:
@@ -32,6 +33,7 @@ def attention_weights(
       graph: graph of all heads.
       positions: row and column of each query, integers [m, 2]; clamped to the map.
       valid: which positions may be attended to, bool [b, h, w]; None for all.
+      bias: bias of the scores by offset, [heads or 1, 2 R + 1, 2 C + 1]; or None.
       scale: factor of the affinities.
       prune: how many neighbours are kept and by what priority; None for all.
 
@@ -52,6 +54,9 @@ def attention_weights(
         kept = mask
         if prune is not None:
             kept = pruning.select(s, mask, prune, b, (y * w + x)[None], every)
+        if bias is not None:
+            own = position_bias.of_query(bias, graph, y, x, h, w)
+            s = s + own.reshape(own.shape[0], 1, h * w)
         s = s + jnp.reshape(graph.log_edges_of(y, x, h, w), -1)
         p = jax.nn.softmax(jnp.where(kept, s, softmax.HIDDEN), axis=-1)
         p = jnp.where(mask.any(-1, keepdims=True), p, 0)

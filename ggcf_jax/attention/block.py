@@ -70,9 +70,9 @@ class Piece:
     count: tuple[int, int]
 
     @property
-    def width(self) -> int:
-        """Number of columns of a group."""
-        return self.columns.length
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns of a group."""
+        return self.rows.length, self.columns.length
 
     def gather(self, x: jax.Array, start: Start, heads: int) -> jax.Array:
         """The blocks [blocks, b, heads, members, c] of a map [b, h, w, heads * c]."""

@@ -17,7 +17,7 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
     One row of queries after the other. The affinities of a query stand in the row-major order of
     its neighbours while it chooses among them: its column above, its row, its column below.
     """
-    q, k, v, valid = inputs
+    q, k, v, valid, _ = inputs
     b, h, w, heads, _ = q.shape
     column_keys, column_values = (layout.columns_first(x) for x in (k, v))
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(h, w)

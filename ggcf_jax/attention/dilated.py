@@ -34,7 +34,7 @@ def attend(inputs: Inputs, graph: Local, options: Options) -> Partial:
         return 2 * options.sizes.scores // scores
 
     def attend_maps(maps: Sequence[jax.Array]) -> Partial:
-        return local.attend(groups.from_maps(maps), inside, options)
+        return local.attend(groups.from_maps(maps, inputs.bias), inside, options)
 
     return _over_classes(attend_maps, inputs, groups.as_maps(inputs), graph.dilations, together)
 

@@ -30,7 +30,7 @@ class Bias(Protocol):
         """The table with `piece` added where `cut` took it."""
 
     def expand(self, piece: jax.Array) -> jax.Array:
-        """The bias [queries, keys] of a piece."""
+        """The bias [heads or 1, queries, keys] of a piece."""
 
 
 class Skip(Protocol):
@@ -195,7 +195,8 @@ def backward(
         s = _finish_scores(s, (i, t), lengths[1], valid, piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
         if bias is not None and piece is not None:
-            ds = ds.sum(range(ds.ndim - 2)).astype(dtable.dtype)
+            shared = tuple(range(ds.ndim - 2 if piece.shape[0] == 1 else ds.ndim - 3))
+            ds = ds.sum(shared).astype(dtable.dtype).reshape(-1, *ds.shape[-2:])
             (dpiece,) = jax.vjp(bias.expand, varying.match(piece, ds))[1](ds)
             dtable = bias.add(dtable, dpiece, i, t)
         return (

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from ggcf_jax.attention import flash, pruning
+from ggcf_jax.attention import flash, position_bias, pruning
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.flash import Schedule
 from ggcf_jax.attention.graphs import Full
@@ -15,7 +15,10 @@ from ggcf_jax.attention.pruning import Prune
 
 def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
     """FULL attention; `engine.Attend`. The map of keys may have more rows than that of queries."""
-    q, k, v, valid = inputs
+    if inputs.bias is not None:
+        table = position_bias.of_size(inputs.bias, *inputs.q.shape[1:3])
+        return position_bias.attend_table(inputs, table, options)
+    q, k, v, valid, _ = inputs
     b, h, w, heads, _ = q.shape
     chunks = flash.choose_chunks(h * w, b * heads, options, math.prod(k.shape[1:3]))
     q, k, v = (as_rows(x) for x in (q, k, v))
@@ -25,7 +28,7 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
 
 def attend_pruned(inputs: Inputs, graph: Full, options: Options, prune: Prune) -> Partial:
     """FULL attention with Context Pruning; `engine.AttendPruned`."""
-    q, k, v, valid = inputs
+    q, k, v, valid, _ = inputs
     h, w = q.shape[1:3]
     q, k, v = (as_rows(x) for x in (q, k, v))
     o, lse = pruning.attend_rows(q, k, v, valid_as_rows(valid), jnp.arange(h * w), prune, options)

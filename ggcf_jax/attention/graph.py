@@ -42,6 +42,11 @@ class Graph(abc.ABC):
 
     trainable = False  # whether `init` returns parameters
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Number of rows and of columns in which a position bias counts the graph's offsets."""
+        return 1, 1
+
     @abc.abstractmethod
     def adjacency(self, h: int, w: int) -> Bool[ArrayLike, 'n n'] | Float[ArrayLike, 'n n']:
         """E of all pairs of positions of an h x w map in row-major order, n = h * w.

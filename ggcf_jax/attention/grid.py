@@ -75,9 +75,9 @@ class Piece:
     count: tuple[int, int]
 
     @property
-    def width(self) -> int:
-        """Number of columns of a group."""
-        return self.columns.members
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns of a group."""
+        return self.rows.members, self.columns.members
 
     def gather(self, x: jax.Array, start: Start, heads: int) -> jax.Array:
         """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""

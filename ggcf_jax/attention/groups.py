@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import flash, layout, pruning, softmax, varying
+from ggcf_jax.attention import flash, layout, position_bias, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.position_bias import OffsetBias
 from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.softmax import QueryTile
 
@@ -29,8 +30,8 @@ class Piece(Protocol):
     """Some groups of one size, from a `start` on that the methods are given."""
 
     @property
-    def width(self) -> int:
-        """Number of columns of a group: its members are numbered row by row."""
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns of a group: its members are numbered row by row."""
 
     def gather(self, x: jax.Array, start: Start, heads: int) -> jax.Array:
         """The groups [groups, b, heads, members, c] of a map [b, h, w, heads * c]."""
@@ -95,7 +96,7 @@ def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune:
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
 
     def groups(
-        width: int,
+        members: tuple[int, int],
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
@@ -116,19 +117,19 @@ def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune:
 
 def as_maps(inputs: Inputs) -> tuple[jax.Array, ...]:
     """q, k, v and, where it is given, `valid` as a map of one head and one channel."""
-    q, k, v, valid = inputs
+    q, k, v, valid, _ = inputs
     return (q, k, v) if valid is None else (q, k, v, valid[..., None, None])
 
 
-def from_maps(maps: Sequence[jax.Array]) -> Inputs:
-    """The arrays that `as_maps` gives these maps for."""
+def from_maps(maps: Sequence[jax.Array], bias: jax.Array | None = None) -> Inputs:
+    """The arrays that `as_maps` gives these maps for, with the bias, which is no map."""
     q, k, v, *valid = maps
-    return Inputs(q, k, v, valid[0][..., 0, 0] if valid else None)
+    return Inputs(q, k, v, valid[0][..., 0, 0] if valid else None, bias)
 
 
 def result_specs(inputs: Inputs) -> list[MapSpec]:
     """The maps of a `Partial`."""
-    q, k, v, _ = inputs
+    q, k, v = inputs[:3]
     heads = q.shape[3]
     return [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
 
@@ -137,12 +138,20 @@ def _attend(inputs: Inputs, partition: Partition, options: Options, skip: Skip |
     b, _, _, heads, _ = inputs.q.shape
 
     def groups(
-        width: int, q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None = None
+        members: tuple[int, int],
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        valid: jax.Array | None = None,
     ) -> Sequence[jax.Array]:
         shape = q.shape[:-1]
-        (q, k, v), valid = _merged((q, k, v), valid)
-        schedule = _schedule(q.shape[-2], width, b * heads, options, skip)
-        o, lse = flash.forward(q, k, v, valid, None, schedule)
+        schedule = _schedule(inputs, members, options, skip)
+        table = None
+        if inputs.bias is None:
+            (q, k, v), valid = _merged((q, k, v), valid)
+        else:
+            table = _table(inputs.bias, members, schedule)
+        o, lse = flash.forward(q, k, v, valid, table, schedule)
         return o.reshape(*shape, -1), lse.reshape(*shape, 1)
 
     most = _groups_per_step(b * heads, options)
@@ -161,15 +170,14 @@ def _attend_backward(
     partition: Partition, options: Options, skip: Skip | None, saved: tuple, gradients: Partial
 ) -> tuple:
     inputs, result = saved
-    q, k, v, _ = inputs
-    b, _, _, heads, _ = q.shape
+    q, k, v = inputs[:3]
     # The sums of do * o are taken here, so that o need not be gathered.
     queries = softmax.query_tile(
         q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
     )
 
     def groups(
-        width: int,
+        members: tuple[int, int],
         q: jax.Array,
         do: jax.Array,
         lse: jax.Array,
@@ -179,17 +187,24 @@ def _attend_backward(
         valid: jax.Array | None = None,
     ) -> Sequence[jax.Array]:
         shapes = [x.shape for x in (q, k, v)]
-        (k, v, *tile), valid = _merged((k, v, q, do, lse, delta), valid)
-        schedule = _schedule(k.shape[-2], width, b * heads, options, skip)
-        *gradients, _ = flash.backward(QueryTile(*tile), k, v, valid, None, schedule)
+        schedule = _schedule(inputs, members, options, skip)
+        if inputs.bias is not None:
+            bias = varying.match(inputs.bias, q, k, v)
+            table, pull = jax.vjp(lambda bias: _table(bias, members, schedule), bias)
+            tile = QueryTile(q, do, lse, delta)
+            *gradients, dtable = flash.backward(tile, k, v, valid, table, schedule)
+            return [*gradients, *pull(dtable)]
+        (k, v, *rows), valid = _merged((k, v, q, do, lse, delta), valid)
+        *gradients, _ = flash.backward(QueryTile(*rows), k, v, valid, None, schedule)
         return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
 
     specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
     maps = (*queries, *as_maps(inputs)[1:])
-    most = _groups_per_step(b * heads, options)
-    found = _over_groups(groups, maps, partition, specs, most)
-    dq, dk, dv = (varying.gradient(x, y) for x, y in zip(found, (q, k, v)))
-    return (Inputs(dq, dk, dv, None),)
+    most = _groups_per_step(q.shape[0] * q.shape[3], options)
+    sums = [] if inputs.bias is None else [inputs.bias]
+    found = _over_groups(groups, maps, partition, specs, most, sums)
+    dq, dk, dv, *dbias = (varying.gradient(x, y) for x, y in zip(found, (q, k, v, *sums)))
+    return (Inputs(dq, dk, dv, None, *dbias),)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -201,19 +216,21 @@ def _over_groups(
     partition: Partition,
     specs: Sequence[MapSpec],
     most: Callable[[int], int],
+    sums: Sequence[jax.Array] = (),
 ) -> list[jax.Array]:
     """f over the groups of maps, so many at a time that its scores stay few.
 
     Args:
-      f: width of a group, groups of the arrays [groups, b, heads, members, c] -> groups of each
-        result.
+      f: shape of a group, groups of the arrays [groups, b, heads, members, c] -> groups of each
+        result, and what is added to each of the sums.
       arrays: maps [b, h, w, heads, c].
       partition: the groups.
       specs: one for each map in the result.
       most: number of members of a group -> number of groups to take at a time.
+      sums: arrays of the shapes and dtypes of the sums.
 
     Returns:
-      Maps [b, h, w, heads, c].
+      Maps [b, h, w, heads, c], then the sums.
     """
     b, h, w = arrays[0].shape[:3]
     apart = (b, *partition.apart(h, w))
@@ -221,21 +238,26 @@ def _over_groups(
     out = [
         varying.zeros((*apart, spec.heads * spec.channels), spec.dtype, *arrays) for spec in specs
     ]
+    out += [varying.zeros(x.shape, x.dtype, *arrays) for x in sums]
     for piece, starts in partition.pieces(h, w, most):
 
         def step(
             out: list[jax.Array], start: Start, piece: Piece = piece
         ) -> tuple[list[jax.Array], None]:
-            groups = f(piece.width, *(piece.gather(x, start, heads) for x, heads in merged))
-            return [piece.scatter(x, start, g) for x, g in zip(out, groups, strict=True)], None
+            found = f(piece.shape, *(piece.gather(x, start, heads) for x, heads in merged))
+            return [
+                x + g if i >= len(specs) else piece.scatter(x, start, g)
+                for i, (x, g) in enumerate(zip(out, found, strict=True))
+            ], None
 
         if len(starts) == 1:  # known at compile time outside of a loop
             out, _ = step(out, starts[0])
         else:
             out, _ = lax.scan(step, out, jnp.array(starts, jnp.int32))
     height, width = math.prod(apart[1:3]), math.prod(apart[3:])
-    out = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out]
-    return [layout.split_heads(x, spec.heads) for x, spec in zip(out, specs)]
+    maps = [x.reshape(b, height, width, -1)[:, :h, :w] for x in out[: len(specs)]]
+    maps = [layout.split_heads(x, spec.heads) for x, spec in zip(maps, specs)]
+    return [*maps, *out[len(specs) :]]
 
 
 def parts(
@@ -275,10 +297,24 @@ def _groups_per_step(batch: int, options: Options) -> Callable[[int], int]:
     return most
 
 
-def _schedule(n: int, width: int, batch: int, options: Options, skip: Skip | None) -> Schedule:
-    """How the loops go over groups of n members, numbered by rows of `width`."""
-    chunks = _chunks(n, batch, options)
-    return Schedule(chunks, options, skip=None if skip is None else skip.of(width))
+def _schedule(
+    inputs: Inputs, members: tuple[int, int], options: Options, skip: Skip | None
+) -> Schedule:
+    """How the loops go over groups of that many rows and columns."""
+    (h, w), batch = members, inputs.q.shape[0] * inputs.q.shape[3]
+    chunks, bias = _chunks(h * w, batch, options), None
+    if inputs.bias is not None:
+        bias = OffsetBias(h, w, h, h)
+        if chunks.queries < h * w:
+            bias = position_bias.offset_bias(h, h, w, batch, options)
+        chunks = bias.chunks
+    return Schedule(chunks, options, bias, None if skip is None else skip.of(w))
+
+
+def _table(bias: jax.Array, members: tuple[int, int], schedule: Schedule) -> jax.Array:
+    """The table that `schedule.bias` reads for groups of that many rows and columns."""
+    assert isinstance(schedule.bias, OffsetBias)
+    return schedule.bias.pad(position_bias.of_size(bias, *members))
 
 
 def _chunks(n: int, batch: int, options: Options) -> Chunks:

@@ -79,6 +79,11 @@ class Local(SeparableGraph):
         """D of rows and of columns."""
         return _pair(self.dilation)
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """D of rows and of columns: a position bias counts neighbours."""
+        return self.dilations
+
     def axis_edges(self, axis: int, i: Array, j: Array, n: int) -> Bool[Array, '...']:
         """True where j lies in the window of i."""
         # Numbers beyond the axis mean what its length does.
@@ -112,6 +117,11 @@ class Grid(SeparableGraph):
     def strides(self) -> tuple[int, int]:
         """T of rows and of columns."""
         return _pair(self.stride)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """T of rows and of columns: a position bias counts neighbours."""
+        return self.strides
 
     def axis_edges(self, axis: int, i: Array, j: Array, n: int) -> Bool[Array, '...']:
         """True where the offset is a multiple of the stride."""

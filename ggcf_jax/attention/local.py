@@ -9,14 +9,14 @@ Dilated windows are `dilated`'s.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import layout, pruning, softmax, varying
+from ggcf_jax.attention import layout, position_bias, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -71,6 +71,82 @@ class Tiling:
     tile: Size2d
     margin: int
     groups: tuple[WindowGroup, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Offsets:
+    """The bias of tiles whose windows have one shape.
+
+    Attributes:
+      table: [heads or 1, rows, columns], the bias by offset with so much zero around it that the
+        pieces of all tiles lie inside; None without a bias.
+      tile: height and width of the tiles of queries.
+      window: height and width of the windows.
+      margin: number of rows that the map of keys has more than that of queries above.
+    """
+
+    table: jax.Array | None
+    tile: Size2d
+    window: Size2d
+    margin: int
+
+    @classmethod
+    def around(cls, bias: jax.Array | None, cut: Tiling, window: Size2d) -> '_Offsets':
+        """The bias of one group of tiles."""
+        if bias is not None:
+            widths = [(t + n, t + n) for t, n in zip(cut.tile, window)]
+            bias = jnp.pad(bias, ((0, 0), *widths))
+        return cls(bias, cut.tile, window, cut.margin)
+
+    def of(self, query: _Corners, key: _Corners) -> jax.Array | None:
+        """The bias of some tiles [tiles, 1, heads or 1, *tile, *window]."""
+        if self.table is None:
+            return None
+        pieces = [
+            lax.dynamic_slice(self.table, corner, self._shape) for corner in self._each(query, key)
+        ]
+        return position_bias.spread(jnp.stack(pieces), self.tile, self.window)[:, None]
+
+    def zeros(self, *like: jax.Array) -> jax.Array | None:
+        """Zeros for `add`."""
+        if self.table is None:
+            return None
+        return varying.zeros(self.table.shape, self.table.dtype, *like)
+
+    def add(
+        self, total: jax.Array | None, ds: jax.Array, query: _Corners, key: _Corners
+    ) -> jax.Array | None:
+        """The gradient of the table with that of some tiles' scores added, shaped like `of`."""
+        if self.table is None or total is None:
+            return None
+        ds = ds.sum((1, 2), keepdims=True) if self.table.shape[0] == 1 else ds.sum(1, keepdims=True)
+        pieces = varying.zeros((len(query.y), *self._shape), total.dtype, ds)
+        spread = functools.partial(position_bias.spread, queries=self.tile, keys=self.window)
+        (pieces,) = jax.vjp(spread, pieces)[1](ds[:, 0].astype(total.dtype))
+        for corner, piece in zip(self._each(query, key), pieces):
+            piece = piece + lax.dynamic_slice(total, corner, self._shape)
+            total = lax.dynamic_update_slice(total, piece, corner)
+        return total
+
+    def inner(self, total: jax.Array) -> jax.Array:
+        """What `add` has found for the bias without the zeros around it."""
+        (th, tw), (wh, ww) = self.tile, self.window
+        return total[:, th + wh : total.shape[1] - th - wh, tw + ww : total.shape[2] - tw - ww]
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        assert self.table is not None
+        rows, columns = (t + n - 1 for t, n in zip(self.tile, self.window))
+        return self.table.shape[0], rows, columns
+
+    def _each(self, query: _Corners, key: _Corners) -> list[tuple[jax.Array, ...]]:
+        """Where the piece of one tile after another starts."""
+        assert self.table is not None
+        zero = jnp.zeros((), query.y.dtype)
+        middle = [n // 2 for n in self.table.shape[1:]]
+        y = query.y + self.margin - key.y - (self.window[0] - 1) + middle[0]
+        x = query.x - key.x - (self.window[1] - 1) + middle[1]
+        return [(zero, y[i], x[i]) for i in range(len(query.y))]
 
 
 @functools.cache
@@ -168,20 +244,23 @@ def attend_pruned(
 def _forward(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
-    q, k, v, _ = inputs
+    q, k, v = inputs[:3]
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
     for group in cut.groups:
+        table = _Offsets.around(inputs.bias, cut, group.window)
 
-        def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
+        def step(
+            carry: tuple, at: jax.Array, group: WindowGroup = group, table: _Offsets = table
+        ) -> tuple:
             query, key = _corners(at)
             qt = _take(qm, query, cut.tile, heads)
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
             mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
-            s = _masked_scores(qt, kt, options.scale, mask)
+            s = _masked_scores(qt, kt, options.scale, mask, table.of(query, key))
             o, lse = softmax.normalise(s, vt, (math.prod(cut.tile), math.prod(group.window)))
             seen = _sees_any(mask, valid)
             return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
@@ -199,7 +278,7 @@ def _attend_forward(
 
 def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Partial) -> tuple:
     inputs, rows_of_map, result = saved
-    q, k, v, _ = inputs
+    q, k, v = inputs[:3]
     b, h, w, heads, _ = q.shape
     cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
     queries = softmax.query_tile(
@@ -208,31 +287,46 @@ def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Pa
     queries = QueryTile(*(layout.merge_heads(x) for x in queries))
     _, km, vm, valid = _merged(inputs)
     arrays = [x for x in (*queries, km, vm, valid) if x is not None]
-    carry = tuple(
+    carry: tuple[Any, ...] = tuple(
         varying.zeros(x.shape, softmax.accumulator(x), *arrays) for x in (queries.q, km, vm)
     )
+    dbias = inputs.bias
+    if dbias is not None:
+        dbias = varying.zeros(dbias.shape, dbias.dtype, *arrays)
     for group in cut.groups:
+        table = _Offsets.around(inputs.bias, cut, group.window)
 
-        def step(carry: tuple, at: jax.Array, group: WindowGroup = group) -> tuple:
-            dq, dk, dv = carry
+        def step(
+            carry: tuple, at: jax.Array, group: WindowGroup = group, table: _Offsets = table
+        ) -> tuple:
+            dq, dk, dv, dtable = carry
             query, key = _corners(at)
             tiles = QueryTile(*(_take(x, query, cut.tile, heads) for x in queries))
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
             mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
-            s = _masked_scores(tiles.q, kt, options.scale, mask & _own(query, cut.tile))
-            dqt, dkt, dvt, _ = softmax.backward(tiles, kt, vt, s, options)
+            mask = mask & _own(query, cut.tile)
+            s = _masked_scores(tiles.q, kt, options.scale, mask, table.of(query, key))
+            dqt, dkt, dvt, ds = softmax.backward(tiles, kt, vt, s, options)
             return (
                 _add(dq, dqt, query, cut.tile),
                 _add(dk, dkt, key, group.window),
                 _add(dv, dvt, key, group.window),
+                table.add(dtable, ds, query, key),
             ), None
 
-        carry, _ = lax.scan(step, carry, _stacks(group.corners, _per_step(options, b * heads)))
+        start = (*carry, table.zeros(*arrays))
+        steps = _stacks(group.corners, _per_step(options, b * heads))
+        (dq, dk, dv, dtable), _ = lax.scan(step, start, steps)
+        carry = (dq, dk, dv)
+        if dbias is not None and dtable is not None:
+            dbias = dbias + table.inner(dtable)
     dq, dk, dv = (
         varying.gradient(x.reshape(y.shape).astype(y.dtype), y) for x, y in zip(carry, (q, k, v))
     )
-    return Inputs(dq, dk, dv, None), None
+    if dbias is not None:
+        dbias = varying.gradient(dbias, inputs.bias)
+    return Inputs(dq, dk, dv, None, dbias), None
 
 
 attend_rows.defvjp(_attend_forward, _attend_backward)
@@ -344,14 +438,14 @@ def _within(
 
 def _merged(inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The arrays with heads and channels merged; `valid` as one channel."""
-    q, k, v, valid = inputs
+    q, k, v, valid, _ = inputs
     q, k, v = (layout.merge_heads(x) for x in (q, k, v))
     return q, k, v, None if valid is None else valid[..., None]
 
 
 def _empty(inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """Zeros for the output [b, h, w, heads * dv] and the log-sum-exps [b, h, w, heads]."""
-    q, k, v, _ = inputs
+    q, k, v = inputs[:3]
     arrays = [x for x in inputs if x is not None]
     return (
         varying.zeros((*q.shape[:3], q.shape[3] * v.shape[-1]), v.dtype, *arrays),
@@ -435,8 +529,11 @@ def _taken(positions: jax.Array, at: _Corners, shape: Size2d) -> jax.Array:
     return _take(positions[None, :, :, None], at, shape, 1)[:, 0, 0, :, 0]
 
 
-def _masked_scores(q: jax.Array, k: jax.Array, scale: float, mask: jax.Array) -> jax.Array:
-    """Scores [..., *tile, *window], lowest where `mask` is false."""
+def _masked_scores(
+    q: jax.Array, k: jax.Array, scale: float, mask: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    """Scores [..., *tile, *window] with a bias of that shape, lowest where `mask` is false."""
     # With two axes a side, masks need no division of flat indices: XLA:CPU fuses them cheaply.
     s = softmax.scores(q, k, scale)
-    return jnp.where(mask, s.reshape(*s.shape[:-2], *mask.shape[-4:]), softmax.HIDDEN)
+    s = s.reshape(*s.shape[:-2], *mask.shape[-4:])
+    return jnp.where(mask, s if bias is None else s + bias, softmax.HIDDEN)

@@ -22,12 +22,15 @@ class Inputs(NamedTuple):
       k: keys [b, h, w, heads, dk].
       v: values [b, h, w, heads or 1, dv].
       valid: which positions may be attended to, bool [b, h, w]; None for all.
+      bias: bias of the scores by offset, [heads or 1, 2 R + 1, 2 C + 1], see `position_bias`; or
+        None.
     """
 
     q: Float[Array, 'b h w heads dk']
     k: Float[Array, 'b h w heads dk']
     v: Float[Array, 'b h w #heads dv']
     valid: Bool[Array, 'b h w'] | None = None
+    bias: Float[Array, '#heads _ _'] | None = None
 
 
 class Partial(NamedTuple):

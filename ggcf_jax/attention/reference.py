@@ -6,7 +6,7 @@ It works for every graph and needs h*w x h*w scores per head: for small maps and
 import jax
 import jax.numpy as jnp
 
-from ggcf_jax.attention import pruning, softmax
+from ggcf_jax.attention import position_bias, pruning, softmax
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.layout import as_map, as_rows
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -28,7 +28,7 @@ def attend(
       Output and log-sum-exp. Differentiable also when pruned: the choice of the kept neighbours is
       a constant.
     """
-    q, k, v, valid = inputs
+    q, k, v, valid, bias = inputs
     b, h, w, heads, _ = q.shape
     n = h * w
 
@@ -43,6 +43,8 @@ def attend(
         'bkid,bkjd->bkij', q, k, precision='highest', preferred_element_type=accumulator
     )
     kept = mask if prune is None else pruning.dense_mask(s, mask, prune)
+    if bias is not None:
+        s = s + position_bias.of_pairs(bias, graph, h, w)
     if edges.dtype != bool:
         s = s + jnp.log(jnp.where(edges > 0, edges, 1))
     s = jnp.where(kept, s, softmax.HIDDEN)

@@ -23,7 +23,17 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from ggcf_jax.attention import axial, block, dilated, full, grid, groups, learned, local, union
+from ggcf_jax.attention import (
+    axial,
+    block,
+    dilated,
+    full,
+    grid,
+    groups,
+    local,
+    position_bias,
+    union,
+)
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.graphs import Block, Column, Full, Grid, Learned, Local, Row
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -64,19 +74,29 @@ def attend(
     ):
         if length % parts:
             raise ValueError(f'{name} {length} of the map is not divisible by {parts} devices')
-    rows = PartitionSpec(images, AXIS)
+    rows, whole = PartitionSpec(images, AXIS), PartitionSpec()
+
+    def run(bias: jax.Array | None, graph: Any, *maps: Any) -> Partial:
+        q, k, v, valid = maps
+        return attend_rows(Inputs(q, k, v, valid, bias), graph, options)
+
     return jax.shard_map(
-        functools.partial(attend_rows, options=options),
-        in_specs=(rows, PartitionSpec()),
+        run,
+        in_specs=(whole, whole, rows, rows, rows, rows),
         out_specs=rows,
         axis_names={AXIS, images} - {None},
         check_vma=False,
-    )(inputs, graph)
+    )(inputs.bias, graph, *inputs[:4])
 
 
 def full_rows(inputs: Inputs, graph: Full, options: Options) -> Partial:
     """FULL attention of one device's rows; `engine.Attend`."""
-    return full.attend(_with_all_keys(inputs), graph, options)
+    inputs = _with_all_keys(inputs)
+    if inputs.bias is None:
+        return full.attend(inputs, graph, options)
+    rows, (h, w) = inputs.q.shape[1], inputs.k.shape[1:3]
+    table = _own_offsets(position_bias.of_size(inputs.bias, h, w), rows, h)
+    return position_bias.attend_table(inputs, table, options)
 
 
 def local_rows(inputs: Inputs, graph: Local, options: Options) -> Partial:
@@ -149,7 +169,9 @@ def block_rows(inputs: Inputs, graph: Block, options: Options) -> Partial:
     swap = functools.partial(lax.all_to_all, axis_name=AXIS, tiled=True)
     strips = [jnp.pad(x, ((0, 0), (0, 0), fill, (0, 0), (0, 0))) for x in maps]
     strips = [swap(x, split_axis=2, concat_axis=1) for x in strips]
-    part = block.attend(groups.from_maps(strips), Block((height, width), (top, 0)), options)
+    part = block.attend(
+        groups.from_maps(strips, inputs.bias), Block((height, width), (top, 0)), options
+    )
     o, lse = (swap(x, split_axis=1, concat_axis=2)[:, :, before : before + w] for x in part)
     return Partial(o, lse)
 
@@ -182,7 +204,7 @@ def over_columns(
         runs = [jnp.pad(x[:, :, : run.members, run.first : run.end], fill) for x in maps]
         columns = [swap(x, split_axis=3, concat_axis=1) for x in runs]
         columns = [x.reshape(b, count * rows, run.members * share, *x.shape[4:]) for x in columns]
-        part = attend_columns(groups.from_maps(columns), share)
+        part = attend_columns(groups.from_maps(columns, inputs.bias), share)
         for i, x in enumerate((part.o, part.lse[..., None])):
             x = x.reshape(b, count * rows, run.members, share, heads, -1)
             x = swap(x, split_axis=1, concat_axis=3)[:, :, :, :residues]
@@ -195,16 +217,20 @@ def learned_rows(inputs: Inputs, graph: Learned, options: Options) -> Partial:
     """LEARNED attention of one device's rows; `engine.Attend`."""
     inputs = _with_all_keys(inputs)
     rows, (h, w) = inputs.q.shape[1], inputs.k.shape[1:3]
-    # The offsets from this device's rows to all rows.
+    table = _own_offsets(graph.log_table(h, w)[None], rows, h)
+    return position_bias.attend_table(inputs, table, options)
+
+
+def _own_offsets(table: jax.Array, rows: int, h: int) -> jax.Array:
+    """Of a table [heads, 2h-1, 2w-1] the offsets from this device's rows to all rows."""
     first = lax.axis_index(AXIS) * rows
-    own = lax.dynamic_slice_in_dim(graph.log_table(h, w), first, rows + h - 1)
-    return learned.attend_table(inputs, own, options)
+    return lax.dynamic_slice_in_dim(table, first, rows + h - 1, axis=1)
 
 
 def _over_keys(f: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
     """The arrays with f applied to all but the queries."""
-    q, k, v, valid = inputs
-    return Inputs(q, f(k), f(v), None if valid is None else f(valid))
+    q, k, v, valid, bias = inputs
+    return Inputs(q, f(k), f(v), None if valid is None else f(valid), bias)
 
 
 def _with_all_keys(inputs: Inputs) -> Inputs:
