@@ -270,7 +270,7 @@ def _attend(
             attend_pruned = engine.attend_pruned
     if engine is None or (prune is not None and attend_pruned is None):
         if implementation == 'auto':
-            _warn_of_reference(inputs.q, graph)
+            _warn_of_reference(inputs.q, graph, pruned=engine is not None)
         return reference.attend(inputs, graph, scale=scale, prune=prune)
     options = Options(scale, block_sizes.current(inputs.q.shape[0]))
     if attend_pruned is not None:
@@ -428,22 +428,28 @@ _REFERENCE_BYTES = 12
 _REFERENCE_LIMIT = 16 * 2**30  # bytes; beyond it the reference has to be asked for by name
 
 
-def _warn_of_reference(q: jax.Array, graph: Graph) -> None:
+def _warn_of_reference(q: jax.Array, graph: Graph, *, pruned: bool) -> None:
     """Says once how much memory a graph without an engine needs, and refuses what cannot be meant.
+
+    Args:
+      q: queries.
+      graph: the graph.
+      pruned: whether it has one without Context Pruning.
 
     Raises:
       ValueError: the scores of all pairs are larger than the limit.
     """
     b, h, w, heads, _ = q.shape
     pairs = (h * w) ** 2 * heads * (b if isinstance(b, int) else 1)
+    lack = 'no engine for Context Pruning' if pruned else 'no engine'
     needed = f'{_REFERENCE_BYTES * pairs / 2**30:.3g} GiB for the {h} x {w} map'
     if _REFERENCE_BYTES * pairs > _REFERENCE_LIMIT:
         raise ValueError(
-            f'{graph} has no engine, and the dense reference needs about {needed}: take a smaller '
+            f'{graph} has {lack}, and the dense reference needs about {needed}: take a smaller '
             "map, or ask for it with implementation='reference'"
         )
     warnings.warn(
-        f'{graph.kind()} has no engine: it attends through the dense reference, which needs about '
+        f'{graph.kind()} has {lack}: it attends through the dense reference, which needs about '
         f'{needed}',
         stacklevel=5,
     )

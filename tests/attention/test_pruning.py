@@ -124,7 +124,7 @@ def test_gradients_are_right_or_refused():
 def test_unions_are_pruned_by_the_reference():
     q, k, v, _ = inputs(1, 4, 5, 1, 4, 4)
     graph = Local(1) | Cross()
-    with pytest.warns(UserWarning, match='union has no engine'):
+    with pytest.warns(UserWarning, match='union has no engine for Context Pruning'):
         attend(q, k, v, graph, keep=2)
     with pytest.raises(ValueError, match=r"'xla' has no Context Pruning for local:1\|cross"):
         attend(q, k, v, graph, keep=2, implementation='xla')
