@@ -4,6 +4,11 @@ python main.py --config=configs/street_scenes.py [--config.train.steps=500 ...]
 python main.py --mode=predict --workdir=runs/street_scenes --input=IMAGES --output=FOLDER
 """
 
+from ggcf_jax.distributed import preemption
+
+if __name__ == '__main__':
+    preemption.install()  # before the imports, which take seconds
+
 import dataclasses
 import pathlib
 import sys
@@ -78,6 +83,11 @@ _PLATFORM = flags.DEFINE_enum(
 )
 
 flags.DEFINE(_CheckpointParser(), 'checkpoint', 'best', 'Checkpoint to use.')
+flags.DEFINE_bool(
+    'accept_changes',
+    False,
+    'train: go on with a run although its configuration, classes or number of images changed.',
+)
 flags.DEFINE_string('split', 'validation', 'evaluate: split of the data set to evaluate.')
 flags.DEFINE_string(
     'input', None, 'predict: an image file, a folder of images or a split of the data set.'

@@ -3,8 +3,8 @@
 import contextlib
 import os
 import pathlib
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 
 
@@ -13,20 +13,20 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`, which replaces it when the block succeeds.
 
     The folder is made. Until then an existing file stays as it is; the name of the temporary one
-    begins with a dot and ends in `.part`, and an exception removes it. A new file gets mode 0644,
-    a replaced one keeps its mode.
+    begins with a dot and ends in `.part`, and an exception removes it. A new file gets the mode
+    that the umask gives to any other, so that colleagues can read a workdir; a replaced one keeps
+    its mode.
 
     Args:
         path: file to write.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.part', dir=path.parent)
-    os.close(handle)
-    temporary = pathlib.Path(name)
+    temporary = _temporary(path)
     try:
         yield temporary
-        os.chmod(temporary, stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644)
+        if path.exists():
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -47,3 +47,45 @@ def write(path: str | pathlib.Path, content: bytes, *, sync: bool = False) -> No
         if sync:
             file.flush()
             os.fsync(file.fileno())
+
+
+def create(path: str | pathlib.Path, content: bytes) -> bool:
+    """Writes a file if there is none of its name, whoever else tries to at the same moment.
+
+    Args:
+        path: file to write, in a folder that exists.
+        content: what it shall hold.
+
+    Returns:
+        Whether it was written; False leaves an existing file as it is.
+    """
+    path = pathlib.Path(path)
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content)
+        try:
+            os.link(temporary, path)  # unlike a renaming this fails if there is such a file
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links: readers may see the file before its content
+            try:
+                with path.open('xb') as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    """Makes an empty file beside another, with the mode that the umask gives."""
+    while True:
+        # At most 255 bytes are a name.
+        short = path.name.encode()[:200].decode(errors='ignore')
+        temporary = path.with_name(f'.{short}.{secrets.token_hex(4)}.part')
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return temporary

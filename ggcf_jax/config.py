@@ -188,6 +188,9 @@ def default() -> ConfigDict:
     # Optimiser, schedule, loss, precision and logging of the training.
     config.train = ConfigDict()
     config.train.steps = 50_000  # Number of parameter updates.
+    # Workdir of a run whose best checkpoint training starts from: its whole network, without the
+    # classifiers where the classes differ; None: model.backbone.weights or random parameters.
+    config.train.start_from = config_dict.placeholder(str)
     config.train.batch_size = 8  # Images for each update, over all devices (paper: 8).
     # Gradient accumulation: number of microbatches that a batch is processed in, to save memory.
     config.train.accumulate = 1
@@ -196,6 +199,9 @@ def default() -> ConfigDict:
     config.train.learning_rate = 0.02  # Learning rate after the warm-up (paper: 0.02).
     config.train.end_learning_rate = 0.0  # Learning rate at the end. mmseg: 1e-4.
     config.train.warmup_steps = 0  # Number of first steps, in which the learning rate rises from 0.
+    # Steps after which the learning rate has reached its end and stays there; 0: train.steps. A run
+    # that is made longer keeps its schedule with the number of steps that it had.
+    config.train.schedule_steps = 0
     # Power of the polynomial learning rate. The paper: 2 on Cityscapes, 0.9 on ADE20K; openseg,
     # mmseg: 0.9.
     config.train.poly_power = 0.9
@@ -315,8 +321,8 @@ _BOUNDS = (
         lambda value: value >= 0,
         (
             'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
-            'train.end_learning_rate', 'train.warmup_steps', 'train.clip_norm',
-            'train.head_multiplier', 'eval.panels', 'eval.worst', 'data.workers',
+            'train.end_learning_rate', 'train.warmup_steps', 'train.schedule_steps',
+            'train.clip_norm', 'train.head_multiplier', 'eval.panels', 'eval.worst', 'data.workers',
             'data.scale_step', 'data.photometric',
         ),
     ),
@@ -429,10 +435,11 @@ def _check_training(config: ConfigDict) -> None:
             "config.model.backbone.statistics='running' keeps the statistics of published weights; "
             'give config.model.backbone.weights as well'
         )
-    if train.warmup_steps >= train.steps:
+    name = 'schedule_steps' if train.schedule_steps else 'steps'
+    if train.warmup_steps >= train[name]:
         raise InputError(
             f'config.train.warmup_steps={train.warmup_steps} must be less than '
-            f'config.train.steps={train.steps}'
+            f'config.train.{name}={train[name]}'
         )
     if train.loss == 'ohem' and not (0 < train.ohem.threshold <= 1 and train.ohem.min_kept >= 1):
         raise InputError(

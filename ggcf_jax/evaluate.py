@@ -13,6 +13,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
+from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import evaluations, report
 from ggcf_jax.workdir import model as model_lib
@@ -50,6 +51,13 @@ def evaluate_workdir(
         dataset = data.build(config.data)
     dataset.source(split)
     dataset.check_labeled(split, 'evaluated')
+    trained = workdir_config.load(workdir)
+    classes_lib.check_meaning(
+        dataset,
+        workdir,
+        same_files=all(trained.data[name] == config.data[name] for name in ('name', 'manual_dir')),
+        purpose='evaluated',
+    )
     model = model_lib.load(
         workdir,
         checkpoint,

@@ -145,7 +145,7 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     Normal noise of this spread on all parameters makes predictions differ from place to place;
     with 0 probabilities and attention are close to uniform.
     """
-    workdir_config.claim_workdir(config, workdir)
+    workdir_config.save(config, workdir)
     # On one device: Orbax cuts an array that lies on several by a program for each shape.
     start = state.creator(config, num_classes, mesh_lib.make_mesh(jax.devices()[:1]))()
     rng = np.random.default_rng(7)

@@ -1,6 +1,7 @@
 """Whole runs through `train_and_evaluate` and `main.py`, on a tiny CamVid."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from ggcf_jax.models.layers import repeat
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import train_step
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import read_rows
 from tests.helpers import ROOT, load_config, one_device
 
@@ -176,6 +178,99 @@ def test_divergence_stops_with_a_clear_error(tiny_run, tmp_path):
     config.train.max_skipped = 2
     with pytest.raises(train.NotFinite, match=r'not finite in the last \d+ steps.*learning_rate'):
         train.train_and_evaluate(config, tmp_path / 'diverged')
+
+
+@pytest.mark.slow
+def test_evaluations_that_failed_or_were_interrupted_are_made_up_for(
+    tiny_run, tmp_path, monkeypatch, capsys
+):
+    """What is evaluated is saved before: no step is lost, and the log is that of a whole run."""
+    config, whole, _ = tiny_run
+    config = config.copy_and_resolve_references()
+    workdir = tmp_path / 'run'
+
+    def out_of_memory(*unused):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes')
+
+    def interrupted(*unused):
+        signal.raise_signal(signal.SIGUSR1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluator.Evaluator, '__call__', out_of_memory)
+        with pytest.raises(InputError, match=r'evaluation does not fit .*eval.batch_size'):
+            train.train_and_evaluate(config, workdir)
+        assert checkpoints.steps(workdir) == {3: None, 6: None}
+        patched.setattr(evaluator.Evaluator, '__call__', interrupted)
+        assert train.train_and_evaluate(config, workdir) is None
+        text = capsys.readouterr().out
+        assert 'resuming at step 6 of 12' in text
+        assert 'stopped by SIGUSR1 during the evaluation of step 6, which is saved' in text
+    config.eval.max_sizes = 2  # a cure that changes nothing here
+    with monkeypatch.context() as patched:
+        # Killed after the row of the last evaluation, before its step has a score.
+        patched.setattr(checkpoints.Checkpointer, 'score', lambda self, step, miou: None)
+        train.train_and_evaluate(config, workdir)
+    assert checkpoints.steps(workdir)[12] is None
+    evaluation = train.train_and_evaluate(config, workdir)
+    assert 'resuming at step 12 of 12' in capsys.readouterr().out
+    assert evaluation.miou == checkpoints.steps(workdir)[12]
+    _assert_same_bits(_final(workdir, config), _final(whole, config))
+    rows = [row for row in _rows(workdir) if 'run/segment' not in row]
+    assert rows == _rows(whole)
+    assert [each.changes for each in workdir_config.segments(workdir)] == [
+        {'eval.max_sizes': (1, 2)}
+    ]
+
+
+@pytest.mark.slow
+def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
+    config, whole, _ = tiny_run
+    workdir = shutil.copytree(whole, tmp_path / 'run')
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {
+            'train.steps': 20,
+            'train.learning_rate': 0.01,
+            'train.clip_norm': 1.0,
+            'train.ema_decay': 0.9,
+            'train.log_every': 5,
+        }
+    )
+    train.train_and_evaluate(config, workdir, accept_changes=True)
+    rows = _rows(workdir)
+    assert rows[:-5] == _rows(whole)
+    segment, first, _, second, last = rows[-5:]
+    assert segment == {'step': 12, 'run/segment': 1}
+    assert [row['step'] for row in (first, second, last)] == [15, 20, 20]
+    # Means over the steps since the change: of a loss, not of less or more of it.
+    assert all(1 < row['train/loss'] < 4 for row in (first, second))
+    assert first['train/learning_rate'] == pytest.approx(0.01 * (6 / 20) ** 0.9, rel=1e-3)
+    (segment,) = workdir_config.segments(workdir)
+    assert segment.step == 12 and segment.changes['train.clip_norm'] == (0.0, 1.0)
+    report = (workdir / 'report.html').read_text()
+    assert 'Segments' in report and 'train.clip_norm' in report
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_ends_in_one_line(tmp_path):
+    """Here while the data set is built."""
+    code = (
+        'import runpy, signal, sys\n'
+        'from ggcf_jax import data\n'
+        'data.build = lambda unused: signal.raise_signal(signal.SIGUSR1)\n'
+        f'runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")\n'
+    )
+    command = [
+        sys.executable,
+        '-c',
+        code,
+        f'--config={ROOT / "configs" / "camvid.py"}',
+        f'--workdir={tmp_path / "run"}',
+    ]
+    done = _run(command)
+    assert (done.stdout, done.returncode) == ('', 128 + signal.SIGUSR1)
+    assert done.stderr == 'stopped by SIGUSR1 before the first step: nothing is lost\n'
+    assert not (tmp_path / 'run').exists()
 
 
 def _command(config, workdir, steps):

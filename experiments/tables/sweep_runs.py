@@ -17,8 +17,7 @@ from experiments.common import cli
 from experiments.common.tables import slug
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.workdir import config as workdir_config
-from ggcf_jax.workdir import evaluations
+from ggcf_jax.workdir import claim, evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +154,7 @@ def runs(
                     stem = evaluations.stem('validation', config.train.steps, plan)
                     result = workdir / 'evaluations' / f'{stem}.json'
                     rows.append(Row(name, overrides, result))
-            if (workdir / workdir_config.FILE_NAME).exists():
-                workdir_config.claim_workdir(config, workdir)
+            claim.check_config(config, workdir)
             found.append(Run(len(found), seed, workdir, rows[0], tuple(rows[1:])))
     return found
 

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from ggcf_jax.distributed import platforms
 from ggcf_jax.distributed.liveness import LivenessMonitor, Verdict
+from ggcf_jax.distributed.preemption import Interrupted
 from ggcf_jax.errors import InputError
 
 _DAY_MS = 24 * 3600 * 1000  # barriers wait for slow processes; the liveness monitor ends dead ones
@@ -32,6 +33,7 @@ _SIZES = {'SLURM_STEP_NODELIST': 'SLURM_NTASKS', 'OMPI_MCA_orte_hnp_uri': 'OMPI_
 
 _monitor: LivenessMonitor | None = None
 _barriers = itertools.count()
+_texts = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +180,21 @@ def on_this_machine() -> int:
     return int((multihost_utils.process_allgather(own) == own).sum())
 
 
+def text_from_process_zero(text: str) -> str:
+    """Returns process 0's text on every process.
+
+    Args:
+        text: text of this process, which is used on process 0 only.
+    """
+    if jax.process_count() == 1:
+        return text
+    key = f'ggcf_jax/text/{next(_texts)}'
+    if is_process_zero():
+        _client().key_value_set(key, text)
+        return text
+    return _client().blocking_key_value_get(key, _DAY_MS)
+
+
 @contextlib.contextmanager
 def process_zero_first() -> Iterator[None]:
     """Lets process 0 run the body before the others do.
@@ -245,6 +262,8 @@ def _fail(error: BaseException, launch: Launch, monitor: LivenessMonitor) -> Non
     code, line = 1, f'{type(error).__name__}: {error}'
     if isinstance(error, InputError):
         code, line = 2, str(error)
+    elif isinstance(error, Interrupted):
+        code, line = error.code, str(error)
     else:
         traceback.print_exception(error)
     monitor.stop()

@@ -22,10 +22,7 @@ from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.metrics import Metric
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
 
-EvalStep = Callable[
-    [nnx.State, nnx.State, jax.Array, Mapping[str, jax.Array]],
-    tuple[jax.Array, jax.Array, jax.Array],
-]
+EvalStep = jax.stages.Wrapped  # see `make_eval_step`
 _FLUSH = 2**30  # pixels that are counted on the device, in int32, before the host adds them up
 
 _T = TypeVar('_T')
@@ -85,20 +82,27 @@ class Evaluator:
     # Shapes of the batches that `step` was compiled for.
     _compiled: set[tuple[int, ...]] = dataclasses.field(default_factory=set, init=False)
 
-    def __call__(self, params: nnx.State, stats: nnx.State, progress: Progress) -> Evaluation:
+    def __call__(
+        self,
+        params: nnx.State,
+        stats: nnx.State,
+        progress: Progress,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
         """Evaluates a network; in a run of several processes all call this together.
 
         Args:
             params: parameters, replicated on the mesh.
             stats: batch statistics, likewise.
             progress: display of the number of images done.
+            check_stop: called before each batch; what it raises ends the evaluation.
         """
         dataset, split = self.batches.dataset, self.batches.split
         confusion = _Confusion(dataset.num_classes, self.mesh)
         samples: dict[int, Sample] = {}
         worst = Worst(self.num_worst)
         with progress.evaluating(len(dataset.source(split)), split) as advance:
-            batches = self._dispatch(params, stats, confusion, progress)
+            batches = self._dispatch(params, stats, confusion, progress, check_stop)
             # While the device computes a batch, the host collects the pictures of the one before;
             # so at most two wait on the device, however many images the split has.
             for batch in _one_behind(batches):
@@ -124,11 +128,13 @@ class Evaluator:
         stats: nnx.State,
         confusion: '_Confusion',
         progress: Progress,
+        check_stop: Callable[[], None],
     ) -> Iterator['_Batch']:
         """Starts the step on each batch, and yields it without waiting for the results."""
         shard = mesh_lib.shard(self.mesh)
         loaded = self.batches.load(shard=shard, loader=self.loader)
         for indices, batch in zip(self.batches.indices, loaded, strict=True):
+            check_stop()
             processes.report_progress(f'evaluating images of {self.batches.split}')
             arrays = mesh_lib.global_batch(self.mesh, batch)
             images = {name: arrays[name] for name in ('image', 'label')}

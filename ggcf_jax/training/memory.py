@@ -1,8 +1,12 @@
 """Memory of a device: what a compiled program needs, what was used, what there is."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import jax
+
+from ggcf_jax.errors import InputError
 
 
 def needed(compiled: jax.stages.Compiled) -> int | None:
@@ -36,3 +40,25 @@ def peak() -> int | None:
 def text(size: int) -> str:
     """A number of bytes in MiB or GiB."""
     return f'{size / 2**30:.2f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'
+
+
+@contextlib.contextmanager
+def explained(work: str, cure: str) -> Iterator[None]:
+    """Turns JAX's error of a device without memory into one for the user.
+
+    Args:
+        work: what needs the memory, such as 'the evaluation'.
+        cure: fields to change.
+
+    Raises:
+        InputError: the memory of a device was not enough.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        message = str(error)
+        if 'RESOURCE_EXHAUSTED' not in message:
+            raise
+        raise InputError(
+            f'{work} does not fit the memory of a device: {cure} ({message.splitlines()[0]:.300})'
+        ) from error

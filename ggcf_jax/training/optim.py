@@ -118,11 +118,11 @@ def schedule(train: ConfigDict) -> optax.Schedule:
     """Builds the poly schedule of section 4.1, after an optional linear warm-up.
 
     lr = end + (learning_rate - end) * (1 - step / steps) ** poly_power, where steps are those after
-    the warm-up, which rises from 0.
+    the warm-up, which rises from 0. After its last step the learning rate stays at its end.
 
     Args:
-        train: `config.train`; `steps`, `warmup_steps`, `learning_rate`, `end_learning_rate` and
-            `poly_power` are read.
+        train: `config.train`; `steps`, `schedule_steps`, `warmup_steps`, `learning_rate`,
+            `end_learning_rate` and `poly_power` are read.
 
     Returns:
         Number of steps done -> learning rate.
@@ -131,7 +131,7 @@ def schedule(train: ConfigDict) -> optax.Schedule:
         train.learning_rate,
         train.end_learning_rate,
         train.poly_power,
-        train.steps - train.warmup_steps,
+        (train.schedule_steps or train.steps) - train.warmup_steps,
     )
     if not train.warmup_steps:
         return poly

@@ -1,5 +1,6 @@
 """Everything that training needs to continue."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,6 +67,11 @@ class TrainState:
             training['params'] = self.params
         return {'model': {'params': self.eval_params, 'stats': self.stats}, 'training': training}
 
+    def without_metrics(self) -> 'TrainState':
+        """Returns the state with the sums of metrics at zero."""
+        zeros = jax.tree.map(lambda x: x * 0, self.metric_sums)  # on the same devices
+        return dataclasses.replace(self, metric_sums=zeros)
+
     @classmethod
     def from_trees(cls, trees: Mapping[str, Any]) -> 'TrainState':
         """Returns the state that `to_trees` was called on."""
@@ -128,3 +134,41 @@ def create(
         metric_sums={name: jnp.float32(0) for name in METRICS},
         consecutive_skips=jnp.int32(0),
     )
+
+
+def continued(
+    saved: TrainState, fresh: TrainState, report: Callable[[str], None] = print
+) -> TrainState:
+    """Carries a state over to another optimiser or another averaging of parameters.
+
+    Momentum is kept where the optimiser has arrays of the same shapes; the position in the
+    schedule of the learning rate always is.
+
+    Args:
+        saved: state of a checkpoint.
+        fresh: state at step 0 with the optimiser and the averaging of the steps to come.
+        report: called with one line if the state of the optimiser begins anew.
+    """
+    arrays, structure = jax.tree.flatten(fresh.opt_state)
+    before = jax.tree.leaves(saved.opt_state)
+    if [(x.shape, x.dtype) for x in before] == [(x.shape, x.dtype) for x in arrays]:
+        opt_state = jax.tree.unflatten(structure, before)
+    else:
+        report('the state of the optimizer begins anew: that of the checkpoint is of another one')
+        counted = jax.tree.leaves(saved.opt_state, is_leaf=_is_schedule)
+        count = next((each.count for each in counted if _is_schedule(each)), saved.step)
+        opt_state = jax.tree.map(
+            lambda each: each._replace(count=jnp.copy(count)) if _is_schedule(each) else each,
+            fresh.opt_state,
+            is_leaf=_is_schedule,
+        )
+    ema_params = None
+    if fresh.ema_params is not None:
+        ema_params = saved.ema_params
+        if ema_params is None:
+            ema_params = jax.tree.map(jnp.copy, saved.params)
+    return dataclasses.replace(saved, opt_state=opt_state, ema_params=ema_params)
+
+
+def _is_schedule(tree: Any) -> bool:
+    return isinstance(tree, optax.ScaleByScheduleState)

@@ -1,13 +1,14 @@
-"""The parameters that training starts from: random ones, except for a pretrained backbone.
+"""The parameters that training starts from: random ones, a pretrained backbone, or a whole network.
 
 `config.model.backbone.weights` is a published file (`models.pretrained`), or a ggcf_jax workdir
-whose best checkpoint provides the backbone.
+whose best checkpoint provides the backbone. `config.train.start_from` is a workdir whose best
+checkpoint provides the whole network.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ggcf_jax import models
+from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.layers.norm import Norm
 from ggcf_jax.training.state import TrainState
 from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
 
 _BACKBONE = 'backbone.'
+_CLASSIFIERS = ('classifier.', 'aux_classifier.')
+
+_T = TypeVar('_T')
 
 
 def check(config: ConfigDict) -> None:
@@ -33,32 +39,37 @@ def check(config: ConfigDict) -> None:
     Raises:
         InputError: the weights cannot be read or do not fit.
     """
-    if config.model.backbone.weights is not None:
-        _, params, stats = models.abstract(config, num_classes=1)
-        _read(config, _backbone_shapes((params, stats)), report=lambda line: None)
+    _, params, stats = models.abstract(config, num_classes=1)
+    _arrays(config, _shapes((params, stats)), lambda line: None, classes=None)
 
 
 def with_weights(
-    config: ConfigDict, state: TrainState, report: Callable[[str], None] = print
+    config: ConfigDict,
+    state: TrainState,
+    report: Callable[[str], None] = print,
+    *,
+    classes: Sequence[str] = (),
 ) -> TrainState:
-    """Replaces the backbone of a fresh state by `config.model.backbone.weights`, if there are any.
+    """Replaces the parameters of a fresh state by those that the configuration names, if any.
 
     Args:
         config: configuration of the run.
         state: state at step 0, the same on every process.
         report: called with one line that says what was read.
+        classes: names of the classes. Classifiers are taken from `config.train.start_from` only
+            where its run has the same ones.
 
     Raises:
         InputError: the weights cannot be read or do not fit.
     """
-    if config.model.backbone.weights is None:
-        return state
     trees = (state.params, state.stats)
-    arrays = _read(config, _backbone_shapes(trees), report)
+    arrays = _arrays(config, _shapes(trees), report, classes=classes)
+    if not arrays:
+        return state
 
     def replace(path: tuple, leaf: jax.Array) -> jax.Array:
         name = _name(path)
-        if name is None:
+        if name not in arrays:
             return leaf
         return jax.device_put(arrays[name].astype(leaf.dtype), leaf.sharding)
 
@@ -67,10 +78,36 @@ def with_weights(
     return dataclasses.replace(state, params=params, stats=stats, ema_params=ema_params)
 
 
+def _arrays(
+    config: ConfigDict,
+    shapes: dict[str, tuple[int, ...]],
+    report: Callable[[str], None],
+    *,
+    classes: Sequence[str] | None,
+) -> dict[str, np.ndarray]:
+    """The arrays that do not start from random values, by their name in the network."""
+    weights, whole = config.model.backbone.weights, config.train.start_from
+    if weights is not None and whole is not None:
+        raise InputError(
+            f'config.train.start_from={whole!r} has a backbone of its own; leave '
+            f'config.model.backbone.weights={weights!r} out'
+        )
+    if whole is not None:
+        return _read_network(pathlib.Path(whole).expanduser(), config, shapes, report, classes)
+    if weights is None:
+        return {}
+    inside = {
+        name.removeprefix(_BACKBONE): shape
+        for name, shape in shapes.items()
+        if name.startswith(_BACKBONE)
+    }
+    return {_BACKBONE + name: array for name, array in _read(config, inside, report).items()}
+
+
 def _read(
     config: ConfigDict, shapes: dict[str, tuple[int, ...]], report: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
-    path = pathlib.Path(config.model.backbone.weights)
+    path = pathlib.Path(config.model.backbone.weights).expanduser()
     if path.is_dir():
         return _read_workdir(path, shapes, config.model.norm, report)
     imported = pretrained.load(path, shapes, config.model.norm)
@@ -85,34 +122,99 @@ def _read_workdir(
     norm: Norm,
     report: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
-    model = workdir_config.load(path).model
+    where, saved = _saved(path)
+    inside = _within(_BACKBONE, saved)
+    arrays, count = _fill_backbone(path, where, inside, shapes, norm)
+    report(f'{where}: {count} arrays into the backbone')
+    return arrays
+
+
+def _read_network(
+    path: pathlib.Path,
+    config: ConfigDict,
+    shapes: dict[str, tuple[int, ...]],
+    report: Callable[[str], None],
+    classes: Sequence[str] | None,
+) -> dict[str, np.ndarray]:
+    """The arrays of a whole network; `classes` None checks them without those of classifiers."""
+    if not path.is_dir():
+        raise InputError(
+            f'config.train.start_from={str(path)!r}: there is no such folder; give the workdir of '
+            'a run'
+        )
+    there = workdir_config.load(path)
+    where, saved = _saved(path)
+    same = classes is not None and tuple(classes) == classes_lib.of_run(there, path).names
+    wanted = {n: s for n, s in shapes.items() if same or not n.startswith(_CLASSIFIERS)}
+    norm = config.model.norm
+    backbone, _ = _fill_backbone(
+        path, where, _within(_BACKBONE, saved), _within(_BACKBONE, wanted), norm
+    )
+    others = {n: x for n, x in saved.items() if n in wanted and not n.startswith(_BACKBONE)}
+    different = [
+        f'{name}: {_shape(others.get(name))} there, {list(shape)} here'
+        for name, shape in wanted.items()
+        if not name.startswith(_BACKBONE)
+        and (name not in others or others[name].shape != tuple(shape))
+    ]
+    if different:
+        listed = '\n  '.join(different[:10])
+        raise InputError(
+            f'{where} does not fit config.model ({len(different)} arrays differ):\n  {listed}\n'
+            'use the model fields of its config.json, or config.model.backbone.weights for the '
+            'backbone alone'
+        )
+    others = pretrained.convert_scales(others, source=there.model.norm, target=norm, where=where)
+    drawn = '' if same else '; the classifiers are drawn anew, since the classes differ'
+    if classes is not None:
+        report(f'{where}: the whole network of {len(wanted)} arrays{drawn}')
+    return {_BACKBONE + name: array for name, array in backbone.items()} | others
+
+
+def _saved(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:
+    """The arrays of a run's best checkpoint by their name, and what messages call it."""
     restored = checkpoints.restore_as_saved(path)
     trees = (restored.params, restored.stats)
-    saved = {
-        name: np.asarray(leaf)
+    arrays = {
+        _name(leaf_path): np.asarray(leaf)
         for leaf_path, leaf in jax.tree_util.tree_leaves_with_path(trees)
-        if (name := _name(leaf_path)) is not None
     }
-    where = f'{path} (checkpoint {restored.step})'
+    return f'{path} (checkpoint {restored.step})', arrays
+
+
+def _fill_backbone(
+    path: pathlib.Path,
+    where: str,
+    saved: dict[str, np.ndarray],
+    shapes: dict[str, tuple[int, ...]],
+    norm: Norm,
+) -> tuple[dict[str, np.ndarray], int]:
+    """The arrays of a backbone, however its blocks are stacked, and how many it has unstacked."""
+    model = workdir_config.load(path).model
     tensors = {
         name: saved[slot.path][slot.index]
         for name, slot in pretrained.slots.expand({n: a.shape for n, a in saved.items()}).items()
     }
     hint = f'its backbone is {model.backbone.name} of width {model.backbone.width}'
     arrays = pretrained.fill(shapes, tensors, lambda name: name, where=where, hint=hint)
-    report(f'{where}: {len(tensors)} arrays into the backbone')
-    return pretrained.convert_scales(arrays, source=model.norm, target=norm, where=where)
+    arrays = pretrained.convert_scales(arrays, source=model.norm, target=norm, where=where)
+    return arrays, len(tensors)
 
 
-def _backbone_shapes(trees: Any) -> dict[str, tuple[int, ...]]:
+def _within(prefix: str, tree: dict[str, _T]) -> dict[str, _T]:
+    return {n.removeprefix(prefix): each for n, each in tree.items() if n.startswith(prefix)}
+
+
+def _shapes(trees: Any) -> dict[str, tuple[int, ...]]:
     return {
-        name: tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
-        if (name := _name(path)) is not None
+        _name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(trees)
     }
 
 
-def _name(path: tuple) -> str | None:
-    """Path inside the backbone of a leaf of (params, stats); None for the rest of the network."""
-    name = jax.tree_util.keystr(path[1:], simple=True, separator='.')
-    return name.removeprefix(_BACKBONE) if name.startswith(_BACKBONE) else None
+def _shape(array: np.ndarray | None) -> str:
+    return 'nothing' if array is None else str(list(array.shape))
+
+
+def _name(path: tuple) -> str:
+    """Path in the network of a leaf of (params, stats)."""
+    return jax.tree_util.keystr(path[1:], simple=True, separator='.')

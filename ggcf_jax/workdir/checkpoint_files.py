@@ -4,6 +4,8 @@ Orbax writes a checkpoint under a temporary name, in the background, and renames
 complete. It does not notice damaged array bytes, so checksums are stored and compared on load. They
 are stored with the mIoU in the metadata of the checkpoint, whose presence marks it as complete.
 
+A run saves before it evaluates: the mIoU of an evaluation after the save is in a file of its own.
+
 One process reads for itself; in a save Orbax makes all processes wait for each other.
 """
 
@@ -20,9 +22,13 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from ggcf_jax import atomic
 from ggcf_jax.errors import InputError
 
 TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of checkpoints that Orbax has not finished
+
+
+_SCORE = 'score.json'  # mIoU of an evaluation that was made after the save
 
 
 class Damaged(Exception):
@@ -34,8 +40,8 @@ class Sealed:
     """Metadata that is written beside the arrays.
 
     Attributes:
-        miou: mean IoU of the evaluation at this step; minus infinity if that was not a number, None
-            if there was no evaluation.
+        miou: mean IoU of the evaluation at this step, made before or after the save; minus infinity
+            if that was not a number, None if there was no evaluation.
         checksums: CRC-32 of the arrays of each tree, by its name.
     """
 
@@ -104,10 +110,36 @@ def inspect(path: pathlib.Path) -> Sealed:
         content = dict(json.loads(marks[0].read_text(encoding='utf-8'))['custom_metadata'])
         if content.pop('crc') != _crc(content):
             raise ValueError(f'the checksum of {marks[0].name} differs')
-    miou = content['miou']
-    if content['evaluated'] and miou is None:
-        miou = float('-inf')
-    return Sealed(miou, content['checksums'])
+    if not content['evaluated']:
+        return Sealed(_score(path), content['checksums'])
+    return Sealed(_known(content['miou']), content['checksums'])
+
+
+def add_score(path: pathlib.Path, miou: float) -> None:
+    """Notes the mean IoU of an evaluation of a checkpoint that is on disk.
+
+    Args:
+        path: directory of the checkpoint.
+        miou: mean IoU; may be NaN.
+    """
+    content: dict[str, Any] = {'miou': None if miou != miou else float(miou)}
+    content['crc'] = _crc(content)
+    atomic.write(path / _SCORE, json.dumps(content).encode(), sync=True)
+
+
+def _score(path: pathlib.Path) -> float | None:
+    """What `add_score` noted; None where it did not, or where the file cannot be read."""
+    try:
+        content = json.loads((path / _SCORE).read_text(encoding='utf-8'))
+        intact = content.pop('crc') == _crc(content)
+        return _known(content['miou']) if intact else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # as if it had not been evaluated, which the next start does again
+
+
+def _known(miou: float | None) -> float:
+    """mIoU as it is compared: one that is not a number is worse than any other."""
+    return float('-inf') if miou is None else miou
 
 
 def shapes(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:

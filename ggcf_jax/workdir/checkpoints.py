@@ -61,28 +61,69 @@ class Checkpointer:
         self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
         self._report = report
         self._pending: checkpoint_files.Saving | None = None
-        if not processes.is_process_zero():
+        if not processes.is_process_zero() or not self.directory.is_dir():
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         for path in self.directory.iterdir():
             if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
                 _remove(path)
 
-    def save(self, step: int, trees: Mapping[str, Any], *, miou: float | None) -> None:
+    def save(self, step: int, trees: Mapping[str, Any], *, miou: float | None = None) -> None:
         """Saves in the background; returns when the arrays have been copied to the host.
 
         Args:
             step: number of training steps done, the name of the checkpoint.
             trees: name -> pytree of arrays; `restore` needs `model`, of `params` and `stats`.
             miou: validation mIoU at this step, by which the best checkpoint is chosen; None if the
-                step was not evaluated.
+                step has not been evaluated yet (`score`).
 
         Raises:
             InputError: this save or the one before failed, for example because the disk is full;
                 earlier checkpoints are untouched.
         """
         self.wait()
+        self.directory.mkdir(parents=True, exist_ok=True)
         self._pending = checkpoint_files.Saving(self.directory / str(step), dict(trees), miou)
+
+    def score(self, step: int, miou: float) -> None:
+        """Notes the validation mIoU of the step that was saved last, when it is on disk.
+
+        Args:
+            step: the step.
+            miou: validation mIoU, by which the best checkpoint is chosen; may be NaN.
+
+        Raises:
+            InputError: the save failed, or the mIoU cannot be written.
+        """
+        self.wait()
+        if not processes.is_process_zero():
+            return
+        try:
+            checkpoint_files.add_score(self.directory / str(step), miou)
+        except OSError as error:
+            raise InputError(
+                f'the mIoU of checkpoint {step} could not be written to {self.directory} '
+                f'({error}); free some disk space and repeat the command to resume'
+            ) from error
+        self._remove_superseded()
+
+    def scored(self, step: int) -> bool:
+        """Whether a saved step has been evaluated; process 0 decides for all.
+
+        Args:
+            step: the step.
+        """
+        found = False
+        if processes.is_process_zero():
+            with contextlib.suppress(Damaged):
+                found = checkpoint_files.inspect(self.directory / str(step)).miou is not None
+        return bool(processes.broadcast_from_process_zero(np.bool_(found)))
+
+    def finish_writing(self) -> None:
+        """Waits until the last save is on disk, from any thread and whether it fails or not."""
+        pending = self._pending
+        if pending is not None:
+            with contextlib.suppress(InputError):
+                pending.wait()
 
     def restore_latest(self, trees: Mapping[str, Any]) -> dict[str, Any] | None:
         """Restores the newest intact checkpoint onto the shardings of `trees`.

@@ -1,12 +1,12 @@
 """`config.json`: the configuration of a run, saved beside its results, read back and compared."""
 
+import dataclasses
 import functools
 import json
 import pathlib
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
@@ -16,18 +16,26 @@ from ggcf_jax.errors import InputError
 
 FILE_NAME = 'config.json'
 
+_T = TypeVar('_T')
+
 # Key of the saved file: field -> type, for the fields that are None.
 _PLACEHOLDERS = 'placeholders'
 _TYPES = {kind.__name__: kind for kind in (str, int, float, bool, tuple)}
+
+# Key of the saved file: the changes that were accepted while the run went on (`Segment`).
+_SEGMENTS = 'segments'
 
 # Fields that may differ when a run is resumed: none of them changes what is trained.
 MAY_DIFFER = frozenset(
     {
         # Where the data are and how they are read.
         'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers',
-        # How the devices share the work.
-        'mesh.space',
-        # What is shown of an evaluation.
+        # How the devices share the work, and what they compute twice to save memory.
+        'mesh.space', 'train.remat',
+        # When something is written, and when training gives up.
+        'train.log_every', 'train.eval_every', 'train.checkpoint_every', 'train.max_skipped',
+        # How the images of an evaluation are grouped, and what is shown of it.
+        'eval.batch_size', 'eval.size_multiple', 'eval.max_sizes',
         'eval.panels', 'eval.worst', 'eval.metrics',
         # What is measured on the way.
         'train.profile',
@@ -35,6 +43,8 @@ MAY_DIFFER = frozenset(
         'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
         'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',
         'predict.label_ids', 'predict.max_side',
+        # What only the first start reads: later ones read a checkpoint.
+        'model.backbone.weights', 'train.start_from',
     }
 )  # fmt: skip
 
@@ -46,11 +56,57 @@ _CONTEXT_SECTIONS = {
     'model.ccnet.': 'ccnet',
 }
 
+# Fields of `model` that change how a network is trained, but not which network it is.
+_OF_TRAINING = ('model.dropout', 'model.backbone.statistics', 'model.backbone.weights')
 
-def save(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes `config.json` into the workdir, atomically."""
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A part of a run that was trained with other values than the part before.
+
+    Attributes:
+        step: step after which it begins.
+        changes: dotted name -> (value before, value in this segment).
+    """
+
+    step: int
+    changes: Mapping[str, tuple[Any, Any]]
+
+
+def save(config: ConfigDict, workdir: pathlib.Path, segments: Sequence[Segment] = ()) -> None:
+    """Writes `config.json` into the workdir, atomically.
+
+    Args:
+        config: configuration of the run, or of its latest segment.
+        workdir: directory of the run, made if missing.
+        segments: the changes since the run was started, in the order of their steps.
+    """
+    atomic.write(pathlib.Path(workdir) / FILE_NAME, to_text(config, segments).encode())
+
+
+def to_text(config: ConfigDict, segments: Sequence[Segment] = ()) -> str:
+    """Returns what `save` writes.
+
+    Args:
+        config: configuration of the run, or of its latest segment.
+        segments: the changes since the run was started, in the order of their steps.
+    """
     saved = _plain(config) | {_PLACEHOLDERS: _placeholders(config)}
-    atomic.write(pathlib.Path(workdir) / FILE_NAME, json.dumps(saved, indent=2).encode())
+    if segments:
+        saved[_SEGMENTS] = [dataclasses.asdict(segment) for segment in segments]
+    return json.dumps(saved, indent=2)
+
+
+def from_text(text: str) -> ConfigDict:
+    """Returns the configuration that `to_text` wrote.
+
+    Args:
+        text: content of a `config.json`.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    return _parse(text)[0]
 
 
 @functools.cache  # a configuration is read more than once: every line is printed once
@@ -73,14 +129,7 @@ def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> 
         InputError: there is no `config.json`, or it is damaged.
     """
     path = pathlib.Path(workdir) / FILE_NAME
-    try:
-        config, missing, unknown = _parse(path.read_text(encoding='utf-8'))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f'{workdir} is not the workdir of a run: it has no {FILE_NAME}') from error
-    except ValueError as error:
-        raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
-    except OSError as error:
-        raise InputError(f'{path} cannot be read: {error}') from error
+    config, missing, unknown = _read(workdir, _parse)
     if missing:
         report(f'{path} is from an older version; defaults are taken for {_list(missing)}')
     if unknown:
@@ -91,33 +140,16 @@ def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> 
     return config
 
 
-def claim_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Makes the workdir and saves the configuration there, or checks that it is the same.
+def segments(workdir: pathlib.Path) -> tuple[Segment, ...]:
+    """Reads the changes since a run was started, in the order of their steps.
 
     Args:
-        config: configuration of the run that starts or resumes.
         workdir: directory of the run.
 
     Raises:
-        InputError: the directory cannot be written, or holds a run of another configuration;
-            nothing is changed then.
+        InputError: there is no `config.json`, or it is damaged.
     """
-    workdir = pathlib.Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
-    except OSError as error:
-        raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
-    if not (workdir / FILE_NAME).exists():
-        save(config, workdir)
-        return
-    differences = _describe(load(workdir), config, lambda name: name not in MAY_DIFFER)
-    if differences:
-        raise InputError(
-            f'workdir {str(workdir)!r} holds a run of another configuration:{differences}\n'
-            'choose another --workdir, or the same configuration to resume'
-        )
+    return _read(workdir, _parse_segments)
 
 
 def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -135,13 +167,22 @@ def check_model(config: ConfigDict, workdir: pathlib.Path) -> None:
     differences = _describe(
         load(workdir),
         config,
-        lambda name: name.startswith('model.') and name != 'model.backbone.weights',
+        belongs_to_network,
     )
     if differences:
         raise InputError(
             f'the run in {str(workdir)!r} was trained with another network:{differences}\n'
             'use its configuration: leave --config out, or correct these fields'
         )
+
+
+def belongs_to_network(name: str) -> bool:
+    """Whether a field says which network it is: parameters of another one cannot be used.
+
+    Args:
+        name: dotted name of a field.
+    """
+    return name.startswith('model.') and name not in _OF_TRAINING
 
 
 def differing(a: ConfigDict, b: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -159,19 +200,57 @@ def _describe(saved: ConfigDict, given: ConfigDict, matters: Callable[[str], boo
     return ''.join(
         f'\n  {name}: {old!r} there, {new!r} now'
         for name, (old, new) in differing(saved, given).items()
-        if matters(name) and _is_read(name, given)
+        if matters(name) and is_read(name, given)
     )
 
 
-def _is_read(name: str, config: ConfigDict) -> bool:
+def is_read(name: str, config: ConfigDict) -> bool:
     """Whether anything of this configuration's network reads a field.
 
     The modules that it does not have may be of another size in a newer version of its recipe.
+
+    Args:
+        name: dotted name of a field.
+        config: configuration that may read it.
     """
     for section, context in _CONTEXT_SECTIONS.items():
         if name.startswith(section):
             return config.model.context == context or ':' in config.model.context
     return True
+
+
+def _read(workdir: pathlib.Path, parse: Callable[[str], _T]) -> _T:
+    path = pathlib.Path(workdir) / FILE_NAME
+    try:
+        return parse(path.read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f'{workdir} is not the workdir of a run: it has no {FILE_NAME}') from error
+    except ValueError as error:
+        raise InputError(f'{path} is damaged ({error}); restore it or start a new run') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
+
+
+def _parse_segments(text: str) -> tuple[Segment, ...]:
+    """Returns the segments that `save` wrote; older files have none.
+
+    Raises:
+        ValueError: the text is not what `save` writes.
+    """
+    saved = json.loads(text)
+    if not isinstance(saved, dict):
+        raise ValueError(f'it holds {saved!r:.40} instead of an object')
+    found = []
+    listed = saved.get(_SEGMENTS, [])
+    if not isinstance(listed, list):
+        raise ValueError(f'{_SEGMENTS!r} is {listed!r:.40} instead of a list')
+    for each in listed:
+        try:
+            changes = {name: (before, now) for name, (before, now) in each['changes'].items()}
+            found.append(Segment(int(each['step']), changes))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'{_SEGMENTS!r} holds {each!r:.40}') from error
+    return tuple(found)
 
 
 def _parse(text: str) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
@@ -183,6 +262,7 @@ def _parse(text: str) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     saved = json.loads(text)
     if not isinstance(saved, dict):
         raise ValueError(f'it holds {saved!r:.40} instead of an object')
+    saved.pop(_SEGMENTS, None)
     kinds = saved.pop(_PLACEHOLDERS, None)
     if not isinstance(kinds, dict):
         raise ValueError(f'it has no entry {_PLACEHOLDERS!r} with the types of empty fields')
@@ -233,6 +313,17 @@ def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
+def _types_of_empty(config: ConfigDict, prefix: str = '') -> dict[str, type]:
+    """Dotted name -> type of the fields that are None."""
+    found: dict[str, type] = {}
+    for name in config:
+        if isinstance(config[name], ConfigDict):
+            found |= _types_of_empty(config[name], f'{prefix}{name}.')
+        elif config[name] is None:
+            found[prefix + name] = config.get_type(name)
+    return found
+
+
 def _placeholders(config: ConfigDict, prefix: str = '') -> dict[str, str]:
     found: dict[str, str] = {}
     for name in config:
@@ -240,7 +331,10 @@ def _placeholders(config: ConfigDict, prefix: str = '') -> dict[str, str]:
         if isinstance(value, ConfigDict):
             found |= _placeholders(value, f'{prefix}{name}.')
         elif value is None:
-            found[prefix + name] = config.get_type(name).__name__
+            kind = config.get_type(name)
+            if kind is type(None):  # a copy by ml_collections has forgotten it
+                kind = _types_of_empty(config_lib.default()).get(prefix + name, str)
+            found[prefix + name] = kind.__name__
     return found
 
 

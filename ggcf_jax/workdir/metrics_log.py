@@ -28,12 +28,14 @@ class Writer:
     leaves the same rows as an uninterrupted one; TensorBoard hides them as well.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, workdir: pathlib.Path, step: int, *, evaluate_again: bool = False):
         """Opens the files of `workdir`, which is made if it is missing.
 
         Args:
             workdir: directory of the run.
             step: step that the run resumes from, 0 for a new run; later rows are dropped.
+            evaluate_again: whether the evaluation of this step is made again, so that its row is
+                dropped as well.
 
         Raises:
             InputError: metrics.jsonl is damaged before its last line; nothing has been changed.
@@ -41,7 +43,7 @@ class Writer:
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE_NAME
-        _truncate(path, step)
+        _truncate(path, step, evaluate_again=evaluate_again)
         self._file = path.open('a', encoding='utf-8')
         # Names of event files have a resolution of one second, and a second writer would truncate
         # the file of the first: number them.
@@ -154,11 +156,17 @@ def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     return result
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
+def _truncate(path: pathlib.Path, step: int, *, evaluate_again: bool) -> None:
     """Drops the rows after `step` and an incomplete last line, atomically."""
     if not path.exists():
         return
-    kept = b''.join(line + b'\n' for line, row in _read(path) if row['step'] <= step)
+
+    def keeps(row: Mapping[str, Any]) -> bool:
+        if row['step'] == step and evaluate_again:
+            return not any(name.startswith('val/') for name in row)
+        return row['step'] <= step
+
+    kept = b''.join(line + b'\n' for line, row in _read(path) if keeps(row))
     if kept == path.read_bytes():
         return
     atomic.write(path, kept, sync=True)

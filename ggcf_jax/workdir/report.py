@@ -68,6 +68,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         _worst_images(workdir, each, _inference(each)) for each in evaluations if each.get('worst')
     ][-1:]
     body += [_evaluations(evaluations)] if evaluations else []
+    segments = config.pop('segments', [])
+    body += [_segments(segments)] if segments else []
     body += [_provenance(run), _configuration(config)]
     title = str(config.get('data', {}).get('name') or workdir.resolve().name)
     document = html.page(f'GGCF on {title}', _subtitle(config, run), body)
@@ -322,6 +324,24 @@ def _provenance(run: Content) -> str:
     return html.section('How it was made', *parts, html.table(facts))
 
 
+def _segments(segments: Rows) -> str:
+    """The section of the changes that were accepted while the run went on."""
+    rows = [
+        (str(number), str(each['step']), name, _shown(before), _shown(now))
+        for number, each in enumerate(segments, 1)
+        for name, (before, now) in each['changes'].items()
+    ]
+    return html.section(
+        'Segments',
+        html.text('After these steps the run went on with other values than before.'),
+        html.group('wide', [html.table(rows, ('segment', 'after step', 'field', 'before', 'now'))]),
+    )
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def _configuration(config: Content) -> str:
     rows = _flat(config)
     if not rows:
@@ -338,7 +358,7 @@ def _flat(config: Content, prefix: str = '') -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _flat(value, f'{prefix}{name}.')
         else:
-            rows.append((prefix + name, value if isinstance(value, str) else json.dumps(value)))
+            rows.append((prefix + name, _shown(value)))
     return rows
 
 

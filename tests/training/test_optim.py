@@ -17,6 +17,7 @@ def _train(**changes):
         warmup_steps=0,
         poly_power=2.0,
         steps=10,
+        schedule_steps=0,
         momentum=0.9,
         weight_decay=5e-4,
         decay='all',

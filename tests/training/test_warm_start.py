@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ggcf_jax import models, train
+from ggcf_jax import data, models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.training import optim, warm_start
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import checkpoints, classes
 from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import make_tiny_config
 
@@ -64,7 +64,7 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
     there = make_tiny_config(camvid_folder, tmp_path)
     there.model.backbone.update(name='resnet34', multi_grid=(1, 2, 4))
     workdir = tmp_path / 'there'
-    workdir_config.claim_workdir(there, workdir)
+    workdir_config.save(there, workdir)
     checkpointer = checkpoints.Checkpointer(workdir)
     source = _state(there, seed=1, num_classes=3)
     checkpointer.save(int(source.step), source.to_trees(), miou=0.5)
@@ -94,9 +94,52 @@ def test_backbone_of_a_run_of_ours(tiny_config, camvid_folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_whole_network_of_a_run(tiny_config, camvid_folder, tmp_path):
+    """Its classifiers too, if the classes are the same."""
+    there = make_tiny_config(camvid_folder, tmp_path)
+    workdir = tmp_path / 'there'
+    workdir_config.save(there, workdir)
+    classes.save(data.build(there.data), workdir)
+    source = _state(there, seed=1)
+    checkpointer = checkpoints.Checkpointer(workdir)
+    checkpointer.save(int(source.step), source.to_trees(), miou=0.5)
+    checkpointer.close()
+    saved = _leaves((source.params, source.stats))
+    names = classes.of_run(there, workdir).names
+
+    tiny_config.train.start_from = str(workdir)
+    warm_start.check(tiny_config)
+    for given, number, remark in (
+        (names, 11, ''),
+        (names[::-1], 11, 'the classifiers are drawn anew'),
+        (names[:3], 3, 'the classifiers are drawn anew'),
+    ):
+        lines = []
+        fresh = _state(tiny_config, seed=2, num_classes=number)
+        state = warm_start.with_weights(tiny_config, fresh, lines.append, classes=given)
+        (line,) = lines
+        assert 'checkpoint 3' in line and remark in line and ('anew' in line) == bool(remark)
+        drawn = _leaves((fresh.params, fresh.stats))
+        for name, value in _leaves((state.params, state.stats)).items():
+            expected = drawn if remark and 'classifier.' in name else saved
+            np.testing.assert_array_equal(value, expected[name])
+
+    tiny_config.model.ggcf.channels = 12
+    with pytest.raises(InputError, match=r'(?s)does not fit config.model .*8\] there, .*12\] here'):
+        warm_start.check(tiny_config)
+    tiny_config.model.backbone.weights = 'file'
+    with pytest.raises(InputError, match=r'has a backbone of its own; leave .*weights'):
+        warm_start.check(tiny_config)
+    tiny_config.model.backbone.weights = None
+    tiny_config.train.start_from = 'nowhere'
+    with pytest.raises(InputError, match='there is no such folder; give the workdir'):
+        warm_start.check(tiny_config)
+
+
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_the_weights(tiny_config, tmp_path, capsys, monkeypatch):
     # A step that learns nothing: what was imported is what is saved.
-    idle = lambda state, batch: state.replace(step=state.step + 1)  # noqa: E731
+    idle = jax.jit(lambda state, batch: state.replace(step=state.step + 1))
     monkeypatch.setattr(train.train_step, 'build', lambda *unused: idle)
     path = tmp_path / 'weights.safetensors'
     tensors = _write_weights(tiny_config, path)

@@ -5,6 +5,7 @@ import pytest
 
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import claim
 from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import RECIPES, load_config
 
@@ -21,6 +22,12 @@ def test_saved_and_loaded_config_is_the_same(tmp_path, name):
     loaded.model.backbone.weights = 'file'
     with pytest.raises(TypeError):
         loaded.model.backbone.weights = 3
+
+
+def test_a_copy_that_has_forgotten_the_types_of_empty_fields(tmp_path):
+    config = config_lib.default()
+    workdir_config.save(config.copy_and_resolve_references(), tmp_path)
+    assert workdir_config.load(tmp_path).to_dict() == config.to_dict()
 
 
 @pytest.fixture
@@ -56,11 +63,11 @@ def test_config_of_an_older_run_is_completed_and_says_so(edit, tiny_config, tmp_
 
 def test_older_run_resumes(edit, tiny_config, tmp_path):
     edit(_without_new_fields)
-    workdir_config.claim_workdir(tiny_config, tmp_path)
+    claim.check_config(tiny_config, tmp_path)
     workdir_config.check_model(tiny_config, tmp_path)
     tiny_config.train.steps = 7
     with pytest.raises(InputError, match=r'train.steps: 12 there, 7 now'):
-        workdir_config.claim_workdir(tiny_config, tmp_path)
+        claim.check_config(tiny_config, tmp_path)
 
 
 def test_context_modules_that_the_network_does_not_have_may_be_of_another_size(
@@ -69,11 +76,11 @@ def test_context_modules_that_the_network_does_not_have_may_be_of_another_size(
     """Recipes set them; runs from before they existed have the defaults."""
     edit(lambda saved: [saved['model'].pop(name) for name in ('psp', 'non_local', 'isa', 'ccnet')])
     assert tiny_config.model.psp.channels != config_lib.default().model.psp.channels
-    workdir_config.claim_workdir(tiny_config, tmp_path)
+    claim.check_config(tiny_config, tmp_path)
     workdir_config.check_model(tiny_config, tmp_path)
     tiny_config.model.context = 'my_package.mine:build'  # which may read any field
     with pytest.raises(InputError, match=r'model\.isa\.channels: 512 there, 96 now'):
-        workdir_config.claim_workdir(tiny_config, tmp_path)
+        claim.check_config(tiny_config, tmp_path)
     tiny_config.model.context = 'psp'
     workdir_config.save(tiny_config, tmp_path)
     tiny_config.model.psp.pool_scales = (1, 2)
@@ -105,7 +112,7 @@ def test_unknown_fields_are_kept_and_named(edit, tiny_config, tmp_path):
     workdir_config.save(loaded, tmp_path)
     assert workdir_config.load(tmp_path, lines.append).to_dict() == loaded.to_dict()
     with pytest.raises(InputError, match=r'train.stochastic_depth: 0.2 there, None now'):
-        workdir_config.claim_workdir(tiny_config, tmp_path)
+        claim.check_config(tiny_config, tmp_path)
 
 
 def test_saving_leaves_only_the_file(tiny_config, tmp_path):
@@ -113,18 +120,8 @@ def test_saving_leaves_only_the_file(tiny_config, tmp_path):
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['config.json']
 
 
-def test_inference_may_change_when_a_run_is_resumed(tiny_config, tmp_path):
-    workdir_config.claim_workdir(tiny_config, tmp_path)
-    tiny_config.eval.scales = (0.5, 1.0)
-    tiny_config.predict.max_side = 512
-    workdir_config.claim_workdir(tiny_config, tmp_path)
-    tiny_config.eval.size_multiple = 16
-    with pytest.raises(InputError, match=r'eval.size_multiple: 8 there, 16 now'):
-        workdir_config.claim_workdir(tiny_config, tmp_path)
-
-
 def test_another_network_is_refused(tiny_config, tmp_path):
-    workdir_config.claim_workdir(tiny_config, tmp_path)
+    workdir_config.save(tiny_config, tmp_path)
     tiny_config.train.steps = 5
     tiny_config.model.backbone.weights = 'file'
     workdir_config.check_model(tiny_config, tmp_path)
@@ -138,29 +135,17 @@ def test_saved_config_is_a_config_itself(tiny_config, tmp_path):
     assert load_config('from_workdir', str(tmp_path)).to_dict() == tiny_config.to_dict()
 
 
-def test_workdir_of_another_config_is_refused_and_left_alone(tiny_config, tmp_path):
-    workdir_config.claim_workdir(tiny_config, tmp_path / 'run')
-    before = (tmp_path / 'run' / 'config.json').read_bytes()
-    tiny_config.train.learning_rate = 0.5
-    tiny_config.model.heads = 'full'
-    with pytest.raises(InputError) as error:
-        workdir_config.claim_workdir(tiny_config, tmp_path / 'run')
-    assert "model.heads: 'local:1,grid:2' there, 'full' now" in str(error.value)
-    assert 'train.learning_rate: 0.05 there, 0.5 now' in str(error.value)
-    assert 'choose another --workdir' in str(error.value)
-    assert (tmp_path / 'run' / 'config.json').read_bytes() == before
-
-
-def test_moved_data_are_the_same_run(tiny_config, tmp_path):
-    workdir_config.claim_workdir(tiny_config, tmp_path)
-    tiny_config.data.manual_dir = 'elsewhere'
-    workdir_config.claim_workdir(tiny_config, tmp_path)
-
-
-def test_unwritable_workdir(tiny_config, tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(InputError, match=r'file/run.* cannot be written'):
-        workdir_config.claim_workdir(tiny_config, tmp_path / 'file' / 'run')
+def test_segments_are_no_part_of_the_configuration(tiny_config, tmp_path):
+    segments = (workdir_config.Segment(3, {'train.steps': (7, 12)}),)
+    workdir_config.save(tiny_config, tmp_path, segments)
+    lines = []
+    assert workdir_config.load(tmp_path, lines.append).to_dict() == tiny_config.to_dict()
+    assert workdir_config.segments(tmp_path) == segments and not lines
+    path = tmp_path / 'config.json'
+    for damaged in ('3', '[3]', '[{"step": 3}]', '[{"step": 3, "changes": {"a": 3}}]'):
+        path.write_text(f'{{"placeholders": {{}}, "segments": {damaged}}}')
+        with pytest.raises(InputError, match=r'config.json is damaged'):
+            workdir_config.segments(tmp_path)
 
 
 def test_directory_that_is_no_workdir(tmp_path):
