@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.data.scale_range = (0.5, 2.0)  # openseg, mmseg
 
     config.model.backbone.name = 'resnet50'
+    config.model.backbone.expected_weights = 'a ResNet-50 trained on ImageNet'
     config.model.backbone.stem = '64-64-128'  # openseg
     config.model.activation = 'leaky_relu'  # InPlace-ABN
     config.model.aux_channels = 256  # mmseg

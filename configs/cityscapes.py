@@ -48,10 +48,12 @@ def r101(config: ConfigDict) -> None:
 
 def r50(config: ConfigDict) -> None:
     config.model.backbone.name = 'resnet50'
+    config.model.backbone.expected_weights = 'a ResNet-50 trained on ImageNet'
 
 
 def wr38(config: ConfigDict) -> None:
     config.model.backbone.name = 'wide_resnet38'
+    config.model.backbone.expected_weights = 'a WideResNet-38 trained on ImageNet'
     config.model.norm = 'abs_gamma'  # as its published weights
 
 
@@ -146,6 +148,7 @@ def get_config(variant: str = 'r101') -> ConfigDict:
     config.data.scale_range = (0.5, 1.5)
 
     config.model.backbone.name = 'resnet101'
+    config.model.backbone.expected_weights = 'a ResNet-101 trained on ImageNet'
     config.model.backbone.stem = '64-64-128'  # openseg, OCNet, CCNet
     config.model.backbone.first_dilation = 'full'  # OCNet, CCNet; 'half': openseg, mmseg
     config.model.activation = 'leaky_relu'  # InPlace-ABN

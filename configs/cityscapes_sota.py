@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     config.data.aspect_jitter = 0.1
 
     config.model.backbone.name = 'wide_resnet38'
+    config.model.backbone.expected_weights = 'a WideResNet-38 trained on Mapillary Vistas'
     config.model.backbone.multi_grid = (1, 2)  # of mod6 and mod7; the paper gives no numbers
     config.model.input = 'vistas'  # as its published weights
     config.model.activation = 'leaky_relu'  # InPlace-ABN

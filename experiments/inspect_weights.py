@@ -43,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _describe_workdir(path: pathlib.Path) -> None:
     model = workdir_config.load(path).model
     fields = {f'backbone.{name}': model.backbone[name] for name in ('name', 'width', 'stem')}
-    fields |= {name: model[name] for name in ('activation', 'norm', 'input')}
+    fields['backbone.activation'] = model.backbone.activation or model.activation
+    fields |= {name: model[name] for name in ('norm', 'input')}
     print(f'{path}: a ggcf_jax workdir; fits\n  {_flags(fields)}')
 
 
@@ -59,6 +60,7 @@ def _describe_file(path: pathlib.Path, *, list_tensors: bool) -> None:
     print(f'{path}: {len(everything)} tensors, {size:,} numbers')
     print(f'layout: {layout.name}\n  as in {layout.source}')
     print(f'network:\n  {_flags(fields)}')
+    print(f'input: config.model.input={" or ".join(map(repr, layout.inputs))}')
     imported = pretrained.load(path, _shapes(fields), layout.norm)
     used = sum(array.size for array in imported.arrays.values())
     print(f'backbone: {imported.matched} tensors, {used:,} numbers: all fit, none is missing')

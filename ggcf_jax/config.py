@@ -111,6 +111,8 @@ def default() -> ConfigDict:
     config.model.backbone.multi_grid_kind = 'multiplier'
     # File of published weights, or workdir of a run, to start from; None: random parameters.
     config.model.backbone.weights = config_dict.placeholder(str)
+    # What the published figures of a recipe start from; training says it where `weights` is None.
+    config.model.backbone.expected_weights = ''
     # Activation of the backbone; None: `model.activation`. OCNet, CCNet: 'relu' below heads of
     # 'leaky_relu'. mobilenet_v2 always has relu6.
     config.model.backbone.activation = config_dict.placeholder(str)

@@ -220,7 +220,7 @@ def _prepared(this: _Start) -> _Run:
         batches,
         evaluate_validation,
         segments,
-        '; '.join(weights) or 'from scratch, random parameters',
+        '; '.join(weights),
         work,
     )
 

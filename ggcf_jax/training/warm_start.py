@@ -55,7 +55,8 @@ def with_weights(
     Args:
         config: configuration of the run.
         state: state at step 0, the same on every process.
-        report: called with one line that says what was read.
+        report: called with a line that says what was read, and with a warning if it is usually
+            used with another `config.model.input`.
         classes: names of the classes. Classifiers are taken from `config.train.start_from` only
             where its run has the same ones.
 
@@ -65,6 +66,7 @@ def with_weights(
     trees = (state.params, state.stats)
     arrays = _arrays(config, _shapes(trees), report, classes=classes)
     if not arrays:
+        report(_from_scratch(config))
         return state
 
     def replace(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -113,7 +115,22 @@ def _read(
     imported = pretrained.load(path, shapes, config.model.norm)
     left_out = f'; left out {len(imported.left_out)} of heads' if imported.left_out else ''
     report(f'{path}: {imported.layout}, {imported.matched} tensors into the backbone{left_out}')
+    if config.model.input not in imported.inputs:
+        report(
+            f'warning: such files are trained with config.model.input='
+            f'{" or ".join(map(repr, imported.inputs))}, this run has {config.model.input!r}'
+        )
     return imported.arrays
+
+
+def _from_scratch(config: ConfigDict) -> str:
+    text = 'from scratch, random parameters'
+    if expected := config.model.backbone.expected_weights:
+        text += (
+            f'; the figures of this recipe need {expected}: --config.model.backbone.weights=FILE '
+            '(docs/pretrained.md)'
+        )
+    return text
 
 
 def _read_workdir(

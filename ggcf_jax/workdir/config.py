@@ -36,6 +36,8 @@ MAY_DIFFER = frozenset(
         'train.log_every', 'train.eval_every', 'train.checkpoint_every', 'train.max_skipped',
         # How the images of an evaluation are grouped, and what is shown of it.
         'eval.batch_size', 'eval.size_multiple', 'eval.max_sizes',
+        # What the start says.
+        'model.backbone.expected_weights',
         'eval.panels', 'eval.worst', 'eval.metrics',
         # What is measured on the way.
         'train.profile',

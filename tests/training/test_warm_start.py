@@ -9,6 +9,7 @@ from ggcf_jax import data, models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.pretrained import layouts, slots
+from ggcf_jax.models.segmenter import INPUTS
 from ggcf_jax.training import optim, warm_start
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.workdir import checkpoints, classes
@@ -169,3 +170,26 @@ def test_averages_start_from_the_weights_too(tiny_config, tmp_path):
     for new, averaged in zip(*map(jax.tree.leaves, (begun.params, begun.ema_params))):
         np.testing.assert_array_equal(new, averaged)
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (state.params, begun.params))))
+
+
+def test_the_start_says_what_is_missing_or_unusual(tiny_config, tmp_path):
+    state, lines = _state(tiny_config, 1), []
+    assert warm_start.with_weights(tiny_config, state, lines.append) is state
+    tiny_config.model.backbone.expected_weights = 'a ResNet trained on ImageNet'
+    warm_start.with_weights(tiny_config, state, lines.append)
+    assert lines[0] == 'from scratch, random parameters'
+    assert lines[1].startswith(lines[0] + '; the figures of this recipe need a ResNet trained on')
+
+    tiny_config.model.backbone.weights = str(tmp_path / 'resnet.safetensors')
+    _write_weights(tiny_config, tmp_path / 'resnet.safetensors')
+    for name, warned in (('imagenet', False), ('caffe', True)):
+        tiny_config.model.input = name
+        lines.clear()
+        warm_start.with_weights(tiny_config, state, lines.append)
+        assert [line.startswith('warning: such files') for line in lines] == [False] + [
+            True
+        ] * warned
+
+
+def test_layouts_name_inputs_that_exist():
+    assert {name for layout in layouts.LAYOUTS for name in layout.inputs} <= INPUTS.keys()

@@ -30,12 +30,14 @@ class Imported:
         layout: name of the file's layout.
         matched: number of the file's tensors that were used.
         left_out: names of the file's tensors that belong to classifiers and heads.
+        inputs: values of `config.model.input` that published files of the layout are used with.
     """
 
     arrays: dict[str, Float32[np.ndarray, '...']]
     layout: str
     matched: int
     left_out: tuple[str, ...]
+    inputs: tuple[str, ...]
 
 
 def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: Norm) -> Imported:
@@ -58,7 +60,7 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     hint = layouts.fields_text(layout.describe(used))
     arrays = fill(shapes, used, layout.rename, where=where, hint=f'the file fits {hint}')
     arrays = convert_scales(arrays, source=layout.norm, target=norm, where=where)
-    return Imported(arrays, layout.name, len(used), (*left_out, *heads))
+    return Imported(arrays, layout.name, len(used), (*left_out, *heads), layout.inputs)
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -37,6 +37,7 @@ class Layout:
             out.
         describe: tensors of the backbone -> fields of `config.model` that fit them.
         norm: form of the scales of the file's norms.
+        inputs: values of `config.model.input` that published files of the layout are used with.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layout:
     heads: str
     describe: Callable[[Tensors], dict[str, Any]]
     norm: Norm = 'batch_norm'
+    inputs: tuple[str, ...] = ('imagenet',)
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether tensors of these names are a file of this layout."""

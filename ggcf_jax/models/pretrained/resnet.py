@@ -73,6 +73,7 @@ def _layout(
     stem: _Stem,
     marks: tuple[str, ...] = (),
     absent: tuple[str, ...] = (),
+    inputs: tuple[str, ...] = ('imagenet',),
 ) -> Layout:
     """A layout of a ResNet; `first` names the kernel of its first convolution."""
     return Layout(
@@ -83,6 +84,7 @@ def _layout(
         module=functools.partial(_module, stem),
         heads=_HEADS,
         describe=functools.partial(_describe, first),
+        inputs=inputs,
     )
 
 
@@ -107,6 +109,7 @@ LAYOUTS = [
         first='conv1.weight',
         stem=_numbered,
         marks=(r'conv2\.weight', r'conv3\.weight'),
+        inputs=('caffe', 'ocnet', 'ccnet'),
     ),
     _layout(
         'mmseg ResNet v1c',

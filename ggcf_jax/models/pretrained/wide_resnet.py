@@ -47,5 +47,6 @@ LAYOUTS = [
         heads=r'classifier\.',
         describe=_describe,
         norm='abs_gamma',
+        inputs=('imagenet', 'vistas'),
     )
 ]
