@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import registry
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models import contexts
 from ggcf_jax.models.contexts import PrunedContext
 from ggcf_jax.models.layers import extent as extent_lib
@@ -214,3 +216,30 @@ def test_padding_is_neither_read_nor_attended_to(x64, rng, name):
         if weights is not None:
             _assert_close(attended[i, ..., :h, :w], weights[0])
             assert float(attended[i].sum()) == pytest.approx(attended.shape[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', TWINS)
+def test_devices_that_share_rows_compute_the_same(x64, rng, name):
+    model = _model(SMALL)
+    twin = _random_twin(name, model)
+    graphdef, *trees = _build(name, model, dtype=jnp.float64)
+    params, stats = (_to_ours(tree, twin.state_dict()) for tree in trees)
+    x = jnp.asarray(rng.normal(size=(2, 8, 7, FEATURES)))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, x):
+        module = nnx.merge(graphdef, params, stats, copy=True)
+        return (module(x, train=True) ** 3).sum()
+
+    alone = gradient(params, x)
+    mesh = mesh_lib.make_mesh(jax.devices()[:4], space=2)
+    with jax.set_mesh(mesh):
+        rows = NamedSharding(mesh, PartitionSpec('data', 'space'))
+        shared = gradient(
+            jax.device_put(params, mesh_lib.replicated(mesh)), jax.device_put(x, rows)
+        )
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(alone))
+    for a, b in zip(jax.tree.leaves(shared), jax.tree.leaves(alone)):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * largest)
