@@ -515,10 +515,11 @@ def test_the_page_in_a_browser(page_url, picture, tmp_path):
     with browser.open_page(path) as page:
         page.call('Page.navigate', url=page_url)
         page.wait("document.title == 'GGCF on camvid'")
-        page.wait("document.querySelector('#limits').textContent.startsWith('Ready for')")
+        ready = "document.querySelector('#limits').textContent.startsWith('Ready for')"
+        page.wait(ready, 300)
         page.choose_files('#file', [tmp_path / 'text.png'])
         page.wait("document.querySelector('#message.bad')")
-        assert 'not an image' in page.run("document.querySelector('#message').innerText")
+        assert 'it is no image' in page.run("document.querySelector('#message').innerText")
         page.choose_files('#file', [tmp_path / 'image.png'])
         page.wait("!document.querySelector('#stage').hidden && !busy")
         assert page.run("document.querySelector('#message').innerText").startswith('56 x 36 pixels')
