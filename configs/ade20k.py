@@ -3,8 +3,8 @@
     python main.py --config=configs/ade20k.py --config.data.manual_dir=DIR
 
 DIR holds ADEChallengeData2016.zip (0.97 GB) as downloaded from
-http://sceneparsing.csail.mit.edu; it is not unpacked. On first use its 20,210 training and 2,000
-validation images are checked and written to --config.data.data_dir [~/tensorflow_datasets] as
+http://sceneparsing.csail.mit.edu, or the folder that is in it. On first use its 20,210 training and
+2,000 validation images are checked and written to --config.data.data_dir [~/tensorflow_datasets] as
 ade20k (about 1 GB); the zip is not needed after that.
 
 The paper reports 41.2 mIoU on the validation set for these heads, 40.3 for

@@ -3,8 +3,8 @@
     python main.py --config=configs/cityscapes.py --config.data.manual_dir=DIR
 
 DIR holds leftImg8bit_trainvaltest.zip (11 GB) and gtFine_trainvaltest.zip (0.25 GB) as downloaded
-from https://www.cityscapes-dataset.com (free after registration); they are not unpacked. For the
-split train_extra also leftImg8bit_trainextra.zip (44 GB) and gtCoarse.zip (1.3 GB).
+from https://www.cityscapes-dataset.com (free after registration), or the folders that are in
+them. For the split train_extra also leftImg8bit_trainextra.zip (44 GB) and gtCoarse.zip (1.3 GB).
 
 On first use the images are checked and written to --config.data.data_dir [~/tensorflow_datasets]
 as cityscapes/semantic_segmentation (train, validation and test, about 12 GB), and once train_extra

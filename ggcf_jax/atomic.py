@@ -81,8 +81,8 @@ def create(path: str | pathlib.Path, content: bytes) -> bool:
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     """Makes an empty file beside another, with the mode that the umask gives."""
     while True:
-        # At most 255 bytes are a name.
-        short = path.name.encode()[:200].decode(errors='ignore')
+        # At most 255 bytes are a name; they need not be UTF-8.
+        short = os.fsdecode(os.fsencode(path.name)[:200])
         temporary = path.with_name(f'.{short}.{secrets.token_hex(4)}.part')
         try:
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

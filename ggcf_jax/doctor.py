@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
-from ggcf_jax.data import advice, mixture, pipeline
+from ggcf_jax.data import advice, label_survey, mixture, pipeline
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.scan import Scan, scan
@@ -151,8 +151,11 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
         count = len(dataset.source(split))
         with progress.working('read', 'read', count, split) as advance:
             scans[split] = scan(dataset, split, config.data.threads, advance)
-    for look in scans.values():
+    for split, look in scans.items():
         _tell_split(look, found)
+        if (labels := label_survey.survey(dataset, split)) is not None:
+            for line in label_survey.lines(labels, dataset):
+                found.say(line)
     _tell_classes(dataset, list(scans.values()), folder, found)
     _judge_classes(dataset, scans, found)
     if found.errors:

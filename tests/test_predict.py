@@ -239,7 +239,7 @@ def test_output_folders(tmp_path):
         outputs.claim(tmp_path / 'empty', key)
 
 
-def test_inputs(tmp_path, rng):
+def test_inputs(tmp_path, rng, capsys):
     with pytest.raises(InputError, match='no images found; supported extensions: '):
         inputs.of_path(tmp_path, tmp_path / 'out')
     for name in ('a.png', 'b/a.png', 'b/out/labels/a.png'):
@@ -247,6 +247,16 @@ def test_inputs(tmp_path, rng):
     found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
     assert [each.name for each in found] == ['a', 'b/a']
     assert [each.size() for each in found] == [(5, 7)] * 2
+    for name in ('._a.jpg', '.ipynb_checkpoints/a.png', 'Thumbs.db', os.fsdecode(b'd\xe4.JPG')):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b'')
+    (tmp_path / 'e').symlink_to(tmp_path / 'b')
+    capsys.readouterr()
+    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
+    assert [each.name for each in found] == ['a', 'b/a', os.fsdecode(b'd\xe4')]
+    notes = capsys.readouterr().err
+    assert '--input: left out 2 hidden (' in notes and '1 leftovers of systems (Thumbs.db)' in notes
+    assert '1 links to folders that are read already (e)' in notes
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match='have the same name up to the extension'):
         inputs.of_path(tmp_path, tmp_path / 'out')

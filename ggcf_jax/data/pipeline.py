@@ -93,7 +93,12 @@ class LoaderOptions:
             )
         iterator = iter(dataset)
         try:
-            yield from iterator
+            for batch in iterator:
+                if self.workers:
+                    # Batches of workers lie in shared memory, which is only freed while the
+                    # interpreter is whole: one that lives until its end would be leaked.
+                    batch = {name: np.array(x) for name, x in batch.items()}
+                yield batch
         finally:
             iterator.close()
 
@@ -287,20 +292,25 @@ def evaluation_batches(
         batch_size: number of images in a global batch.
 
     Raises:
-        InputError: no such split, or a label whose size cannot be read.
+        InputError: no such split, one without images, or a label whose size cannot be read.
     """
     source = dataset.source(split)
+    if not len(source):
+        raise InputError(
+            f'split {split!r} of data set {dataset.name!r} has no images; there is nothing to '
+            'evaluate on'
+        )
     records = (source[i] for i in range(len(source)))
     sizes = np.array([dataset.label_size(record) for record in records]).reshape(-1, 2)
     groups = merge_sizes(-(-sizes // multiple) * multiple, max_sizes)
-    batches, padded = [], []
+    batches: list[np.ndarray] = []
+    padded: list[tuple[int, int]] = []
     for size, members in sorted(groups.items()):
         filled = np.full(-(-len(members) // batch_size) * batch_size, -1, np.int32)
         filled[: len(members)] = members
         batches.append(filled.reshape(-1, batch_size))
         padded += [size] * len(batches[-1])
-    indices = np.concatenate(batches) if batches else np.zeros((0, batch_size), np.int32)
-    return EvaluationBatches(dataset, split, tuple(padded), indices)
+    return EvaluationBatches(dataset, split, tuple(padded), np.concatenate(batches))
 
 
 def merge_sizes(sizes: Int[np.ndarray, 'n 2'], max_sizes: int) -> dict[tuple[int, int], list[int]]:

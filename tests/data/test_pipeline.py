@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ from ggcf_jax.data import mixture, pipeline, transforms
 from ggcf_jax.data.records.codec import IGNORE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, identity_label_map
 from ggcf_jax.errors import InputError
+from tests.helpers import one_device
 
 SIZE = (12, 16)
 
@@ -260,9 +263,37 @@ def test_workers_give_the_stream_of_threads():
     assert all(_equal(a, b) for a, b in zip(threads, workers, strict=True))
 
 
+@pytest.mark.slow
+def test_workers_leave_no_shared_memory(tmp_path):
+    """Even of batches that live as long as the process, and of those that nobody took."""
+    script = tmp_path / 'script.py'
+    script.write_text(
+        'from tests.data.test_pipeline import _stream, pipeline\n'
+        'if __name__ == "__main__":\n'
+        '    batches = _stream(4, loader=pipeline.LoaderOptions(1, workers=1, buffer=2))\n'
+        '    print(len(batches))\n'
+    )
+    process = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, env=one_device()
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, '4\n', '')
+
+
 def test_batch_that_processes_cannot_share():
     with pytest.raises(InputError, match='batch size 5 is not divisible by the 2 processes'):
         _stream(1, batch_size=5, shard=pipeline.Shard(0, 2))
+
+
+def test_a_split_without_images():
+    with pytest.raises(InputError, match="split 'validation' of data set 'fake' has no images"):
+        pipeline.evaluation_batches(
+            _dataset(0), 'validation', multiple=4, max_sizes=2, batch_size=2
+        )
+
+
+def test_a_batch_may_be_larger_than_the_data_set():
+    batches = _stream(3, count=1, batch_size=4)
+    assert all((batch['label'] == 0).any() for batch in batches)
 
 
 def test_unknown_split():

@@ -1,4 +1,4 @@
-"""ADE20K scene parsing (Zhou et al., 2017), 150 classes, from ADEChallengeData2016.zip.
+"""ADE20K scene parsing (Zhou et al., 2017), 150 classes, from its zip or the folder inside.
 
 TFDS has no builder for these labels (those of its `scene_parse150` differ). Images have any size;
 some JPEGs are grey, which decoding turns into RGB.
@@ -22,7 +22,7 @@ from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Color, Dataset, own_ids
-from ggcf_jax.data.records.zip_files import Zip, open_zips
+from ggcf_jax.data.records.zip_files import Archive, open_zips
 from ggcf_jax.errors import InputError
 
 # Number of images as published, by split.
@@ -30,6 +30,7 @@ PUBLISHED = {'train': (20_210,), 'validation': (2_000,)}
 
 _ZIP = 'ADEChallengeData2016.zip'
 _ROOT = 'ADEChallengeData2016'
+_TOPS = {_ZIP: _ROOT}
 _WEBSITE = 'http://sceneparsing.csail.mit.edu'
 _FOLDERS = {'train': 'training', 'validation': 'validation'}
 
@@ -90,11 +91,11 @@ class Builder(RecordBuilder):
     @contextlib.contextmanager
     def records(self) -> Iterator[Splits]:
         """Lists the image and label files of both splits."""
-        with open_zips(self._manual_dir, (_ZIP,), _WEBSITE) as zips:
+        with open_zips(self._manual_dir, _TOPS, _WEBSITE) as zips:
             yield {split: _records(zips[_ZIP], folder) for split, folder in _FOLDERS.items()}
 
 
-def _records(archive: Zip, folder: str) -> list[Record]:
+def _records(archive: Archive, folder: str) -> list[Record]:
     """Pairs the images of a folder with their labels."""
     pattern = re.compile(rf'{_ROOT}/images/{folder}/([^/]+)\.jpg')
     pairs = [
@@ -123,7 +124,7 @@ def _records(archive: Zip, folder: str) -> list[Record]:
     ]
 
 
-def _read(name: str, archive: Zip, image: str, label: str) -> dict[str, Any]:
+def _read(name: str, archive: Archive, image: str, label: str) -> dict[str, Any]:
     """Reads and checks an image and its label, named by their members in the zip."""
     pixels, ids = archive.read(image), archive.read(label)
     zip_name = archive.path.name
@@ -137,7 +138,7 @@ def _read(name: str, archive: Zip, image: str, label: str) -> dict[str, Any]:
     return {'name': name, 'image': pixels, 'label': ids}
 
 
-def _check_names(archive: Zip) -> None:
+def _check_names(archive: Archive) -> None:
     """Warns if the zip has a table of classes that differs from the published one."""
     table = f'{_ROOT}/objectInfo150.txt'
     if table not in archive.sizes:
@@ -167,7 +168,7 @@ def build(data: ConfigDict) -> Dataset:
     """
     builder = Builder(data.manual_dir, str(prepare.data_directory(data.data_dir)))
     if not builder.data_path.exists():
-        with open_zips(data.manual_dir, (_ZIP,), _WEBSITE) as zips:
+        with open_zips(data.manual_dir, _TOPS, _WEBSITE) as zips:
             _check_names(zips[_ZIP])
     sources = prepare.prepared_sources(builder)
     prepare.warn_of_counts('ade20k', sources, PUBLISHED)

@@ -1,27 +1,31 @@
-"""Cityscapes (Cordts et al., 2016) from its official zips, fine and coarse annotations.
+"""Cityscapes (Cordts et al., 2016), fine and coarse annotations, from its zips or their folders.
 
 The prepared data set is the one of the TFDS builder of this name, stored as array_record, so that
 each program reads what the other prepared. Labels stay raw labelIds on disk and become the 19
-trainIds of cityscapesscripts when they are read.
+trainIds of cityscapesscripts when they are read. Where label images are missing, they are drawn
+from the polygons, as cityscapesscripts draws them.
 """
 
 import contextlib
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from cityscapesscripts.helpers.annotation import Annotation
 from cityscapesscripts.helpers.labels import labels as _LABELS
+from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, ONE_BYTE, FileDecoder
+from ggcf_jax.data.records.codec import IGNORE, MAX_PIXELS, NOT_ALLOWED, ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource, own_ids
-from ggcf_jax.data.records.zip_files import Zip, open_zips
+from ggcf_jax.data.records.zip_files import Archive, Zip, open_zips
 from ggcf_jax.errors import InputError
 
 _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x: x.trainId)
@@ -130,15 +134,32 @@ class Builder(RecordBuilder):
     def records(self) -> Iterator[Splits]:
         """Lists the image and label files of all splits."""
         splits = _FILES[self.builder_config.name]
-        names = dict.fromkeys(zip for files in splits.values() for zip in files[:2])
-        with open_zips(self._manual_dir, tuple(names), _WEBSITE) as zips:
+        tops: dict[str, str] = {}
+        for files in splits.values():
+            tops |= {files.images: 'leftImg8bit', files.labels: files.annotation}
+        with open_zips(self._manual_dir, tops, _WEBSITE) as zips:
             yield {
                 split: _records(zips[files.images], zips[files.labels], files)
                 for split, files in splits.items()
+                if not _is_left_out(split, zips, files)
             }
 
 
-def _records(images: Zip, labels: Zip, files: _Files) -> list[Record]:
+def _is_left_out(split: str, zips: Mapping[str, Archive], files: _Files) -> bool:
+    """Whether a test split was not unpacked: its labels are empty, and many delete it."""
+    images, labels = zips[files.images], zips[files.labels]
+    if split != 'test' or isinstance(images, Zip) or isinstance(labels, Zip):
+        return False
+    is_there = all(
+        any(name.startswith(f'{top}/{files.folder}/') for name in archive.sizes)
+        for archive, top in ((images, 'leftImg8bit'), (labels, files.annotation))
+    )
+    if not is_there:
+        print(f'cityscapes: {images.path} has no test images with labels; that split is left out')
+    return not is_there
+
+
+def _records(images: Archive, labels: Archive, files: _Files) -> list[Record]:
     """Pairs the images of a split with their labels, by the official names."""
     folder, annotation = files.folder, files.annotation
     pattern = re.compile(rf'leftImg8bit/{folder}/([^/]+)/([^/]+)_leftImg8bit\.png')
@@ -154,11 +175,22 @@ def _records(images: Zip, labels: Zip, files: _Files) -> list[Record]:
             f'{images.path} holds no leftImg8bit/{folder}/<city>/*_leftImg8bit.png; '
             f'is it the file of that name from {_WEBSITE}?'
         )
-    missing = [label for _, _, label in pairs if label not in labels.sizes]
+    drawn = [label for _, _, label in pairs if label not in labels.sizes]
+    missing = [label for label in drawn if _polygons(label) not in labels.sizes]
+    if drawn and not missing:
+        print(
+            f'cityscapes: {len(drawn)} of {len(pairs)} label images of {annotation}/{folder} are '
+            'missing; they are drawn from the polygons, as cityscapesscripts does'
+        )
+        pairs = [
+            (image_id, image, label if label in labels.sizes else _polygons(label))
+            for image_id, image, label in pairs
+        ]
     if missing:
         raise InputError(
             f'{labels.path} has no labels for {len(missing)} of the {len(pairs)} images of '
-            f'leftImg8bit/{folder} in {images.path.name}; the first that is missing is {missing[0]}'
+            f'leftImg8bit/{folder} in {images.path.name}, nor their polygons; the first that is '
+            f'missing is {missing[0]}'
         )
     return [
         Record(
@@ -170,9 +202,18 @@ def _records(images: Zip, labels: Zip, files: _Files) -> list[Record]:
     ]
 
 
-def _read(image_id: str, images: Zip, image: str, labels: Zip, label: str) -> dict[str, Any]:
+def _polygons(label: str) -> str:
+    """The file of polygons beside a label image."""
+    return label.replace('_labelIds.png', '_polygons.json')
+
+
+def _read(
+    image_id: str, images: Archive, image: str, labels: Archive, label: str
+) -> dict[str, Any]:
     """Reads and checks an image and its label, named by their members in the zips."""
     pixels, ids = images.read(image), labels.read(label)
+    if label.endswith('.json'):
+        ids = _draw(ids, f'{labels.path.name}: {label}')
     check_pair(
         _DECODER,
         pixels,
@@ -181,6 +222,23 @@ def _read(image_id: str, images: Zip, image: str, labels: Zip, label: str) -> di
         label_name=f'{labels.path.name}: {label}',
     )
     return {'image_id': image_id, 'image_left': pixels, 'segmentation_label': ids}
+
+
+def _draw(polygons: bytes, name: str) -> bytes:
+    """The label image of the polygons of an image, as a PNG of labelIds."""
+    annotation = Annotation()
+    try:
+        annotation.fromJsonText(polygons.decode('utf-8'))
+        size = annotation.imgHeight, annotation.imgWidth
+        if not (size[0] > 0 and size[1] > 0 and size[0] * size[1] <= MAX_PIXELS):
+            raise ValueError(f'the image has {size[0]} x {size[1]} pixels')
+        label = np.asarray(createLabelImage(annotation, 'ids'))
+    except (Exception, SystemExit) as error:  # it exits on labels that it does not know
+        raise InputError(
+            f'{name}: the polygons cannot be drawn ({type(error).__name__}: {error}); download '
+            f'them again from {_WEBSITE}'
+        ) from error
+    return cv2.imencode('.png', label)[1].tobytes()
 
 
 class CoarseImages:

@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, WindowedImage
-from ggcf_jax.data.records.finder import printable
+from ggcf_jax.data.records.finder import name_of, printable
 from ggcf_jax.errors import InputError
 
 Color = tuple[int, int, int]
@@ -327,7 +327,7 @@ class FileSource:
     def __getitem__(self, index: int) -> EncodedRecord:
         image, label = self.pairs[index]
         return {
-            'name': printable(image.stem),
+            'name': name_of(image),
             'image': _read(image),
             'label': _read(label),
             'image_file': printable(image),

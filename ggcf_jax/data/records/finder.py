@@ -110,12 +110,25 @@ def listed(names: Iterable[object]) -> str:
 
 
 def printable(name: object) -> str:
-    """A path or name that can be printed: bytes that are no UTF-8 become `\\xe4` and the like.
+    """A path or name in one line: bytes that are no UTF-8, line breaks and the like are escaped.
 
     Args:
         name: what is shown.
     """
-    return os.fsencode(str(name)).decode('utf-8', 'backslashreplace')
+    text = os.fsencode(str(name)).decode('utf-8', 'backslashreplace')
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+
+
+def name_of(path: pathlib.Path) -> str:
+    """The name of a file without its extension; bytes that are no UTF-8 become `%E4` and the like.
+
+    Args:
+        path: path of the file.
+    """
+    text = os.fsencode(path.stem).decode('utf-8', 'surrogateescape')
+    return ''.join(f'%{ord(c) - 0xDC00:02X}' if '\udc80' <= c <= '\udcff' else c for c in text)
 
 
 def composed(name: str) -> str:

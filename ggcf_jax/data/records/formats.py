@@ -481,3 +481,4 @@ _FORMATS: dict[bytes, Callable[[bytes], Header]] = {
     b'II+\0': _tiff,
     b'MM\0+': _tiff,
 }
+SIGNATURES = tuple(_FORMATS)  # first bytes of the files that are supported

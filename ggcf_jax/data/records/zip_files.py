@@ -1,10 +1,11 @@
-"""Published zip files, read in place without unpacking them to disk."""
+"""Published zip files, read in place, and folders that they were unpacked into."""
 
 import contextlib
+import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ggcf_jax.errors import InputError
 
@@ -59,24 +60,76 @@ class Zip:
         self._file.close()
 
 
+class Unpacked:
+    """A folder that a zip file was unpacked into, in the place of a `Zip`.
+
+    Attributes:
+        path: folder that the names of members are relative to.
+        sizes: member name -> size in bytes.
+    """
+
+    def __init__(self, path: pathlib.Path, top: str):
+        """Lists the files, through links, too.
+
+        Args:
+            path: folder that holds `top`.
+            top: folder that all members of the zip lie in.
+        """
+        self.path = path
+        self.sizes: dict[str, int] = {}
+        for parent, folders, names in os.walk(path / top, followlinks=True):
+            folders.sort()
+            place = pathlib.Path(parent)
+            for name in sorted(names):
+                file = place / name
+                if not name.startswith('.') and file.is_file():  # no ._x of macOS, no dangling link
+                    self.sizes[file.relative_to(path).as_posix()] = file.stat().st_size
+
+    def read(self, member: str) -> bytes:
+        """Reads a member.
+
+        Args:
+            member: name of the member.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            return (self.path / member).read_bytes()
+        except OSError as error:
+            raise InputError(f'{self.path / member}: the file cannot be read: {error}') from error
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+Archive = Zip | Unpacked
+
+
 @contextlib.contextmanager
 def open_zips(
-    manual_dir: str | None, names: tuple[str, ...], website: str
-) -> Iterator[dict[str, Zip]]:
-    """Opens zip files for the length of a `with` block.
+    manual_dir: str | None, tops: Mapping[str, str], website: str
+) -> Iterator[dict[str, Archive]]:
+    """Opens zip files, or the folders that they were unpacked into, for a `with` block.
+
+    A zip `x.zip` whose members lie in `top/` may also be a folder `top/` or `x/top/` in its place.
 
     Args:
         manual_dir: folder of the zip files, `config.data.manual_dir`.
-        names: file names of the zip files.
+        tops: file name of each zip file -> the folder that all of its members lie in.
         website: address they are published at, for error messages.
 
     Yields:
-        File name -> opened zip file.
+        File name -> opened zip file or folder.
 
     Raises:
         InputError: there is no such folder, or some of the zip files are missing or damaged.
     """
-    wanted = f'it must hold {", ".join(names)} from {website}, as downloaded and not unpacked'
+    folders = ', '.join(dict.fromkeys(f'{top}/' for top in tops.values()))
+    wanted = (
+        f'it must hold {", ".join(tops)} from {website}, as downloaded, or what is in them '
+        f'({folders})'
+    )
     if not manual_dir:
         raise InputError(
             f'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR: {wanted}'
@@ -84,7 +137,8 @@ def open_zips(
     root = pathlib.Path(manual_dir).expanduser()
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={manual_dir!r} is not a directory; {wanted}')
-    missing = [name for name in names if not (root / name).is_file()]
+    places = {name: _place(root, name, top) for name, top in tops.items()}
+    missing = [name for name, place in places.items() if place is None]
     if missing:
         found = sorted(path.name for path in root.iterdir() if path.suffix.lower() == '.zip')
         raise InputError(
@@ -92,7 +146,20 @@ def open_zips(
             f'the zips there are {", ".join(found) or "none"}'
         )
     with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(contextlib.closing(Zip(root / name))) for name in names}
+        archives: dict[str, Archive] = {}
+        for name, place in places.items():
+            assert place is not None
+            archive = Unpacked(place, tops[name]) if place.is_dir() else Zip(place)
+            archives[name] = stack.enter_context(contextlib.closing(archive))
+        yield archives
+
+
+def _place(root: pathlib.Path, name: str, top: str) -> pathlib.Path | None:
+    """The zip file, or the folder that holds what is in it."""
+    if (root / name).is_file():
+        return root / name
+    folders = (root, root / pathlib.Path(name).stem)
+    return next((folder for folder in folders if (folder / top).is_dir()), None)
 
 
 def _bytes(path: pathlib.Path) -> str:

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import sys
 import zipfile
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from cityscapesscripts.helpers import labels as cityscapes_labels
+from cityscapesscripts.preparation import json2labelImg
 from ml_collections import ConfigDict
 from tensorflow_datasets.datasets.cityscapes import cityscapes_dataset_builder as official
 
 from ggcf_jax import data
 from ggcf_jax.data.datasets import cityscapes
+from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
 from ggcf_jax.errors import InputError
 from tests.helpers import train_with_main
@@ -81,7 +84,6 @@ def labels(splits, root, rng) -> dict[str, bytes]:
             ids = rng.integers(0, 4 if split == 'test' else 34, (4, 8), dtype=np.uint8)
             content[f'{stem}_labelIds.png'] = png(ids, name)
             content[f'{stem}_instanceIds.png'] = b'not read'
-            content[f'{stem}_polygons.json'] = b'{}'
     return content
 
 
@@ -328,6 +330,83 @@ def test_bad_zips_leave_nothing_that_loads(folder, tmp_path, damage, message):
         with pytest.raises(InputError, match=message):
             data.build(config(folder, tmp_path))
         assert not shards(tmp_path)
+
+
+def unpack(folder, *zips, into='') -> None:
+    for name in zips:
+        with zipfile.ZipFile(folder / name) as file:
+            file.extractall(folder / into.format(pathlib.Path(name).stem))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize('into', ['', '{}'], ids=['together', 'apart'])
+def test_unpacked_zips_give_the_same_records(folder, tmp_path, into):
+    """And so does one zip beside the folder of another, or a folder behind a link."""
+    expected = {
+        split: by_name(source)
+        for split, source in data.build(config(folder, tmp_path)).sources.items()
+        if split != 'train_extra'
+    }
+    for number, zips in enumerate(([LABELS], [IMAGES])):
+        unpack(folder, *zips, into=into)
+        if number:
+            place = folder / into.format(pathlib.Path(IMAGES).stem) / 'leftImg8bit'
+            place.rename(tmp_path / 'elsewhere')
+            place.symlink_to(tmp_path / 'elsewhere')
+            (tmp_path / 'elsewhere/train/aachen/._aachen_x_leftImg8bit.png').write_bytes(b'x')
+        sources = data.build(config(folder, tmp_path / str(number))).sources
+        assert {split: by_name(sources[split]) for split in expected} == expected
+
+
+def test_an_unpacked_test_split_may_be_missing(folder, tmp_path, capsys):
+    unpack(folder, IMAGES, LABELS)
+    shutil.rmtree(folder / 'gtFine' / 'test')
+    dataset = data.build(config(folder, tmp_path))
+    assert list(dataset.sources) == ['train', 'validation', 'train_extra']
+    assert 'has no test images with labels; that split is left out' in capsys.readouterr().out
+
+
+POLYGONS = {
+    'imgHeight': 16,
+    'imgWidth': 32,
+    'objects': [
+        {'label': 'road', 'polygon': [[0, 8], [31, 8], [31, 15], [0, 15]]},
+        {'label': 'cargroup', 'polygon': [[4, 6], [9, 6], [9, 12]]},
+        {'label': 'license plate', 'polygon': [[5, 7], [6, 7], [6, 8]]},
+    ],
+}
+
+
+def test_missing_label_images_are_drawn_from_the_polygons(folder, tmp_path, capsys):
+    """By the code that drew the published ones."""
+    polygons = LABEL_MEMBER.replace('_labelIds.png', '_polygons.json')
+    replace(folder / LABELS, LABEL_MEMBER, None)
+    replace(folder / LABELS, polygons, json.dumps(POLYGONS).encode())
+    dataset = data.build(config(folder, tmp_path))
+    assert '1 of 3 label images of gtFine/train are missing; they are drawn' in (
+        capsys.readouterr().out
+    )
+    name = MEMBER.split('/')[-1].removesuffix('_leftImg8bit.png')
+    (tmp_path / 'polygons.json').write_text(json.dumps(POLYGONS))
+    json2labelImg.json2labelImg(str(tmp_path / 'polygons.json'), str(tmp_path / 'label.png'))
+    drawn = cv2.imread(str(tmp_path / 'label.png'), cv2.IMREAD_UNCHANGED)
+    assert set(np.unique(drawn)) == {0, 7, 26}
+    record = by_name(dataset.source('train'))[name]
+    np.testing.assert_array_equal(codec.decode_label(record['label'], 'a'), drawn)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [b'{}', b'[', b'[]', json.dumps(POLYGONS | {'imgWidth': 10**6, 'imgHeight': 10**6}).encode(),
+     json.dumps(POLYGONS | {'objects': [{'label': 'moon', 'polygon': [[0, 0]]}]}).encode()],
+    ids=['empty', 'no JSON', 'list', 'huge', 'unknown label'],
+)  # fmt: skip
+def test_polygons_that_cannot_be_drawn(folder, tmp_path, content):
+    replace(folder / LABELS, LABEL_MEMBER, None)
+    polygons = LABEL_MEMBER.replace('_labelIds.png', '_polygons.json')
+    replace(folder / LABELS, polygons, content)
+    with pytest.raises(InputError, match=f'{LABELS}: {polygons}: the polygons cannot be drawn'):
+        data.build(config(folder, tmp_path))
 
 
 def test_missing_manual_dir(tmp_path):

@@ -1,15 +1,18 @@
 import os
+import pathlib
 import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 
-from ggcf_jax import data
+from ggcf_jax import data, train
 from ggcf_jax.data.datasets import class_file, pairing
+from ggcf_jax.data.records import finder
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
 from ggcf_jax.errors import InputError
-from tests.helpers import load_config
+from ggcf_jax.workdir.metrics_log import read_rows
+from tests.helpers import TINY_MODEL, load_config
 
 ENDINGS = pairing.Endings.parse('_leftImg8bit,_rgb', '_gtFine_labelIds,_mask,_gt,_label,_L')
 CLASSES = 'name, red, green, blue, ids\nroad, 128, 64, 128, 7 8\ncar, 0, 0, 142, 26\n'
@@ -261,6 +264,12 @@ def test_lists_with_names_of_any_bytes(tmp_path):
         assert pairs == [(tmp_path / image, tmp_path / 'l/a.png')]
 
 
+def test_names_are_one_printable_line(tmp_path):
+    latin = pathlib.Path(os.fsdecode(b'b\xe4r\n.jpg'))
+    assert finder.printable(latin) == r'b\xe4r\n.jpg'
+    assert finder.name_of(latin) == 'b%E4r\n' and finder.printable('ä b') == 'ä b'
+
+
 def test_files_that_cannot_be_read_are_named(folder, tmp_path):
     dataset = _build(folder, tmp_path)
     label = folder / 'train' / 'labels' / 'a' / '0.png'
@@ -300,3 +309,45 @@ def test_an_empty_folder(tmp_path):
         _build(tmp_path, tmp_path)
     with pytest.raises(InputError, match='is not a directory'):
         _build(tmp_path / 'nowhere', tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('train_values', 'validation_values', 'classes', 'miou'),
+    [
+        ([(0, 1)], [(0, 1)], 'a\nb\n', (0, 1)),  # one image, fewer than a batch
+        ([(0, 0)] * 2, [(0, 0)], 'a\n', (1, 1)),  # one class
+        ([(0, 1)] * 2, [(0, 0)], 'a\nb\n', (0, 1)),  # a class that validation has not
+        ([(0, 1)] * 2, [(255, 255)], 'a\nb\n', None),  # nothing to count
+    ],
+)
+def test_small_data_sets_train_to_the_end(
+    tmp_path, rng, train_values, validation_values, classes, miou
+):
+    for split, values in (('train', train_values), ('validation', validation_values)):
+        for i, (upper, lower) in enumerate(values):
+            for side in ('images', 'labels'):
+                (tmp_path / split / side).mkdir(parents=True, exist_ok=True)
+            image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+            cv2.imwrite(str(tmp_path / split / 'images' / f'{i}.png'), image)
+            label = np.repeat(np.array([upper, lower], np.uint8), 20)[:, None].repeat(56, 1)
+            cv2.imwrite(str(tmp_path / split / 'labels' / f'{i}.png'), label)
+    (tmp_path / 'classes.csv').write_text(classes)
+    config = load_config('folder')
+    config.update_from_flattened_dict(
+        {
+            'data.manual_dir': str(tmp_path),
+            'data.data_dir': str(tmp_path / 'derived'),
+            'data.crop_size': (24, 24),
+            'data.threads': 1,
+            **TINY_MODEL,
+            'train.steps': 2,
+            'train.batch_size': 8,
+            'train.eval_every': 2,
+            'train.checkpoint_every': 2,
+            'eval.panels': 1,
+        }
+    )
+    train.train_and_evaluate(config, tmp_path / 'run')
+    found = read_rows(tmp_path / 'run')[-1]['val/miou']
+    assert found is None if miou is None else miou[0] <= found <= miou[1]
