@@ -4,10 +4,16 @@ import os
 from collections.abc import Iterable
 
 import jax
+import jaxlib
 
 # What says how many CPU devices there are, besides `jax_num_cpu_devices`.
 _VARIABLE = 'JAX_NUM_CPU_DEVICES'
 _FLAG = 'xla_force_host_platform_device_count'
+# XLA:CPU ends the process if a device waits this long for another one, by default 40 seconds:
+# no sign of a fault where a machine is busy with other work. A jaxlib that does not know a flag
+# stops at it.
+_PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=3600'
+_KNOWN_TO = '0.10.'
 
 
 def one_a_core(batches: Iterable[int]) -> int | None:
@@ -30,4 +36,6 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     cores = len(os.sched_getaffinity(0))
     count = max(n for n in range(1, cores + 1) if all(batch % n == 0 for batch in batches))
     jax.config.update('jax_num_cpu_devices', count)
+    if count > 1 and jaxlib.__version__.startswith(_KNOWN_TO):
+        os.environ['XLA_FLAGS'] = f'{_PATIENCE} {os.environ.get("XLA_FLAGS", "")}'
     return count

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import jax
+import jaxlib
 import pytest
 
 from ggcf_jax.distributed import cpu_devices
@@ -28,6 +29,10 @@ def made(monkeypatch):
 def test_batches_divide(made, batches, count):
     assert cpu_devices.one_a_core(batches) == count
     assert made == [('jax_num_cpu_devices', count)]
+    # Devices wait for each other on a busy machine, too.
+    waits = cpu_devices._PATIENCE in os.environ['XLA_FLAGS']
+    assert waits == (count > 1 and jaxlib.__version__.startswith('0.10.'))
+    assert os.environ['XLA_FLAGS'].endswith('--xla_cpu_enable_fast_math=false')
 
 
 @pytest.mark.parametrize(
