@@ -253,7 +253,7 @@ def default() -> ConfigDict:
     # the fields from `window` on are for the modes evaluate, predict, export and serve.
     config.eval = ConfigDict()
     config.eval.batch_size = 8  # Images that go through the network together, over all devices.
-    # Heights and widths are padded to multiples of this number of pixels.
+    # Heights and widths are padded to multiples of this number of pixels; results stay the same.
     config.eval.size_multiple = 64
     # Maximum number of padded sizes, each of which is compiled; the pair that adds the least
     # padding is merged first.

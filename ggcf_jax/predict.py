@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 import numpy as np
 from absl.flags import FlagValues
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
@@ -128,14 +128,16 @@ def predict(
             progress.working('predict', 'predicted', len(todo), source) as advance,
         ):
 
-            def run(images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
+            def run(
+                images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+            ) -> Prediction:
                 if reason := stop_requested():  # between the parts of a large image, too
                     raise _Stopped(reason)
                 if not network.is_compiled(images):
                     count, height, width, _ = images.shape
                     with progress.compiling(f'the network for {count} x {height} x {width} pixels'):
-                        network.compile(images)
-                return network(images)
+                        network.compile(images, sizes)
+                return network(images, sizes)
 
             decoding = _decode(pool, inputs, jobs[0], ledger) if jobs else {}
             for job, following in zip(jobs, [*jobs[1:], None]):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments.ahead import accelerators, collectives, cost
@@ -119,6 +119,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     mesh = mesh_lib.make_mesh(devices, config.mesh.space)
     graphdef, params, stats = models.abstract(config, num_classes)
     images = (config.train.batch_size, case.height, case.width)
+    sizes = NamedSharding(mesh, PartitionSpec('data'))
     batch = {
         'image': jax.ShapeDtypeStruct((*images, 3), np.uint8, sharding=mesh_lib.by_batch(mesh)),
         'label': jax.ShapeDtypeStruct(images, np.uint8, sharding=mesh_lib.by_batch(mesh)),
@@ -133,6 +134,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
         else:
             matrix = jax.ShapeDtypeStruct((num_classes, num_classes), jnp.int32)
             step = evaluator.make_eval_step(graphdef, num_classes, mesh, inference.build(config))
+            batch['size'] = jax.ShapeDtypeStruct((images[0], 2), np.int32, sharding=sizes)
             arguments = (*_replicated(mesh, (params, stats, matrix)), batch)
         traced = step.trace(*arguments)
         return traced.lower(), flops.count(traced.jaxpr)

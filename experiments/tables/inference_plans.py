@@ -100,7 +100,9 @@ def _blank_batches(
     count = batches.indices.shape[1]
     for size in sorted(set(batches.sizes)):
         images = np.zeros((count, *size, 3), np.uint8)
-        yield mesh_lib.global_batch(mesh, {'image': images, 'label': images[..., 0]})
+        sizes = np.full((count, 2), size, np.int32)
+        arrays: dict[str, np.ndarray] = {'image': images, 'label': images[..., 0], 'size': sizes}
+        yield mesh_lib.global_batch(mesh, arrays)
 
 
 def main(options: argparse.Namespace) -> None:

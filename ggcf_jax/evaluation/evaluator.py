@@ -21,6 +21,7 @@ from ggcf_jax.distributed import processes
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.metrics import Metric
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
+from ggcf_jax.models.layers import extent as extent_lib
 
 EvalStep = jax.stages.Wrapped  # see `make_eval_step`
 _FLUSH = 2**30  # pixels that are counted on the device, in int32, before the host adds them up
@@ -33,8 +34,10 @@ def make_eval_step(
 ) -> EvalStep:
     """Builds the compiled (params, stats, matrix, batch) -> (matrix + counts, ious, predictions).
 
-    Predictions are uint8 [b, h, w] at the resolution of the labels, and ious the mean IoU of each
-    image, float32 [b], NaN where nothing is labelled.
+    A batch has the padded images, their labels and their sizes ('image', 'label' and 'size' of
+    `pipeline.EvaluationBatches.load`). Predictions are uint8 [b, h, w] at the resolution of the
+    labels, arbitrary in the padding, and ious the mean IoU of each image, float32 [b], NaN where
+    nothing is labelled.
 
     Args:
         graphdef: structure of the network.
@@ -47,9 +50,11 @@ def make_eval_step(
         params: nnx.State,
         stats: nnx.State,
         matrix: Int32[Array, 'classes classes'],
-        batch: Mapping[str, UInt8[Array, 'b h w ...']],
+        batch: Mapping[str, jax.Array],
     ) -> tuple[Int32[Array, 'classes classes'], Float[Array, ' b'], UInt8[Array, 'b h w']]:
-        scores = inference.scores(models.merge(graphdef, params, stats), batch['image'], plan)
+        model = models.merge(graphdef, params, stats)
+        extent = extent_lib.of_sizes(batch['size'])
+        scores = inference.scores(model, batch['image'], plan, extent)
         predictions = scores.argmax(-1).astype(jnp.uint8)
         counts = metrics.confusion_matrices(batch['label'], predictions, num_classes, IGNORE)
         return matrix + counts.sum(0), metrics.mean_ious(counts), predictions
@@ -137,7 +142,7 @@ class Evaluator:
             check_stop()
             processes.report_progress(f'evaluating images of {self.batches.split}')
             arrays = mesh_lib.global_batch(self.mesh, batch)
-            images = {name: arrays[name] for name in ('image', 'label')}
+            images = {name: arrays[name] for name in ('image', 'label', 'size')}
             if images['label'].shape not in self._compiled:
                 _, height, width = images['label'].shape
                 with progress.compiling(f'the evaluation of {height} x {width} pixels'):

@@ -1,10 +1,12 @@
 """Class scores of images: sliding windows, several scales, mirror images, pruned heads."""
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, UInt8
 from ml_collections import ConfigDict
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 from ggcf_jax import models, registry
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.resize import resize, upsample
 from ggcf_jax.models.segmenter import Segmenter
 
@@ -106,7 +109,10 @@ SINGLE = Plan(average='logits')
 
 
 def scores(
-    model: Segmenter, images: UInt8[Array, 'b h w 3'], plan: Plan
+    model: Segmenter,
+    images: UInt8[Array, 'b h w 3'],
+    plan: Plan,
+    extent: Extent | None = None,
 ) -> Float[Array, 'b h w classes']:
     """The scores of each class at each pixel; to be compiled with `jax.jit`, `plan` static.
 
@@ -114,10 +120,12 @@ def scores(
         model: network.
         images: RGB.
         plan: how the scores are computed.
+        extent: how far the images of a padded batch reach: each is resized, mirrored and cut into
+            windows as if it were alone. None where they are filled.
 
     Returns:
         Probabilities, or logits if the plan averages those, float32. The most probable class is
-        `argmax(-1)`.
+        `argmax(-1)`. Outside of the extent they are arbitrary.
 
     Raises:
         ValueError: a pruning rule for a kind of head that the model does not have.
@@ -127,10 +135,12 @@ def scores(
     views = [(scale, flip) for scale in plan.scales for flip in (False, True)[: 1 + plan.flip]]
     total: Any = 0.0
     for scale, flip in views:
-        view = _resized(images[:, :, ::-1] if flip else images, scale)
-        logits = resize(_logits(model, view, plan), size)
+        view, own = _resized(_mirrored(images, extent) if flip else images, scale, extent)
+        logits = _logits(model, view, plan, own)
+        if scale != 1:
+            logits = resize(logits, size, own, extent)
         if flip:
-            logits = logits[:, :, ::-1]
+            logits = _mirrored(logits, extent)
         total += jax.nn.softmax(logits) if plan.average == 'probabilities' else logits
     return total / len(views)
 
@@ -153,58 +163,167 @@ def window_starts(length: int, window: int, stride: int) -> Int32[Array, ' windo
     """
     if window > length:
         return jnp.zeros(1, jnp.int32)
-    count = -(-(length - window) // stride) + 1
+    count = _count_windows(length, window, stride)
     return jnp.minimum(jnp.arange(count, dtype=jnp.int32) * stride, length - window)
 
 
-def _resized(images: jax.Array, scale: float) -> jax.Array:
-    """Resizes uint8 images by a factor; sides are rounded and at least one pixel."""
-    if scale == 1:
-        return images
-    height, width = (max(1, round(scale * side)) for side in images.shape[1:3])
-    return jnp.round(resize(images.astype(jnp.float32), (height, width))).astype(jnp.uint8)
+def _count_windows(length: int, window: int, stride: int) -> int:
+    return -(-(length - window) // stride) + 1
 
 
-def _logits(model: Segmenter, images: jax.Array, plan: Plan) -> jax.Array:
-    """Logits at every pixel, float32 [b, h, w, C], averaged over the windows if there are any."""
-    b, *size = images.shape[:3]
-    height, width = size if plan.window is None else map(min, plan.window, size)
-    window = (height, width)
-    if window == tuple(size):
-        return upsample(model(images)[0], model.stride, window)
-    starts = [window_starts(*axis) for axis in zip(size, window, plan.steps)]
-    corners = jnp.stack(jnp.meshgrid(*starts, indexing='ij'), axis=-1).reshape(-1, 2)
-    # A pixel is covered by (windows that cover its row) x (windows that cover its column).
-    rows, columns = (
-        ((first[:, None] <= at) & (at < first[:, None] + side)).sum(0, dtype=jnp.float32)
-        for first, side, at in zip(starts, window, (jnp.arange(length) for length in size))
-    )
-    cover = rows[:, None, None] * columns[:, None]
-    # The last chunk is filled up with windows of weight zero.
-    n, count = plan.windows_at_once, corners.shape[0]
+class _Axis(NamedTuple):
+    """Windows along an axis, of all images or, with a leading axis b, of each one.
+
+    Attributes:
+        starts: first pixel of each window [windows] or [b, windows].
+        used: which of them an image has, as many as if it were alone; None where all are.
+    """
+
+    starts: jax.Array
+    used: jax.Array | None
+
+    def cover(self, length: int, window: int) -> jax.Array:
+        """Number of windows that each pixel lies in, float32 [length] or [b, length]."""
+        first, at = self.starts[..., None], jnp.arange(length)
+        inside = (first <= at) & (at < first + window)
+        if self.used is not None:
+            inside &= self.used[..., None]
+        return inside.sum(-2, dtype=jnp.float32)
+
+
+def _axis(length: int, window: int, stride: int, lengths: jax.Array | None) -> _Axis:
+    """The windows along an axis of padded images, whose own lengths may be given.
+
+    Args:
+        length: number of pixels along the padded axis, at least `window`.
+        window: number of pixels of a window; an image that is smaller does not fill its only one.
+        stride: number of pixels from one window to the next.
+        lengths: number of pixels of each image; None where they are filled.
+    """
+    if lengths is None:
+        return _Axis(window_starts(length, window, stride), None)
+    last = jnp.maximum(lengths - window, 0)[:, None]
+    planned = jnp.arange(_count_windows(length, window, stride), dtype=jnp.int32) * stride
+    return _Axis(jnp.minimum(planned, last), planned < last + stride)
+
+
+def _in_chunks(rows: _Axis, columns: _Axis, n: int) -> tuple[jax.Array, jax.Array]:
+    """Deals the windows to chunks of n; the last one is filled up with windows of weight zero.
+
+    Args:
+        rows: windows along the rows.
+        columns: windows along the columns.
+        n: number of windows that go through the network together.
+
+    Returns:
+        Corners [chunks, n, 2] or [chunks, n, b, 2], and their weights, to be multiplied with logits
+        [b, h, w, c]: [chunks, n] or [chunks, n, b, 1, 1, 1].
+    """
+    batch = rows.starts.shape[:-1]
+    pairs = jnp.broadcast_arrays(rows.starts[..., :, None], columns.starts[..., None, :])
+    count = rows.starts.shape[-1] * columns.starts.shape[-1]
+    corners = jnp.stack(pairs, axis=-1).reshape(*batch, count, 2)
     if isinstance(count, int):  # a symbolic one may be smaller, too
         n = min(n, count)
     chunks = -(-count // n)
     places = jnp.arange(chunks * n)
-    weights = (places < count).astype(jnp.float32).reshape(chunks, n)
-    corners = corners[jnp.minimum(places, count - 1)].reshape(chunks, n, 2)
+    weights = places < count
+    places = jnp.minimum(places, count - 1)
+    corners = jnp.moveaxis(corners[..., places, :], -2, 0).reshape(chunks, n, *batch, 2)
+    if rows.used is None or columns.used is None:
+        return corners, weights.astype(jnp.float32).reshape(chunks, n)
+    used = (rows.used[:, :, None] & columns.used[:, None, :]).reshape(*batch, count)
+    weights = weights[:, None] & used[:, places].T
+    return corners, weights.astype(jnp.float32).reshape(chunks, n, *batch, 1, 1, 1)
 
-    def cut(x: jax.Array, corner: jax.Array, depth: int) -> jax.Array:
-        return lax.dynamic_slice(x, (0, *corner, 0), (b, *window, depth))
+
+def _cut(x: jax.Array, corner: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Windows [b, *size, c] of maps, at one corner [2] or at one of each map [b, 2]."""
+    if corner.ndim == 1:
+        return lax.dynamic_slice(x, (0, *corner, 0), (x.shape[0], *size, x.shape[-1]))
+    each = functools.partial(lax.dynamic_slice, slice_sizes=(*size, x.shape[-1]))
+    return jax.vmap(lambda x, corner: each(x, (*corner, 0)))(x, corner)
+
+
+def _put(x: jax.Array, corner: jax.Array, windows: jax.Array) -> jax.Array:
+    """Maps in which the windows of `_cut` are replaced."""
+    if corner.ndim == 1:
+        return lax.dynamic_update_slice(x, windows, (0, *corner, 0))
+    return jax.vmap(lambda x, corner, y: lax.dynamic_update_slice(x, y, (*corner, 0)))(
+        x, corner, windows
+    )
+
+
+def _mirrored(x: jax.Array, extent: Extent | None) -> jax.Array:
+    """Mirrors maps [b, h, w, c] left to right, each inside its own width."""
+    if extent is None:
+        return x[:, :, ::-1]
+    columns, widths = jnp.arange(x.shape[2]), extent.widths[:, None]
+    source = jnp.where(columns < widths, widths - 1 - columns, columns)
+    return jax.vmap(lambda x, source: jnp.take(x, source, 1, mode='clip'))(x, source)
+
+
+def _resized(
+    images: jax.Array, scale: float, extent: Extent | None
+) -> tuple[jax.Array, Extent | None]:
+    """Resizes uint8 images by a factor; sides are rounded and at least one pixel.
+
+    Returns:
+        The images and their extent.
+    """
+    if scale == 1:
+        return images, extent
+    # Rounded on the host for every side that there may be: float32 would round some otherwise.
+    rows, columns = (
+        np.array([max(1, round(scale * side)) for side in range(longest + 1)], np.int32)
+        for longest in images.shape[1:3]
+    )
+    own = extent
+    if extent is not None:
+        own = Extent(jnp.asarray(rows)[extent.heights], jnp.asarray(columns)[extent.widths])
+    size = (int(rows[-1]), int(columns[-1]))
+    resized = resize(images.astype(jnp.float32), size, extent, own)
+    return jnp.round(resized).astype(jnp.uint8), own
+
+
+def _logits(model: Segmenter, images: jax.Array, plan: Plan, extent: Extent | None) -> jax.Array:
+    """Logits at every pixel, float32 [b, h, w, C], averaged over the windows if there are any."""
+    b, *size = images.shape[:3]
+    height, width = size if plan.window is None else map(min, plan.window, size)
+    window = (height, width)
+
+    def of_windows(views: jax.Array, own: Extent | None) -> jax.Array:
+        logits, _ = model(views, extent=own)
+        return upsample(logits, model.stride, window, strided(own, model.stride))
+
+    if window == tuple(size):
+        return of_windows(images, extent)
+    heights, widths = (None, None) if extent is None else (extent.heights, extent.widths)
+    rows = _axis(size[0], height, plan.steps[0], heights)
+    columns = _axis(size[1], width, plan.steps[1], widths)
+    corners, weights = _in_chunks(rows, columns, plan.windows_at_once)
+    n = corners.shape[1]
+    own = None
+    if extent is not None:
+        own = Extent(jnp.minimum(extent.heights, height), jnp.minimum(extent.widths, width))
+        own = jax.tree.map(lambda x: jnp.broadcast_to(x[:, None], (b, n)).reshape(b * n), own)
 
     def add_chunk(total: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         corners, weights = chunk
         # Windows of one image stay side by side, so that a sharded batch stays sharded.
-        views = jnp.stack([cut(images, corners[i], 3) for i in range(n)], axis=1)
-        logits, _ = model(views.reshape(b * n, *window, 3))
-        logits = upsample(logits, model.stride, window).reshape(b, n, *window, -1)
+        views = jnp.stack([_cut(images, corners[i], window) for i in range(n)], axis=1)
+        logits = of_windows(views.reshape(b * n, *window, 3), own).reshape(b, n, *window, -1)
         for i in range(n):
-            patch = cut(total, corners[i], total.shape[-1]) + weights[i] * logits[:, i]
-            total = lax.dynamic_update_slice(total, patch, (0, *corners[i], 0))
+            patch = _cut(total, corners[i], window) + weights[i] * logits[:, i]
+            total = _put(total, corners[i], patch)
         return total, None
 
     total = jnp.zeros((b, *size, model.num_classes), jnp.float32)
-    return lax.scan(add_chunk, total, (corners, weights))[0] / cover
+    total, _ = lax.scan(add_chunk, total, (corners, weights))
+    # A pixel is covered by (windows that cover its row) x (windows that cover its column).
+    down, across = rows.cover(size[0], height), columns.cover(size[1], width)
+    cover = down[..., :, None, None] * across[..., None, :, None]
+    return total / (cover if extent is None else jnp.maximum(cover, 1))
 
 
 def build(config: ConfigDict) -> Plan:

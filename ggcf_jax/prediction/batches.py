@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax import models
 from ggcf_jax.data import pipeline
-from ggcf_jax.data.transforms import MEAN_COLOR
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
+from ggcf_jax.models.layers import extent as extent_lib
 
 Size = tuple[int, int]
 
@@ -33,7 +33,8 @@ class Prediction(NamedTuple):
     probabilities: Float[np.ndarray, '*b h w c'] | None
 
 
-Run = Callable[[UInt8[np.ndarray, 'b h w 3']], Prediction]
+# (padded images, height and width of each, 0 where there is none) -> arrays of the padded size.
+Run = Callable[[UInt8[np.ndarray, 'b h w 3'], Int32[np.ndarray, 'b 2']], Prediction]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +113,7 @@ def predict_padded(
     Returns:
         The prediction of each image at its own size, as views of the batch's arrays.
     """
-    batch = np.empty((job.batch_size, *job.size, 3), np.uint8)
-    batch[:] = MEAN_COLOR
-    for place, image in zip(batch, images):
-        place[: image.shape[0], : image.shape[1]] = image
-    labels, probabilities = run(batch)
+    labels, probabilities = run(*pad(images, job))
     found = []
     for row, image in enumerate(images):
         height, width, _ = image.shape
@@ -125,6 +122,26 @@ def predict_padded(
             Prediction(labels[inside], None if probabilities is None else probabilities[inside])
         )
     return found
+
+
+def pad(
+    images: Sequence[UInt8[np.ndarray, 'h w 3']], job: Job
+) -> tuple[UInt8[np.ndarray, 'b h w 3'], Int32[np.ndarray, 'b 2']]:
+    """Puts images into one batch of `job.batch_size` places of `job.size`.
+
+    Args:
+        images: at most as many images, none larger.
+        job: padded size and number of images in a batch.
+
+    Returns:
+        What a `Run` takes.
+    """
+    batch = np.zeros((job.batch_size, *job.size, 3), np.uint8)
+    sizes = np.zeros((job.batch_size, 2), np.int32)
+    for place, size, image in zip(batch, sizes, images):
+        size[:] = image.shape[:2]
+        place[: image.shape[0], : image.shape[1]] = image
+    return batch, sizes
 
 
 class Network:
@@ -137,7 +154,7 @@ class Network:
     def __init__(self, step: jax.stages.Wrapped, params: nnx.State, stats: nnx.State, mesh: Mesh):
         """
         Args:
-            step: jitted (params, stats, images) -> (labels, probabilities or None).
+            step: jitted (params, stats, images, sizes) -> (labels, probabilities or None).
             params: parameters of the network, replicated on the mesh.
             stats: its batch statistics, likewise.
             mesh: devices that share a batch.
@@ -148,24 +165,28 @@ class Network:
         self._mesh = mesh
         self._compiled: set[tuple[int, ...]] = set()
 
-    def __call__(self, images: UInt8[np.ndarray, 'b h w 3']) -> Prediction:
+    def __call__(
+        self, images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+    ) -> Prediction:
         self._compiled.add(images.shape)
-        return Prediction(*jax.device_get(self._step(*self._arguments(images))))
+        return Prediction(*jax.device_get(self._step(*self._arguments(images, sizes))))
 
     def is_compiled(self, images: UInt8[np.ndarray, 'b h w 3']) -> bool:
         """Whether a program for images of this shape was compiled."""
         return images.shape in self._compiled
 
-    def compile(self, images: UInt8[np.ndarray, 'b h w 3']) -> None:
+    def compile(
+        self, images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+    ) -> None:
         """Compiles the program for images of this shape, which the first call would do."""
-        self._step.lower(*self._arguments(images)).compile()
+        self._step.lower(*self._arguments(images, sizes)).compile()
         self._compiled.add(images.shape)
 
     def _arguments(
-        self, images: UInt8[np.ndarray, 'b h w 3']
-    ) -> tuple[nnx.State, nnx.State, jax.Array]:
-        arrays = mesh_lib.global_batch(self._mesh, {'image': images})
-        return self._params, self._stats, arrays['image']
+        self, images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+    ) -> tuple[nnx.State, nnx.State, jax.Array, jax.Array]:
+        arrays = mesh_lib.global_batch(self._mesh, {'image': images, 'size': sizes})
+        return self._params, self._stats, arrays['image'], arrays['size']
 
 
 def make_run(
@@ -189,9 +210,13 @@ def make_run(
     """
 
     def predict_step(
-        params: nnx.State, stats: nnx.State, images: UInt8[Array, 'b h w 3']
+        params: nnx.State,
+        stats: nnx.State,
+        images: UInt8[Array, 'b h w 3'],
+        sizes: Int32[Array, 'b 2'],
     ) -> tuple[jax.Array, jax.Array | None]:
-        scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
+        model = models.merge(graphdef, params, stats)
+        scores = inference.scores(model, images, plan, extent_lib.of_sizes(sizes))
         labels = scores.argmax(-1).astype(jnp.uint8)
         if probabilities is None:
             return labels, None

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from ggcf_jax.data.transforms import MEAN_COLOR
 from ggcf_jax.evaluation.inference import window_starts
-from ggcf_jax.prediction.batches import Job, Prediction, Run
+from ggcf_jax.prediction.batches import Job, Prediction, Run, pad
 
 
 def cores(length: int, side: int) -> list[tuple[int, slice]]:
@@ -53,12 +52,11 @@ def predict(
     parts = list(itertools.product(*axes))
     for first in range(0, len(parts), job.batch_size):
         chunk = parts[first : first + job.batch_size]
-        batch = np.empty((job.batch_size, *job.size, 3), np.uint8)
-        batch[:] = MEAN_COLOR
-        for place, ((top, _), (left, _)) in zip(batch, chunk):
-            part = image[top : top + job.size[0], left : left + job.size[1]]
-            place[: part.shape[0], : part.shape[1]] = part
-        found = run(batch)
+        cut = [
+            image[top : top + job.size[0], left : left + job.size[1]]
+            for (top, _), (left, _) in chunk
+        ]
+        found = run(*pad(cut, job))
         for i, ((top, rows), (left, columns)) in enumerate(chunk):
             inside = (
                 i,

@@ -13,13 +13,17 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.evaluation.inference import Plan
 from ggcf_jax.models.contexts import pruning_rules
+from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers.resize import resize, upsample
 from tests.helpers import compiled
 
 CLASSES = 3
 SCORES = jax.jit(
-    lambda graphdef, state, images, plan: inference.scores(
-        nnx.merge(graphdef, state), images, plan
+    lambda graphdef, state, images, plan, sizes=None: inference.scores(
+        nnx.merge(graphdef, state),
+        images,
+        plan,
+        None if sizes is None else extent_lib.of_sizes(sizes),
     ),
     static_argnums=(0, 3),
 )
@@ -35,7 +39,8 @@ class Pixels(nnx.Module):
         kernel = np.random.default_rng(0).normal(size=(3, CLASSES)) / 60
         self.kernel = nnx.Param(jnp.float32(kernel))
 
-    def __call__(self, images):
+    def __call__(self, images, *, extent=None):
+        del extent  # no position sees another
         x = images[:, ::4, ::4].astype(jnp.float32)
         y, z = jnp.meshgrid(jnp.arange(x.shape[1]), jnp.arange(x.shape[2]), indexing='ij')
         place = 0.1 * jnp.stack([y, z, y * z / 9], axis=-1)
@@ -49,8 +54,8 @@ def images():
     return np.stack([cv2.resize(image, (29, 22)) for image in coarse])
 
 
-def _run(model, images, plan):
-    return np.asarray(SCORES(*nnx.split(model), images, plan))
+def _run(model, images, plan, sizes=None):
+    return np.asarray(SCORES(*nnx.split(model), images, plan, sizes))
 
 
 @jax.jit
@@ -102,21 +107,20 @@ def _starts(length, window, stride):
     return [*starts, length - window]
 
 
-@pytest.mark.parametrize(
-    'plan',
-    [
-        Plan(),
-        Plan(average='logits'),
-        Plan(flip=True),
-        Plan(scales=(0.5, 1.0, 1.75), flip=True),
-        Plan(scales=(0.75, 1.25), average='logits'),
-        Plan(window=(9, 10)),
-        Plan(window=(9, 10), stride=(4, 10), windows_at_once=5),
-        Plan(window=(12, 64), windows_at_once=100),
-        Plan(window=(16, 16), scales=(0.5, 1.5), flip=True, windows_at_once=3),
-    ],
-    ids=str,
-)
+PLANS = [
+    Plan(),
+    Plan(average='logits'),
+    Plan(flip=True),
+    Plan(scales=(0.5, 1.0, 1.75), flip=True),
+    Plan(scales=(0.75, 1.25), average='logits'),
+    Plan(window=(9, 10)),
+    Plan(window=(9, 10), stride=(4, 10), windows_at_once=5),
+    Plan(window=(12, 64), windows_at_once=100),
+    Plan(window=(16, 16), scales=(0.5, 1.5), flip=True, windows_at_once=3),
+]
+
+
+@pytest.mark.parametrize('plan', PLANS, ids=str)
 def test_scores_are_those_of_plain_loops(images, plan):
     model = Pixels()
     found = _run(model, images[:2], plan)
@@ -125,6 +129,23 @@ def test_scores_are_those_of_plain_loops(images, plan):
         np.testing.assert_allclose(found[i], _twin(model, images[i], plan), rtol=1e-4, atol=1e-5)
     total = np.asarray(inference.probabilities(jnp.asarray(found), plan)).sum(-1)
     np.testing.assert_allclose(total, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'plan',
+    [*PLANS[3:4], *PLANS[5:8], pytest.param(PLANS[8], marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_a_padded_image_has_the_scores_that_it_has_alone(images, plan):
+    model, sizes = Pixels(), np.int32([(22, 29), (9, 13), (23, 7), (0, 0)])
+    batch = np.random.default_rng(2).integers(0, 256, (4, 38, 45, 3), dtype=np.uint8)
+    for place, image, (h, w) in zip(batch, images, sizes):
+        place[:h, :w] = np.pad(image, ((0, 9), (0, 0), (0, 0)), 'edge')[:h, :w]
+    found = _run(model, batch, plan, sizes)
+    assert np.isfinite(found[:3]).all()
+    for scores, image, (h, w) in zip(found, batch, sizes[:3]):
+        alone = _run(model, image[None, :h, :w], plan)[0]
+        np.testing.assert_allclose(scores[:h, :w], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_windows():
@@ -147,16 +168,20 @@ def test_resize_is_that_of_opencv(rng, size):
     np.testing.assert_allclose(resize(jnp.asarray(x), size), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_batch_dealt_to_eight_devices_stays_dealt(images):
+@pytest.mark.parametrize('own', [False, True])
+def test_a_batch_dealt_to_eight_devices_stays_dealt(images, own):
     plan = Plan(window=(9, 10), scales=(1.0, 1.5), flip=True)
     model = Pixels()
     mesh = mesh_lib.make_mesh()
-    dealt = mesh_lib.global_batch(mesh, {'image': images})['image']
+    sizes = np.int32([(22 - i, 20 + i) for i in range(8)])
+    dealt = mesh_lib.global_batch(mesh, {'image': images, 'size': sizes})
+    arguments = (dealt['size'],) if own else ()
     graphdef, state = nnx.split(model)
     with jax.set_mesh(mesh):
-        program = SCORES.lower(graphdef, state, dealt, plan).compile()
-        found = program(state, dealt)
-    np.testing.assert_allclose(found, _run(model, images, plan), rtol=1e-5, atol=1e-6)
+        program = SCORES.lower(graphdef, state, dealt['image'], plan, *arguments).compile()
+        found = program(state, dealt['image'], *arguments)
+    expected = _run(model, images, plan, *([sizes] if own else []))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert 'all-gather' not in program.as_text()
     assert found.sharding.is_equivalent_to(mesh_lib.by_batch(mesh), found.ndim)
 

@@ -84,6 +84,9 @@ def test_every_backbone(tiny_config, rng, name):
         {'context': 'aspp', 'aspp.rates': (2, 3)},
         {'context': 'psp', 'psp.channels': 4},
         {'context': 'psp', 'psp.channels': 4, 'psp.align_corners': False},
+        {'context': 'nonlocal', 'non_local.channels': 4},
+        {'heads': 'full,learned'},
+        {'heads': 'local:1,local:2@2,grid:2,block:3,row,column,cross'},
     ],
 )
 def test_every_context(tiny_config, rng, fields):
