@@ -1,9 +1,14 @@
 """Export of a trained model to one file that needs neither this package nor the data set.
 
 The file is a zip archive of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights
-that they all take, and `metadata.json`. Programs map (weights, uint8 images
-[b, h, w, 3]) to (labels uint8 [b, h, w], probabilities float32 [b, h, w, C]) for any number of
-images, which go through one after another. docs/export.md has a loader.
+that they all take, and `metadata.json`. Programs map (weights, images, sizes)
+to (labels, probabilities) for any number of images:
+
+- images: a padded batch, uint8 [b, h, w, 3] RGB;
+- sizes: height and width of each image inside it, int32 [b, 2];
+- labels: uint8 [b, h, w]; probabilities: float32 [b, h, w, C].
+
+docs/export.md has a loader, for files of format 1 as well, whose programs take no sizes.
 """
 
 import io
@@ -27,15 +32,16 @@ from ggcf_jax.attention import target as platform
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
+from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.checkpoints import Which
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-FORMAT = 1  # of the file; a reader refuses a larger one
+FORMAT = 2  # of the file; a reader refuses a larger one
 
 Size = tuple[int, int]
-Program = Callable[[dict[str, jax.Array], jax.Array], tuple[jax.Array, jax.Array]]
+Program = Callable[[dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
@@ -92,22 +98,23 @@ def program(
     names = list(flatten(params, stats))
 
     def one(target: str) -> Program:
-        def run(weights: dict[str, jax.Array], image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def run(
+            weights: dict[str, jax.Array], images: jax.Array, sizes: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             trees = jax.tree.unflatten(structure, [weights[name] for name in names])
             with platform.tracing_for(target):
                 model = models.merge(graphdef, **trees)
-                scores = inference.scores(model, image[None], plan)[0]
+                scores = inference.scores(model, images, plan, extent_lib.of_sizes(sizes))
             labels = scores.argmax(-1).astype(jnp.uint8)
             return labels, inference.probabilities(scores, plan)
 
         return run
 
-    def run(weights: dict[str, jax.Array], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jax.lax.map(
-            lambda image: jax.lax.platform_dependent(
-                weights, image, cpu=one('cpu'), default=one('tpu')
-            ),
-            images,
+    def run(
+        weights: dict[str, jax.Array], images: jax.Array, sizes: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        return jax.lax.platform_dependent(
+            weights, images, sizes, cpu=one('cpu'), default=one('tpu')
         )
 
     return run
@@ -119,7 +126,7 @@ def shapes(plan: inference.Plan, sizes: tuple[Size, ...]) -> dict[str, Sequence]
     With windows and without rescaling the network only ever sees the window, so that one program
     with symbolic height and width is enough. Otherwise the feature map follows the image, and the
     attention cuts it into blocks, windows and residue classes whose number depends on its sides:
-    there is one program for each of the given sizes.
+    there is one program for each of the given sizes, for images of at most that size.
 
     Args:
         plan: how the class scores of an image are found.
@@ -187,7 +194,8 @@ def export_workdir(
     for name, shape in wanted.items():
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
         print(f'exporting a program for images of {_describe(name, plan)}', flush=True)
-        programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images)
+        inside = jax.ShapeDtypeStruct((shape[0], 2), jnp.int32)
+        programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images, inside)
         print(f'exported a program for images of {_describe(name, plan)}')
     metadata = {
         'format': FORMAT,

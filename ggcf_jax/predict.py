@@ -243,7 +243,6 @@ def _key(model: TrainedModel) -> dict[str, str]:
         'config.train.dtype': config.train.dtype,
         'config.predict.label_ids': config.predict.label_ids,
         'config.predict.max_side': str(config.predict.max_side),
-        'config.eval.size_multiple': str(config.eval.size_multiple),
         'classes': f'{len(model.classes)}, {hashlib.sha256(classes).hexdigest()[:12]}',
     }
 

@@ -1,5 +1,6 @@
 """Exported files: read back by the loader of the docs, in a process without this package."""
 
+import io
 import json
 import os
 import pathlib
@@ -33,12 +34,17 @@ sys.path += {paths}
 assert importlib.util.find_spec('ggcf_jax') is None
 results = {{}}
 images = np.load('images.npz')
+about, predict = load('old.ggcf')
+assert about['format'] == 1
+results['old labels'], results['old probabilities'] = predict(images['17x33'])
 for name, keys in {keys}.items():
     about, predict = load(name + '.ggcf')
     for key in keys:
         labels, probabilities = predict(images[key])
         results[f'{{name}} {{key}} labels'] = labels
         results[f'{{name}} {{key}} probabilities'] = probabilities
+    padded = predict(images[keys[0]], [[17, 30], [9, 33]])[1]
+    results[f'{{name}} padded'] = padded
 np.savez('results.npz', **results)
 """
 
@@ -73,6 +79,7 @@ def found(setting):
         for key, size in zip(keys['windows'], SIZES['windows'])
     }
     np.savez(root / 'images.npz', **images)
+    _write_format_1(root / 'old.ggcf')
     loader = re.search(r'```python\n(.*?)```', (ROOT / 'docs' / 'export.md').read_text(), re.S)[1]
     paths = [str(pathlib.Path(m.__file__).parent.parent) for m in (np, jax, flatbuffers)]
     reader = _READER.format(paths=paths, loader=loader, keys=keys)
@@ -82,6 +89,25 @@ def found(setting):
     )
     with np.load(root / 'results.npz') as results:
         return images, dict(results)
+
+
+def _write_format_1(path):
+    """A file as version 0.1.0 wrote it, with a program that counts the image by its red channel."""
+
+    def program(weights, images):
+        labels = images[..., 0] + weights['one']
+        return labels, jnp.stack([labels, images[..., 1]], -1).astype(jnp.float32)
+
+    images = jax.ShapeDtypeStruct((*jax.export.symbolic_shape('b'), 17, 33, 3), jnp.uint8)
+    weights = {'one': np.uint8(1)}
+    exported = jax.export.export(jax.jit(program))(weights, images)
+    content = io.BytesIO()
+    np.savez(content, **weights)
+    with zipfile.ZipFile(path, 'w') as file:
+        about = {'format': 1, 'programs': {'17x33': {'size': [17, 33]}}}
+        file.writestr('metadata.json', json.dumps(about))
+        file.writestr('weights.npz', content.getvalue())
+        file.writestr('17x33.jax_export', bytes(exported.serialize()))
 
 
 def _scores(untrained_run, config, images):
@@ -116,6 +142,26 @@ def test_a_process_without_this_package_computes_what_evaluation_does(
         np.testing.assert_allclose(result, probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['whole', 'windows'])
+def test_images_of_a_padded_batch_have_the_results_that_they_have_alone(
+    setting, found, untrained_run, name
+):
+    (_, configs), (images, results) = setting, found
+    for i, (h, w) in enumerate([(17, 30), (9, 33)]):
+        alone = images['17x33'][i : i + 1, :h, :w]
+        _, probabilities = _scores(untrained_run, configs[name], alone)
+        padded = results[f'{name} padded'][i, :h, :w]
+        np.testing.assert_allclose(padded, probabilities[0], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_file_of_format_1_is_read(found):
+    images, results = found
+    np.testing.assert_array_equal(results['old labels'], images['17x33'][..., 0] + 1)
+    assert results['old probabilities'].shape == (2, 17, 33, 2)
+
+
 def test_metadata_says_what_is_inside(setting):
     root, configs = setting
     with zipfile.ZipFile(root / 'windows.ggcf') as file:
@@ -144,11 +190,15 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
         name: jax.ShapeDtypeStruct(x.shape, x.dtype)
         for name, x in export.flatten(params, stats).items()
     }
-    images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.uint8)
-    exported = jax.export.export(jax.jit(run), platforms=export.PLATFORMS)(weights, images)
+    arguments = (
+        weights,
+        jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((1, 2), jnp.int32),
+    )
+    exported = jax.export.export(jax.jit(run), platforms=export.PLATFORMS)(*arguments)
     assert set(used) == {block_sizes.CPU, block_sizes.ACCELERATOR}
     # For one platform the other one's network is dropped.
-    here = jax.jit(run).lower(weights, images).as_text()
+    here = jax.jit(run).lower(*arguments).as_text()
     assert here.count('stablehlo.convolution') == 10  # 1x1 convolutions are products on CPUs
     assert exported.mlir_module().count('stablehlo.convolution') >= 10 + 18
 

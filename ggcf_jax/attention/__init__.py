@@ -182,7 +182,7 @@ def attend(
     arguments.check_arrays(q, k, v)
     arguments.check_valid(valid, q)
     arguments.check_registers(registers, q, v)
-    prune = arguments.prune(keep, drop_rate, pruning, key)
+    prune = arguments.prune(keep, drop_rate, pruning, key, width=q.shape[2])
     q, factor = arguments.scaled(q, scale)
     runs = arguments.head_runs(graph, q.shape[3])
     arguments.check_bias(bias, [graph for graph, _ in runs], q)
@@ -328,7 +328,7 @@ def attention_weights(
     arguments.check_graph(graph)
     arguments.check_valid(valid, q)
     arguments.check_bias(bias, [graph], q)
-    prune = arguments.prune(keep, drop_rate, pruning, key)
+    prune = arguments.prune(keep, drop_rate, pruning, key, width=q.shape[2])
     q, factor = arguments.scaled(q, scale)
     at = arguments.check_positions(positions, *q.shape[1:3])
 

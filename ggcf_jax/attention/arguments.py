@@ -170,9 +170,14 @@ def scaled(q: jax.Array, scale: object) -> tuple[jax.Array, float]:
 
 
 def prune(
-    keep: int | None, drop_rate: float | None, pruning: Priority, key: PRNGKeyArray | None
+    keep: int | None,
+    drop_rate: float | None,
+    pruning: Priority,
+    key: PRNGKeyArray | None,
+    *,
+    width: int,
 ) -> Prune | None:
-    """The checked options of Context Pruning; None if nothing is pruned."""
+    """The checked options of Context Pruning on maps of a width; None if nothing is pruned."""
     if pruning not in PRIORITIES:
         raise ValueError(f"pruning {pruning!r} is not one of 'top', 'random'")
     if keep is not None and drop_rate is not None:
@@ -194,4 +199,5 @@ def prune(
         None if keep is None else int(keep),
         None if drop_rate is None else round(float(drop_rate) * 10000),
         seed,
+        width,
     )

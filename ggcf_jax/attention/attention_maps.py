@@ -53,7 +53,7 @@ def attention_weights(
             mask = mask & valid.reshape(b, 1, 1, -1)
         kept = mask
         if prune is not None:
-            kept = pruning.select(s, mask, prune, b, (y * w + x)[None], every)
+            kept = pruning.select(s, mask, prune, (y * w + x)[None], every)
         if bias is not None:
             own = position_bias.of_query(bias, graph, y, x, h, w)
             s = s + own.reshape(own.shape[0], 1, h * w)

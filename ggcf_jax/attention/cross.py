@@ -39,7 +39,7 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
                 jnp.broadcast_to(_row(valid, y)[None], (w, b, w)),
             ]
             mask = jnp.concatenate(inside, -1)[..., order][:, :, None, None]
-        kept = pruning.select(s, mask, prune, b, i, j)
+        kept = pruning.select(s, mask, prune, i, j)
         s = jnp.where(kept, s, softmax.HIDDEN)
         top = s.max(-1, keepdims=True)
         p = jnp.exp(s - top)

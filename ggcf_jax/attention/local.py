@@ -214,7 +214,7 @@ def attend_pruned(
       positions: int32 [h, w], numbers of the positions where the map is a part of another one.
     """
     v = inputs.v
-    b, h, w, heads, _ = inputs.q.shape
+    _, h, w, heads, _ = inputs.q.shape
     cut = tiling(h, w, graph, options.sizes)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
@@ -233,7 +233,7 @@ def attend_pruned(
                 _positions(at, shape, w) if positions is None else _taken(positions, at, shape)
                 for at, shape in ((query, cut.tile), (key, group.window))
             )
-            kept = pruning.select(s, mask, prune, b, i, j)
+            kept = pruning.select(s, mask, prune, i, j)
             o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
             return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
 

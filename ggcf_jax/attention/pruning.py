@@ -2,7 +2,7 @@
 
 The kept neighbours are the N of largest priority: for 'top' the affinity theta_i . phi_j (the
 paper's A, without the weight E of a learned graph), compared in float32; for 'random' a hash of
-(key, batch, head, i, j). Exactly N are kept: among equal priorities those that come first in
+(key, head, i, j). Exactly N are kept: among equal priorities those that come first in
 row-major order of the map. A query with at most N neighbours keeps them all.
 """
 
@@ -28,11 +28,13 @@ class Prune:
       keep: number of neighbours to keep per query; None where the drop rate decides.
       drop_per_10000: share of each query's neighbours to drop, in units of 1/10000; or None.
       seed: uint32 [2] for random priorities, None for the affinities.
+      width: width of the map, by which random priorities tell rows and columns of positions apart.
     """
 
     keep: int | None = dataclasses.field(metadata={'static': True})
     drop_per_10000: int | None = dataclasses.field(metadata={'static': True})
     seed: jax.Array | None
+    width: int = dataclasses.field(default=1, metadata={'static': True})
 
     def of_head(self, head: int) -> Self:
         """The same for heads from the `head`-th on: random priorities differ from head to head."""
@@ -59,24 +61,27 @@ class Prune:
 
 
 def random_priority(
-    seed: jax.Array, batch: int, heads: int, i: jax.Array, j: jax.Array
+    seed: jax.Array, width: int, heads: int, i: jax.Array, j: jax.Array
 ) -> jax.Array:
-    """Priorities of pairs of row-major positions, a function of the pair, not of its tile.
+    """Priorities of pairs of row-major positions, a function of their rows and columns alone.
+
+    They depend on no tile, nor on the batch or the size of the map: an image keeps the same
+    neighbours wherever it is padded.
 
     Args:
       seed: uint32 [2].
-      batch: number of batch elements, each with draws of its own.
+      width: width of the map.
       heads: number of heads, each with draws of its own.
       i: positions of the queries, int32 [..., m].
       j: positions of the keys, int32 [..., n] with the leading axes of i.
 
     Returns:
-      int32 [..., batch, heads, m, n].
+      int32 [..., 1, heads, m, n].
     """
-    head = _mix(_mix(jnp.arange(batch * heads, dtype=jnp.uint32) + seed[0]) + seed[1])
-    i = i.astype(jnp.uint32)[..., None, None, :]
-    row = _mix(head.reshape(batch, heads, 1) ^ i)
-    column = j.astype(jnp.uint32)[..., None, None, None, :] * jnp.uint32(0x9E3779B1)
+    head = _mix(_mix(jnp.arange(heads, dtype=jnp.uint32) + seed[0]) + seed[1])
+    i, j = ((at // width * 2**15 + at % width).astype(jnp.uint32) for at in (i, j))
+    row = _mix(head[:, None] ^ i[..., None, None, :])
+    column = j[..., None, None, None, :] * jnp.uint32(0x9E3779B1)
     priority = lax.bitcast_convert_type(_mix(row[..., None] ^ column), jnp.int32)
     # The search needs room below and above.
     return jnp.clip(priority, -(2**31) + 2, 2**31 - 3)
@@ -93,11 +98,11 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
     Returns:
       Bool [b, heads, n, n].
     """
-    b, heads, n, _ = s.shape
+    _, heads, n, _ = s.shape
     priority = s.astype(jnp.float32)
     if prune.seed is not None:
         at = jnp.arange(n)
-        priority = random_priority(prune.seed, b, heads, at, at)
+        priority = random_priority(prune.seed, prune.width, heads, at, at)
     # Rank by (neighbour first, priority down, position up); argsort is stable.
     lowest = jnp.iinfo(jnp.int32).min if priority.dtype == jnp.int32 else -jnp.inf
     order = jnp.argsort(jnp.where(mask, priority, lowest), axis=-1, descending=True, stable=True)
@@ -110,7 +115,6 @@ def select(
     s: jax.Array,
     mask: jax.Array | None,
     prune: Prune,
-    batch: int,
     i: jax.Array,
     j: jax.Array,
 ) -> jax.Array:
@@ -120,7 +124,6 @@ def select(
       s: affinities, float32 [..., batch, heads, m, n].
       mask: None if all pairs are neighbours, or bool that broadcasts to s.
       prune: how many neighbours are kept, by what priority.
-      batch: number of batch elements.
       i: row-major positions of the queries, int32 [..., m].
       j: row-major positions of the keys, int32 [..., n].
 
@@ -130,7 +133,8 @@ def select(
     """
     priority = s.astype(jnp.float32)
     if prune.seed is not None:
-        priority = random_priority(prune.seed, batch, s.shape[-3], i, j)
+        priority = random_priority(prune.seed, prune.width, s.shape[-3], i, j)
+        priority = jnp.broadcast_to(priority, s.shape)
     return top_k.largest(priority, mask, prune.kept) & ~_has_nan(s, mask)
 
 
@@ -173,7 +177,7 @@ def attend_rows(
         qt = lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2)
         s = softmax.scores(qt, k, options.scale)
         i = lax.dynamic_slice_in_dim(position, start, size, axis=position.ndim - 1)
-        kept = select(s, mask, prune, q.shape[-4], i, position)
+        kept = select(s, mask, prune, i, position)
         if bias is not None:
             s = s + bias(i)
         o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)

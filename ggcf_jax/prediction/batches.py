@@ -73,15 +73,14 @@ def plan_jobs(
         config: configuration; reads `eval.size_multiple`, `eval.max_sizes` and `eval.batch_size`.
         sizes: (height, width) of all images; None where it is unknown, or enormous.
         devices: number of devices that share a batch.
-        wanted: indices of the images to predict; None for all. The groups are those of all images,
-            so that leaving some out changes no result of the others.
+        wanted: indices of the images to predict; None for all.
         max_side: longest side, in pixels, of an image that goes through the network at once;
             larger ones go through in parts of this side. None: there are no parts.
     """
-    wanted = range(len(sizes)) if wanted is None else wanted
     small: list[int] = []
     large: list[int] = []
-    for index, size in enumerate(sizes):
+    for index in sorted(range(len(sizes)) if wanted is None else wanted):
+        size = sizes[index]
         fits = size is not None and (max_side is None or max(size) <= max_side)
         (small if fits else large).append(index)
     multiple = config.eval.size_multiple
@@ -89,14 +88,13 @@ def plan_jobs(
     groups = pipeline.merge_sizes(-(-sides // multiple) * multiple, config.eval.max_sizes)
     jobs = []
     for size, rows in sorted(groups.items()):
-        members = [small[row] for row in rows if small[row] in wanted]
+        members = [small[row] for row in rows]
         count = min(_round_up(config.eval.batch_size, devices), _round_up(len(members), devices))
-        for first in range(0, len(members), max(count, 1)):
+        for first in range(0, len(members), count):
             jobs.append(Job(tuple(members[first : first + count]), size, count, in_parts=False))
     for index in large:
-        if index in wanted:
-            assert max_side is not None, f'image {index} has no size'
-            jobs.append(Job((index,), (max_side, max_side), devices, in_parts=True))
+        assert max_side is not None, f'image {index} has no size'
+        jobs.append(Job((index,), (max_side, max_side), devices, in_parts=True))
     return jobs
 
 

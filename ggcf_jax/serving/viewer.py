@@ -1,7 +1,6 @@
 """A trained model as the page sees it: classes of the pixels of an image, and where heads look."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.serving import examples
 from ggcf_jax.serving.examples import Example
@@ -55,9 +55,9 @@ class Viewer:
 def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> Viewer:
     """Restores a checkpoint of a run, on one device.
 
-    Classes of pixels are found with the inference plan of `config.eval` on the image as it is;
-    heads always see the whole image, pruned as the plan says. An image of a new size is compiled
-    first.
+    Classes of pixels are found with the inference plan of `config.eval`; heads always see the whole
+    image, pruned as the plan says. Images are padded to multiples of `config.eval.size_multiple`,
+    and a new size of these is compiled first.
 
     Args:
         config: configuration of the run; `eval` may differ from what it was trained with.
@@ -70,9 +70,14 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
     one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
     model = model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
 
-    def segment(network: Segmenter, image: UInt8[Array, 'h w 3']) -> UInt8[Array, 'h w']:
-        scores = inference.scores(network, image[None], model.plan)
+    def classes(
+        network: Segmenter, images: UInt8[Array, '1 h w 3'], extent: Extent
+    ) -> UInt8[Array, 'h w']:
+        scores = inference.scores(network, images, model.plan, extent)
         return scores[0].argmax(-1).astype(jnp.uint8)
+
+    def segment(image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w']:
+        return model.run_padded(classes, image)[: image.shape[0], : image.shape[1]]
 
     return Viewer(
         name=config.data.name,
@@ -82,7 +87,7 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         stride=model.network.stride,
         step=model.step,
         plan=str(model.plan),
-        segment=functools.partial(model.run, segment),
+        segment=segment,
         attend=model.attention,
         examples=examples.of_run(pathlib.Path(workdir).expanduser()),
     )

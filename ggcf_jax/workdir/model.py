@@ -28,6 +28,8 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
 from ggcf_jax.models.contexts.pruning_rules import pruned
+from ggcf_jax.models.layers import extent as extent_lib
+from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.prediction import batches, inputs, large_images
@@ -151,7 +153,9 @@ class TrainedModel:
                 f'pixel {tuple(position)} lies outside of the image of {height} x {width}'
             )
         at = nearest_positions(np.array([position]), network.stride, (height, width))
-        return self.run(self._attend, pixels, at)
+        weights = self.run_padded(self._attend, pixels, at)
+        rows, columns = (-(-side // network.stride) for side in (height, width))
+        return weights[:, :rows, :columns]
 
     def evaluate(
         self,
@@ -218,6 +222,40 @@ class TrainedModel:
         program = self._program(function, *shapes)
         return jax.device_get(program(self.params, self.stats, *arrays))
 
+    def run_padded(
+        self, function: Callable[..., Any], image: UInt8[np.ndarray, 'h w 3'], *arrays: np.ndarray
+    ) -> Any:
+        """As `run`, on an image that is padded to multiples of `config.eval.size_multiple`.
+
+        Args:
+            function: called as function(network, images, extent, *arrays), the image being the only
+                one of a batch and extent its size there.
+            image: an image of any size.
+            arrays: further arguments.
+
+        Returns:
+            What the function returns, as host arrays: arbitrary outside of the image.
+        """
+        multiple = self.config.eval.size_multiple
+        height, width = (-(-side // multiple) * multiple for side in image.shape[:2])
+        batch = np.zeros((1, height, width, 3), np.uint8)
+        batch[0, : image.shape[0], : image.shape[1]] = image
+        sizes = np.array([image.shape[:2]], np.int32)
+        return self.run(self._with_extent(function), batch, sizes, *arrays)
+
+    @functools.cached_property
+    def _with_extent(self) -> Callable[[Callable], Callable]:
+        """Makes of a function for `run_padded` one for `run`, the same one every time."""
+
+        @functools.lru_cache(_PROGRAMS)
+        def wrap(function: Callable) -> Callable:
+            def call(network: Segmenter, images: Any, sizes: Any, *arrays: Any) -> Any:
+                return function(network, images, extent_lib.of_sizes(sizes), *arrays)
+
+            return call
+
+        return wrap
+
     def batch_run(self, probabilities: np.dtype | None) -> batches.Network:
         """The network on batches of host arrays, as `batches.make_run` builds it, built once.
 
@@ -254,9 +292,13 @@ class TrainedModel:
         return program
 
     def _attend(
-        self, network: Segmenter, image: UInt8[Array, 'h w 3'], at: Int[Array, '1 2']
+        self,
+        network: Segmenter,
+        images: UInt8[Array, '1 h w 3'],
+        extent: Extent,
+        at: Int[Array, '1 2'],
     ) -> Float[Array, 'heads rows columns']:
-        return pruned(network, self.plan.pruning).attention(image[None], at)[0, 0]
+        return pruned(network, self.plan.pruning).attention(images, at, extent=extent)[0, 0]
 
     def _predict(
         self,

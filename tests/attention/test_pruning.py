@@ -99,11 +99,23 @@ def test_random_pruning_is_uniform_and_follows_its_key():
     assert abs(np.corrcoef(masks[0][3], masks[0][4])[0, 1]) < 0.6
 
 
-def test_random_pruning_differs_by_batch_and_head():
+def test_random_pruning_differs_by_head_and_not_by_batch():
     q = jnp.zeros((2, 6, 6, 2, 4))
     v = jnp.broadcast_to(jnp.eye(36).reshape(1, 6, 6, 1, 36), (2, 6, 6, 1, 36))
     o = np.asarray(attend(q, q, v, Full(), keep=9, **RANDOM)).reshape(2, 36, 2, 36) > 0
-    assert (o[0, :, 0] != o[1, :, 0]).any() and (o[0, :, 0] != o[0, :, 1]).any()
+    assert (o[0] == o[1]).all() and (o[0, :, 0] != o[0, :, 1]).any()
+
+
+@pytest.mark.parametrize('implementation', ['xla', 'reference'])
+@pytest.mark.parametrize('graph', [Full(), Local(2)], ids=str)
+def test_random_pruning_does_not_see_padding(graph, implementation):
+    options = {'drop_rate': 0.5, 'implementation': implementation, **RANDOM}
+    q, k, v, _ = inputs(2, 6, 7, 2, 4, 4)
+    q, k, v = (jnp.stack([x[0], x[0]]) for x in (q, k, v))
+    valid = jnp.zeros((2, 6, 7), bool).at[0, :4, :5].set(True).at[1].set(True)
+    alone = attend(q[:1, :4, :5], k[:1, :4, :5], v[:1, :4, :5], graph, **options)
+    found = attend(q, k, v, graph, valid=valid, **options)
+    np.testing.assert_allclose(found[:1, :4, :5], alone, atol=1e-6)
 
 
 def test_gradients_are_right_or_refused():

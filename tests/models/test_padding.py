@@ -10,6 +10,7 @@ from flax import nnx
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers import pool
 from ggcf_jax.models.layers.resize import upsample
@@ -33,10 +34,10 @@ def noisy(config):
     return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.as_pure(state))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def pixel_logits(graphdef, state, images, sizes=None):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def pixel_logits(graphdef, rules, state, images, sizes=None):
     """Logits at every pixel; of padded images of these sizes, if they are given."""
-    model = nnx.merge(graphdef, state, copy=True)
+    model = pruning_rules.pruned(nnx.merge(graphdef, state, copy=True), rules)
     extent = None if sizes is None else extent_lib.of_sizes(sizes)
     logits = model(images, extent=extent)[0]
     own = extent_lib.strided(extent, model.stride)
@@ -49,13 +50,14 @@ def padded(rng, sizes=SIZES, size=PADDED):
     return batch, np.int32(sizes), [image[:h, :w] for image, (h, w) in zip(batch, sizes)]
 
 
-def check(config, rng, sizes=SIZES):
+def check(config, rng, sizes=SIZES, rules=''):
     graphdef, state = noisy(config)
+    run = functools.partial(pixel_logits, graphdef, pruning_rules.parse(rules), state)
     batch, sizes, images = padded(rng, sizes)
-    found = pixel_logits(graphdef, state, batch, sizes)
+    found = run(batch, sizes)
     for logits, image in zip(found, images):
         h, w, _ = image.shape
-        alone = pixel_logits(graphdef, state, image[None])[0]
+        alone = run(image[None])[0]
         assert h * w == 1 or alone.std() > 0.05  # there is something to compare
         np.testing.assert_allclose(logits[:h, :w], alone, atol=1e-4, rtol=1e-4)
 
@@ -88,10 +90,18 @@ def test_every_backbone(tiny_config, rng, name):
         {'heads': 'full,learned'},
         {'heads': 'local:1,local:2@2,grid:2,block:3,row,column,cross'},
     ],
+    ids=str,
 )
 def test_every_context(tiny_config, rng, fields):
     tiny_config.model.update_from_flattened_dict(fields)
     check(tiny_config, rng)
+
+
+@pytest.mark.slow
+def test_pruned_heads(tiny_config, rng):
+    tiny_config.model.heads = 'full,local:2,grid:2,row,learned'
+    rules = 'full:drop=0.5:random,local:drop=0.4,grid:keep=3:random=2,row:keep=2,learned:drop=0.3'
+    check(tiny_config, rng, ((1, 1), *SIZES[:2]), rules)
 
 
 def test_pooling(rng):
