@@ -27,7 +27,15 @@ def city(tmp_path_factory):
     """Label and prediction files of three images, and their train ids; train never occurs."""
     folder, rng = tmp_path_factory.mktemp('city'), np.random.default_rng(0)
     ids = np.array(cityscapes.SERVER_IDS, np.uint8)
-    results = outputs.Results(folder, cityscapes.COLORS, ids, '_labelIds', False, False)
+    results = outputs.Results(
+        folder,
+        cityscapes.COLORS,
+        ids,
+        palette=False,
+        suffix='_labelIds',
+        overlays=False,
+        probabilities=False,
+    )
     raw_ids = [label.id for label in all_labels if label.id >= 0 and label.name != 'train']
     never = cityscapes.CLASSES.index('train')
     files, truths, guesses = [], [], []
