@@ -12,6 +12,7 @@ if __name__ == '__main__':
 import dataclasses
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 from logging import LogRecord
 
@@ -19,6 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ggcf_jax import config as config_lib
 from ggcf_jax import doctor, evaluate, export, predict, serve, train
 from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
@@ -146,7 +148,10 @@ def main(argv: list[str]) -> int:
     if config is None:
         return _error('--config is missing; try --config=configs/street_scenes.py')
     mode = MODES[_MODE.value]
-    workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}')
+    try:
+        workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}').expanduser()
+    except RuntimeError as error:  # no home directory, or no such user
+        return _error(f'--workdir={_WORKDIR.value}: {error}')
     logging.set_verbosity(logging.WARNING)  # what libraries inform about would drown ours
     logging.get_absl_logger().addFilter(_is_news)
     try:
@@ -158,6 +163,7 @@ def main(argv: list[str]) -> int:
         with processes.joined(_launch()):
             if (cpus or 1) > 1 and jax.default_backend() == 'cpu':
                 print(f'{cpus} CPU devices share the images of a batch (docs/pods.md)')
+            processes.agree(_own_values(config, workdir))
             return mode.run(config, workdir, flags.FLAGS)
     except InputError as error:
         return _error(str(error))
@@ -174,6 +180,22 @@ def _devices_of_cores(config: ConfigDict) -> int | None:
         return None
     images = config.train.batch_size // config.train.accumulate
     return cpu_devices.one_a_core((images, config.eval.batch_size))
+
+
+# What the processes of a run may be started with in ways of their own.
+_OF_ONE_PROCESS = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers')
+
+
+def _own_values(config: ConfigDict, workdir: pathlib.Path) -> dict[str, str]:
+    """What every process of a run has to be started with alike, as text by its flag."""
+    values = {
+        f'config.{name}': repr(config_lib.get(config, name))
+        for name in config_lib.fields(config)
+        if name not in _OF_ONE_PROCESS
+    }
+    names = ('mode', 'checkpoint', 'split', 'accept_changes')
+    given = {name: repr(flags.FLAGS[name].value) for name in names}
+    return values | given | {'workdir': str(workdir)}
 
 
 def _launch() -> processes.Launch:
@@ -204,9 +226,20 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(_error(str(error)))
     except flags.Error as error:
         sys.exit(_error(f'{error}; see --help'))
+    except (TypeError, ValueError, SyntaxError, OverflowError) as error:
+        if _raised_in(error, path):
+            raise
+        sys.exit(_error(f'a value of --config. cannot be read: {error}; see --help'))
     except AttributeError as error:  # what ml_collections raises for a field that does not exist
         reason = str(error).strip('"\'').replace("\\'", "'").replace('\\n', '. ')
         sys.exit(_error(f'the configuration has no field {reason}'))
+
+
+def _raised_in(error: BaseException, path: str | None) -> bool:
+    """Whether an exception comes from code of the configuration file: a bug of its own."""
+    file = pathlib.Path((path or '').split(':')[0]).name
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(pathlib.Path(frame.filename).name == file for frame in frames)
 
 
 def _given(argv: list[str], flag: str) -> str | None:

@@ -5,6 +5,7 @@ after a change.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -316,6 +317,9 @@ _BOUNDS = (
             'mesh.space', 'model.psp.channels', 'model.non_local.channels',
             'model.non_local.reduction', 'model.isa.channels', 'model.isa.key_channels',
             'model.ccnet.channels', 'model.ccnet.reduction', 'model.ccnet.recurrence',
+            'model.backbone.width', 'model.backbone.stride', 'model.ggcf.channels',
+            'model.ggcf.key_channels', 'model.ggcf.value_channels', 'model.aspp.channels',
+            'model.aux_channels',
         ),
     ),
     _Bound(
@@ -325,7 +329,7 @@ _BOUNDS = (
             'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
             'train.end_learning_rate', 'train.warmup_steps', 'train.schedule_steps',
             'train.clip_norm', 'train.head_multiplier', 'eval.panels', 'eval.worst', 'data.workers',
-            'data.scale_step', 'data.photometric',
+            'data.scale_step', 'data.photometric', 'seed',
         ),
     ),
     _Bound(
@@ -338,6 +342,8 @@ _BOUNDS = (
         lambda value: 0 <= value <= 1,
         ('data.max_class_share', 'data.class_uniform'),
     ),
+    _Bound('must be above 0', lambda value: value > 0, ('model.ggcf.scale',)),
+    _Bound('must be at least 0', lambda value: value >= 0, ('train.ohem.min_kept',)),
     _Bound('must be at least 64', lambda value: value >= 64, ('predict.max_side',)),
 )  # fmt: skip
 
@@ -363,6 +369,7 @@ def check(config: ConfigDict, devices: int | None) -> None:
             may be.
     """
     _check_fields(config)
+    _check_types(config)
     for bound in _BOUNDS:
         for name in bound.fields:
             if not bound.holds(value := get(config, name)):
@@ -370,6 +377,8 @@ def check(config: ConfigDict, devices: int | None) -> None:
     for name, choices in _CHOICES.items():
         registry.check(get(config, name), choices, f'config.{name}')
     _check_data(config.data)
+    _check_model(config.model)
+    _check_evaluation(config.eval)
     _check_training(config)
     if devices is not None:
         _check_batches(config, devices)
@@ -404,7 +413,7 @@ def fields(config: ConfigDict, prefix: str = '') -> Iterator[str]:
 
 def _check_fields(config: ConfigDict) -> None:
     """Every field is there, and only those that may be None are None."""
-    complete = default()
+    complete = _complete()
     present = set(fields(config))
     for name in fields(complete):
         expected = get(complete, name)
@@ -420,6 +429,53 @@ def _check_fields(config: ConfigDict) -> None:
             )
 
 
+@functools.cache
+def _complete() -> ConfigDict:
+    """The default configuration, to be read only."""
+    return default()
+
+
+# Largest whole number: seeds and sizes are 32-bit numbers of JAX.
+_LARGEST = 2**32 - 1
+
+
+def _check_types(config: ConfigDict) -> None:
+    """Every value is of the type of its default, every number finite, every text printable."""
+    complete = _complete()
+    for name in fields(complete):
+        expected, value = get(complete, name), get(config, name)
+        if expected is None and value is None:
+            continue
+        kind = str if expected is None else type(expected)
+        words = _wrong(value, kind)
+        if not words and kind is tuple:
+            # An empty default says nothing about what may be in it: numbers, in all of them.
+            whole = all(type(each) is int for each in expected) and expected != ()
+            items = (_wrong(each, int if whole else float) for each in value)
+            words = next((f'must hold values that are {w[8:]}' for w in items if w), '')
+        if words:
+            raise InputError(f'config.{name}={value!r} {words}, such as {expected!r}')
+
+
+def _wrong(value: Any, kind: type) -> str:
+    """What a value must be, if it is something else; '' if it is right."""
+    if kind is bool:
+        return '' if isinstance(value, bool) else 'must be True or False'
+    if kind is str:
+        if not isinstance(value, str):
+            return 'must be a text'
+        return '' if value.isprintable() else 'must be a text of printable characters'
+    if kind is tuple:
+        return '' if isinstance(value, tuple | list) else 'must be a list of values'
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 'must be a whole number' if kind is int else 'must be a number'
+    if kind is int and not isinstance(value, int):
+        return 'must be a whole number'
+    largest = _LARGEST if kind is int else 1e30
+    # NaN is not less than anything either.
+    return '' if abs(value) <= largest else f'must be a finite number of at most {largest:g}'
+
+
 def _check_data(data: ConfigDict) -> None:
     size = tuple(data.crop_size)
     if len(size) != 2 or min(size) < 1:
@@ -427,7 +483,35 @@ def _check_data(data: ConfigDict) -> None:
     scales = tuple(data.scale_range)
     if len(scales) != 2 or not 0 < scales[0] <= scales[1]:
         raise InputError(f'config.data.scale_range={scales} must be (smallest, largest) > 0')
+    for name in ('image_size', 'num_images', 'ignore'):
+        if min(data[name], default=0) < 0:
+            raise InputError(f'config.data.{name}={tuple(data[name])} must not be negative')
     mixture.parse(data.train_split)
+
+
+def _check_model(model: ConfigDict) -> None:
+    """Lists of numbers that count positions."""
+    for name in ('backbone.multi_grid', 'aspp.rates', 'psp.pool_scales', 'isa.partition'):
+        values = get(model, name)
+        if any(type(value) is not int or value < 1 for value in values):
+            raise InputError(
+                f'config.model.{name}={tuple(values)} must hold whole numbers of at least 1'
+            )
+
+
+def _check_evaluation(evaluation: ConfigDict) -> None:
+    """Sizes of windows; the rest is checked with the plan (`evaluation.inference`)."""
+    for name in ('window', 'stride'):
+        values = evaluation[name]
+        wrong = any(type(value) is not int or value < 1 for value in values)
+        if wrong or len(values) not in (0, 2):
+            raise InputError(
+                f'config.eval.{name}={tuple(values)} must be (down, across) in pixels, or ()'
+            )
+    if not evaluation.scales or min(evaluation.scales) <= 0:
+        raise InputError(
+            f'config.eval: scales={tuple(evaluation.scales)} must be one or more factors above 0'
+        )
 
 
 def _check_training(config: ConfigDict) -> None:

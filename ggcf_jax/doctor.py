@@ -225,6 +225,20 @@ def _tell_classes(
 def _judge_classes(dataset: Dataset, scans: dict[str, Scan], found: Findings) -> None:
     of_training = [look.images for split, look in scans.items() if split != 'validation']
     trained = np.sum(of_training or [scans['validation'].images], axis=0)
+    if not trained.any():
+        found.error(
+            'no pixel of the training images has a class, so that nothing can be learned: all '
+            'label values are ignored; correct config.data.ignore or the class file'
+        )
+        return
+    if dataset.num_classes > 1 and np.count_nonzero(trained) == 1:
+        only = dataset.classes[int(trained.argmax())]
+        found.error(
+            f'all labelled pixels of the training images are of the class {only!r}. Masks of 0 and '
+            '255 need 255 as the label value of a class (ids in the class file) and not in '
+            'config.data.ignore'
+        )
+        return
     validated = scans['validation'].images
     unseen = [name for name, count in zip(dataset.classes, trained) if not count]
     unmeasured = [

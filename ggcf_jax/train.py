@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models
-from ggcf_jax.data import advice, pipeline
+from ggcf_jax.data import advice, pipeline, teaching
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress, facts, iou_table, metrics_line
 from ggcf_jax.distributed import chips, platforms, processes
@@ -279,10 +279,14 @@ def _train(run: _Run, began: float) -> Evaluation | None:
             batch = _compiled_together(run, state, progress)
         steps = clock.StepClock(start)
         told_input_bound = False
+        watch = teaching.LabelWatch(this.dataset.classes)
         for step in range(start + 1, last + 1):
             if step > start + 1:
                 with steps.waiting_for_data():
-                    batch = mesh_lib.global_batch(this.mesh, next(run.batches))
+                    local = next(run.batches)
+                    batch = mesh_lib.global_batch(this.mesh, local)
+                if warning := watch.add(local['label']):
+                    progress.print(warning, style='yellow')
             processes.report_progress(f'step {step}')
             profiler.before(step, state)
             with (

@@ -35,7 +35,7 @@ from tests.helpers import RECIPES, ROOT, load_config, load_module
         ({'predict.max_side': 32}, 'predict.max_side=32 must be at least 64'),
         ({'predict.label_ids': 'ids'}, "label_ids='ids' is not one of train, dataset, server"),
         ({'train.loss': 'ohem', 'train.ohem.threshold': 0.0}, 'ohem.threshold=0.0 must be in'),
-        ({'train.weight_decay': float('nan')}, 'train.weight_decay=nan must not be negative'),
+        ({'train.weight_decay': float('nan')}, 'train.weight_decay=nan must be a finite number'),
         ({'data.scale_range': (1.0,)}, r'data.scale_range=\(1.0,\) must be'),
         ({'data.storage': 'zip'}, "config.data.storage='zip' is not one of original, compact"),
         ({'data.train_split': 'train,'}, "data.train_split='train,': write a split such as"),
@@ -48,6 +48,77 @@ def test_impossible_values(tiny_config, change, message):
     tiny_config.update_from_flattened_dict(change)
     with pytest.raises(InputError, match=message):
         config_lib.check(tiny_config, devices=8)
+
+
+# Of every kind what people give by mistake, and what only a program gives.
+_NOT_A_NUMBER = [
+    'x', '', '1', 'nan', b'1', (), (1,), [1], {}, {'a': 1}, True, False, object(), 1j, len, int,
+    float('nan'), float('inf'), float('-inf'), -float('nan'), 1e300, -1e300,
+    2.0**128, -(2.0**128), Ellipsis, NotImplemented, set(), frozenset({1}), range(3), slice(1),
+]  # fmt: skip
+_BAD = {
+    int: _NOT_A_NUMBER,
+    float: _NOT_A_NUMBER,
+    bool: [
+        'True', 'False', 'yes', '', 0, 1, 2, -1, 0.0, 1.0, float('nan'), (), (True,), [True], {},
+        {'a': True}, b'True', object(), 1j, len, bool, set(), frozenset(), range(1), 'x', '0', '1',
+        10**30, 1e300, slice(1), Ellipsis, NotImplemented,
+    ],
+    str: [
+        0, 1, -1, 1.5, float('nan'), True, False, (), ('a',), ['a'], {}, {'a': 1}, b'a', object(),
+        1j, len, str, set(), frozenset(), range(1), slice(1), Ellipsis, '\0', 'a\0b', '\n', 'a\nb',
+        '\t', '\x1b[31m', '\r', '\x7f', '\u2028', '\ud800', '\u200e',
+    ],
+    tuple: [
+        0, 1, -1, 1.5, True, 'x', '', '1,2', b'ab', {}, {'a': 1}, object(), 1j, len, tuple, set(),
+        range(3), ('x',), (True,), (None,), ((1, 2),), ([1],), ({},), (float('nan'),),
+        (float('inf'), 1.0), (1, float('nan')), (10**400,), (1j,), (-1,), (-1, -1), (1, -1),
+        (b'a',), (object(), 1),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', config_lib.fields(config_lib.default()))
+def test_every_field_has_a_type_and_a_range(name):
+    """At least 30 values that it cannot have end in one line that names it."""
+    config = config_lib.default()
+    expected = config_lib.get(config, name)
+    bad = _BAD[str if expected is None else type(expected)]
+    assert len(bad) >= 30
+    *sections, field = name.split('.')
+    section = config_lib.get(config, '.'.join(sections)) if sections else config
+    for value in bad:
+        with section.unlocked(), section.ignore_type():
+            section[field] = value
+        with pytest.raises(InputError) as refused:
+            config_lib.check(config, devices=1)
+        message = str(refused.value)
+        assert field in message and '\n' not in message, (value, message)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'seed': -1},
+        {'model.backbone.width': 0},
+        {'model.ggcf.key_channels': 0},
+        {'model.ggcf.scale': 0.0},
+        {'model.aspp.rates': (0,)},
+        {'model.backbone.multi_grid': (1.5,)},
+        {'train.learning_rate': float('nan')},
+        {'train.learning_rate': float('inf')},
+        {'eval.window': (0, 5)},
+        {'eval.stride': (5,)},
+        {'data.ignore': (-1,)},
+        {'data.num_images': (4, -1, 5)},
+        {'data.manual_dir': 'a\0b'},
+    ],
+)
+def test_ranges(tiny_config, change):
+    ((name, _),) = change.items()
+    tiny_config.update_from_flattened_dict(change)
+    with pytest.raises(InputError, match=f'config.*{name.split(".")[-1]}'):
+        config_lib.check(tiny_config, devices=1)
 
 
 def test_a_field_that_is_missing_is_named(tiny_config):

@@ -7,13 +7,14 @@ import contextlib
 import dataclasses
 import importlib.util
 import itertools
+import json
 import os
 import socket
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -193,6 +194,31 @@ def text_from_process_zero(text: str) -> str:
         _client().key_value_set(key, text)
         return text
     return _client().blocking_key_value_get(key, _DAY_MS)
+
+
+def agree(values: Mapping[str, str]) -> None:
+    """Makes sure that all processes were started alike, before they wait for each other.
+
+    Args:
+        values: name -> value of everything that has to be equal.
+
+    Raises:
+        InputError: this process has other values than process 0; the message names them.
+    """
+    if jax.process_count() == 1:
+        return
+    first = json.loads(text_from_process_zero(json.dumps(dict(values))))
+    different = [
+        f'\n  {name}: {first.get(name)} there, {values.get(name)} here'
+        for name in sorted({*first, *values})
+        if first.get(name) != values.get(name)
+    ]
+    if different:
+        raise InputError(
+            f'process {jax.process_index()} was started with other values than process 0:'
+            f'{"".join(different[:12])}\nstart all processes with the same command'
+        )
+    _barrier()  # process 0 goes on once all have compared
 
 
 @contextlib.contextmanager

@@ -41,6 +41,13 @@ def read(path: str | pathlib.Path) -> dict[str, Float32[np.ndarray, '...']]:
         )
     if not tensors:
         raise InputError(f'{path} holds no tensors; is it a state dict?')
+    lost = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if lost:
+        more = f' and {len(lost) - 3} more' if len(lost) > 3 else ''
+        raise InputError(
+            f'{path} has tensors with values that are NaN or infinite: '
+            f'{", ".join(lost[:3])}{more}; take a file from before the training diverged'
+        )
     return {
         name: np.ascontiguousarray(x.transpose(2, 3, 1, 0)) if x.ndim == 4 else x
         for name, x in tensors.items()

@@ -6,7 +6,7 @@ one of the modules here.
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxtyping import Float
@@ -19,14 +19,40 @@ from ggcf_jax.models.pretrained.layout import Layout, Tensors
 LAYOUTS = (*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS)
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.
-_TRUNKS = ('backbone.', 'body.')
+_TRUNKS = ('backbone.', 'body.', 'encoder.')
+
+# Prefixes that wrappers put before all names of a network: PyTorch's DataParallel, torch.compile,
+# Lightning and others whose module has the network as an attribute.
+_WRAPPERS = ('module.', '_orig_mod.', 'model.', 'net.', 'network.')
+
+
+def wrappers(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the prefixes of wrappers before the names of a file, the outermost first.
+
+    Beside a wrapped network a file may have tensors of losses and metrics, so that a prefix counts
+    if most names have it.
+
+    Args:
+        names: names of all tensors of a file.
+    """
+    names, found = list(names), []
+    while True:
+        for prefix in _WRAPPERS:
+            inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+            if 2 * len(inside) > len(names):
+                found.append(prefix)
+                names = inside
+                break
+        else:
+            return tuple(found)
 
 
 def trunk(tensors: Tensors) -> tuple[dict[str, Float[ndarray, '...']], list[str]]:
     """Takes the backbone out of a file's tensors, without the prefixes that wrappers add.
 
-    `module.` is PyTorch's DataParallel, `resinit.` and `prefix.` are openseg's and torchcv's names
-    for the stem. Counters (`num_batches_tracked`) are dropped.
+    Those of `wrappers` are, then `encoder.` of segmentation_models.pytorch and the like; `resinit.`
+    and `prefix.` are openseg's and torchcv's names for the stem. Counters (`num_batches_tracked`)
+    are dropped.
 
     Args:
         tensors: all tensors of a file.
@@ -34,12 +60,14 @@ def trunk(tensors: Tensors) -> tuple[dict[str, Float[ndarray, '...']], list[str]
     Returns:
         (tensors of the backbone, names of the others).
     """
-    names = {name: name.removeprefix('module.') for name in tensors}
-    names = {name: new for name, new in names.items() if not new.endswith('num_batches_tracked')}
-    heads = []
+    names = {name: name for name in tensors if not name.endswith('num_batches_tracked')}
+    heads: list[str] = []
+    for prefix in wrappers(names):
+        heads += [name for name, new in names.items() if not new.startswith(prefix)]
+        names = {n: new.removeprefix(prefix) for n, new in names.items() if new.startswith(prefix)}
     for prefix in _TRUNKS:
         if any(new.startswith(prefix) for new in names.values()):
-            heads = [name for name, new in names.items() if not new.startswith(prefix)]
+            heads += [name for name, new in names.items() if not new.startswith(prefix)]
             names = {
                 name: new.removeprefix(prefix)
                 for name, new in names.items()
