@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ggcf_jax.attention import attend, graphs
+from ggcf_jax.attention import attend, graphs, position_bias
 from tests.attention.cases import assert_close, inputs, slow
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
@@ -53,6 +53,22 @@ def test_no_array_of_all_pairs(text):
     h, w = 48, 64
     x = jax.ShapeDtypeStruct((1, h, w, 1, 16), jnp.float32)
     compiled = forward_and_backward(graphs.parse(text)[0]).lower(x, x, x).compile()
+    assert largest_array(compiled) < (h * w) ** 2 / 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('text', ['local:4', 'grid:4', 'block:8', 'full'])
+def test_no_bias_of_all_pairs(text):
+    (graph,), h, w = graphs.parse(text), 48, 64
+    rows, columns = position_bias.reach(graph, h, w)
+    x = jax.ShapeDtypeStruct((1, h, w, 1, 16), jnp.float32)
+    table = jax.ShapeDtypeStruct((1, 2 * rows + 1, 2 * columns + 1), jnp.float32)
+
+    def both(q, k, v, bias):
+        o, pull = jax.vjp(lambda *x: attend(*x[:3], graph, bias=x[3]), q, k, v, bias)
+        return pull(o)
+
+    compiled = jax.jit(both).lower(x, x, x, table).compile()
     assert largest_array(compiled) < (h * w) ** 2 / 8
 
 
