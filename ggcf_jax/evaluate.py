@@ -35,7 +35,8 @@ def evaluate_workdir(
     Args:
         config: configuration of the run; `eval` may differ from what it was trained with.
         workdir: directory of the run.
-        split: name of a split of the data set, such as 'validation'.
+        split: name of a split of the data set, such as 'validation'. What training measured is
+            never replaced.
         checkpoint: 'best', 'latest' or a step number.
 
     Raises:
@@ -89,7 +90,8 @@ def evaluate_workdir(
         if line := metrics_line(evaluation.scores):
             progress.print(line)
     if processes.is_process_zero():
-        evaluations.save(evaluation, dataset, model.step, workdir, model.plan)
-        evaluations.save_confusion(evaluation, model.step, workdir, model.plan)
+        made = evaluations.conditions('evaluate', model.plan, config, dataset, split)
+        evaluations.save(evaluation, dataset, model.step, workdir, made)
+        evaluations.save_confusion(evaluation, model.step, workdir, made)
         print(f'report: {report.write(workdir)}')
     return evaluation

@@ -6,8 +6,10 @@ that whatever is wrong is one `ValueError` with the field's name.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+_DEPTH = 50  # of objects and lists inside each other; deeper ones would end in a RecursionError
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -26,7 +28,12 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError('it is nested too deeply') from error
     if not isinstance(content, dict):
-        raise ValueError(f'it holds {text.strip()!r:.40} instead of an object')
+        raise ValueError(f'it holds {content!r:.40} instead of an object')
+    inside: list[Any] = [content]
+    for _ in range(_DEPTH):
+        inside = [x for each in inside for x in _items(each) if isinstance(x, dict | list)]
+    if inside:
+        raise ValueError('it is nested too deeply')
     return content
 
 
@@ -50,8 +57,8 @@ def need(content: Mapping[str, Any], name: str, holds: Callable[[Any], bool], wo
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a text that can be written and printed."""
-    return isinstance(value, str) and not _has_surrogates(value)
+    """Whether a value is a text; it may hold bytes of a file name that are no characters."""
+    return isinstance(value, str)
 
 
 def is_count(value: Any) -> bool:
@@ -84,8 +91,8 @@ def is_color(value: Any) -> bool:
     return is_list(value, lambda x: type(x) is int and 0 <= x <= 255) and len(value) == 3
 
 
-def _has_surrogates(text: str) -> bool:
-    return any('\ud800' <= character <= '\udfff' for character in text)
+def _items(value: dict | list) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _refuse_constant(name: str) -> None:

@@ -431,7 +431,9 @@ class _Validation:
         dataset, workdir = self._run.start.dataset, self._run.start.workdir
         self._writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
         if processes.is_process_zero():
-            for name, panel in evaluations.save(evaluation, dataset, step, workdir, _PLAN):
+            config = self._run.start.config
+            made = evaluations.conditions('training', _PLAN, config, dataset, 'validation')
+            for name, panel in evaluations.save(evaluation, dataset, step, workdir, made):
                 self._writer.image(step, f'validation/{name}', panel)
         # Last, since a step with a score is not evaluated again.
         self._run.checkpointer.score(step, evaluation.miou)

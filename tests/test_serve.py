@@ -187,7 +187,8 @@ def test_only_the_latest_images_are_kept(port, picture):
 
 
 def test_queries_that_are_no_json(port):
-    for body in (b'{', b'[]', b'3', b'\xff', b' ' * 2000):
+    deep = b'{"id":' + b'[' * 900 + b']' * 900 + b'}'
+    for body in (b'{', b'[]', b'3', b'\xff', b' ' * 2000, deep):
         status, found = post(port, '/attention', body)
         assert status in (400, 413) and found['error']
 
@@ -330,7 +331,13 @@ def test_examples_come_from_the_latest_panels(tmp_path, rng):
 
 def test_uploads_without_length_or_that_break_off(port):
     start = f'POST /segment HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n'
-    for rest, status in (('\r\n', b'411'), ('Content-Length: 50\r\n\r\nabc', b'400')):
+    for rest, status in (
+        ('\r\n', b'411'),
+        ('Content-Length: 50\r\n\r\nabc', b'400'),
+        (f'Content-Length: {"9" * 5000}\r\n\r\nabc', b'413'),
+        (f'Content-Length: {"0" * 5000}3\r\n\r\nabc', b'415'),
+        ('Content-Length: -3\r\n\r\nabc', b'411'),
+    ):
         with socket.create_connection(('127.0.0.1', port), timeout=30) as connection:
             connection.sendall((start + rest).encode())
             connection.shutdown(socket.SHUT_WR)

@@ -8,7 +8,6 @@ fields. Configuration, seeds and output folder determine everything.
 
 import dataclasses
 import importlib.util
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -41,7 +40,7 @@ class Row:
 
     def evaluation(self) -> dict[str, Any]:
         """Reads `result`: miou, pixel_accuracy, iou by class, matrix and more."""
-        return json.loads(self.result.read_text(encoding='utf-8'))
+        return evaluations.read(self.result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +149,7 @@ def runs(
                     fields_and_values = [f'{field}={value}' for field, value in overrides]
                     config = cli.load_config(path, fields_and_values).config
                     # Training evaluates the whole image once, whatever `eval` asks for.
-                    plan = inference.SINGLE if name == row else inference.build(config)
+                    plan = None if name == row else inference.build(config)
                     stem = evaluations.stem('validation', config.train.steps, plan)
                     result = workdir / 'evaluations' / f'{stem}.json'
                     rows.append(Row(name, overrides, result))

@@ -16,7 +16,6 @@ repository.
 
 import argparse
 import dataclasses
-import json
 import re
 import statistics
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from experiments.common.runs import SelectedRun
 from experiments.common.tables import spread
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
+from ggcf_jax.workdir import evaluations as evaluations_lib
 
 _SINGLE = 'whole image'
 
@@ -78,8 +78,8 @@ def evaluations(run: SelectedRun, split: str) -> list[dict[str, Any]]:
     """
     latest: dict[str, dict[str, Any]] = {}
     for path in sorted((run.workdir / 'evaluations').glob('*.json')):
-        found = json.loads(path.read_text(encoding='utf-8'))
-        plan = found.get('inference', _SINGLE)
+        found = evaluations_lib.read(path)
+        plan = found['inference']
         if found['split'] == split and found['step'] >= latest.get(plan, found)['step']:
             latest[plan] = found
     if not latest:

@@ -160,6 +160,8 @@ def claim(folder: pathlib.Path, key: Mapping[str, str]) -> None:
             json_files.need(there, name, json_files.is_text, 'a text')
     except ValueError as error:
         raise InputError(f'{path} is damaged ({error}); give another --output') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
     differences = [
         f'{name}: {there.get(name)!r} there, {key.get(name)!r} now'
         for name in sorted({*there, *key})

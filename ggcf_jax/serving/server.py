@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from ggcf_jax import json_files
 from ggcf_jax.serving.answers import Answers, Refused
 
 _READ_SECONDS = 30  # a connection that sends nothing for this long is closed
@@ -117,7 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         answers = self.server.answers
         length = self.headers.get('Content-Length', '')
-        self._unread = int(length) if length.isdecimal() else None
+        # Of 15 digits, which is more than any limit: int() refuses thousands of them.
+        self._unread = int(f'0{length.lstrip("0")[:15]}') if length.isdecimal() else None
         self._respond_with(
             {
                 '/segment': lambda: (
@@ -186,11 +188,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _query(self) -> tuple[str, int, int]:
         try:
-            query = json.loads(self._body(1000))
+            query = json_files.parse_object(self._body(1000))
             name, y, x = query['id'], query['y'], query['x']
             if not (isinstance(name, str) and type(y) is type(x) is int):
                 raise ValueError
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             text = 'A query is {"id": text, "y": integer, "x": integer}.'
             raise Refused(http.HTTPStatus.BAD_REQUEST, text) from error
         return name, y, x

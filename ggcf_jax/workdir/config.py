@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
 
@@ -221,10 +221,10 @@ def is_read(name: str, config: ConfigDict) -> bool:
     return True
 
 
-def _read(workdir: pathlib.Path, parse: Callable[[str], _T]) -> _T:
+def _read(workdir: pathlib.Path, parse: Callable[[bytes], _T]) -> _T:
     path = pathlib.Path(workdir) / FILE_NAME
     try:
-        return parse(path.read_text(encoding='utf-8'))
+        return parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f'{workdir} is not the workdir of a run: it has no {FILE_NAME}') from error
     except ValueError as error:
@@ -233,15 +233,13 @@ def _read(workdir: pathlib.Path, parse: Callable[[str], _T]) -> _T:
         raise InputError(f'{path} cannot be read: {error}') from error
 
 
-def _parse_segments(text: str) -> tuple[Segment, ...]:
+def _parse_segments(text: bytes) -> tuple[Segment, ...]:
     """Returns the segments that `save` wrote; older files have none.
 
     Raises:
         ValueError: the text is not what `save` writes.
     """
-    saved = json.loads(text)
-    if not isinstance(saved, dict):
-        raise ValueError(f'it holds {saved!r:.40} instead of an object')
+    saved = json_files.parse_object(text)
     found = []
     listed = saved.get(_SEGMENTS, [])
     if not isinstance(listed, list):
@@ -255,15 +253,13 @@ def _parse_segments(text: str) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def _parse(text: str) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+def _parse(text: bytes) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """Returns the configuration, the fields that it got by default, and the unknown ones.
 
     Raises:
         ValueError: the text is not what `save` writes.
     """
-    saved = json.loads(text)
-    if not isinstance(saved, dict):
-        raise ValueError(f'it holds {saved!r:.40} instead of an object')
+    saved = json_files.parse_object(text)
     saved.pop(_SEGMENTS, None)
     kinds = saved.pop(_PLACEHOLDERS, None)
     if not isinstance(kinds, dict):
@@ -290,9 +286,10 @@ def _set(config: ConfigDict, name: str, value: Any, kinds: Mapping[str, str]) ->
         if not isinstance(config, ConfigDict):
             raise ValueError(f'{name}: {parent} is not a section but a field')
     if value is None:
-        if kinds.get(name) not in _TYPES:
-            raise ValueError(f'{name} is empty and of the unknown type {kinds.get(name)!r}')
-        value = config_dict.placeholder(_TYPES[kinds[name]])
+        kind = kinds.get(name)
+        if not isinstance(kind, str) or kind not in _TYPES:
+            raise ValueError(f'{name} is empty and of the unknown type {kind!r}')
+        value = config_dict.placeholder(_TYPES[kind])
     try:
         config[last] = _tuples(value)
     except TypeError as error:

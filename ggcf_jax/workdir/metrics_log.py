@@ -15,7 +15,7 @@ import numpy as np
 import tensorboardX
 from jaxtyping import UInt8
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'metrics.jsonl'
@@ -126,7 +126,7 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
         workdir: directory of the run.
 
     Raises:
-        InputError: another line is not a JSON object with an integer `step`.
+        InputError: another line is not a JSON object of numbers with an integer `step`.
     """
     return [row for _, row in _read(pathlib.Path(workdir) / FILE_NAME)]
 
@@ -135,22 +135,26 @@ def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
     """The complete lines of the file, each as its bytes (no newline) and its parsed row."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b'\n')
+    try:
+        lines = path.read_bytes().split(b'\n')
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
     result = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or type(row.get('step')) is not int:
-                raise ValueError('no integer step')
+            row = json_files.parse_object(line)
+            json_files.need(row, 'step', json_files.is_count, 'a step')
+            for name in row:
+                json_files.need(row, name, json_files.is_number_or_none, 'a number')
         except ValueError as error:
             # Only the last line can lack its newline, when the run was killed while writing it.
             if number == len(lines):
                 break
             raise InputError(
-                f'{path}, line {number} is not a JSON object with an integer step; '
-                'repair or delete that line'
+                f'{path}, line {number} is not a JSON object of numbers with an integer step '
+                f'({error}); repair or delete that line'
             ) from error
         result.append((line, row))
     return result

@@ -9,10 +9,14 @@ import platform
 import shlex
 import subprocess
 import sys
+from typing import Any
 
 import jax
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
+from ggcf_jax.errors import InputError
+
+FILE_NAME = 'run.json'
 
 _PACKAGES = ('ggcf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -34,7 +38,41 @@ def save(workdir: pathlib.Path) -> None:
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'git': _revision(),
     }
-    atomic.write(workdir / 'run.json', json.dumps(content, indent=2).encode())
+    atomic.write(workdir / FILE_NAME, json.dumps(content, indent=2).encode())
+
+
+def read(workdir: pathlib.Path) -> dict[str, Any]:
+    """Reads what `save` wrote; {} where the file is missing.
+
+    Args:
+        workdir: directory of a run.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = workdir / FILE_NAME
+    if not path.exists():
+        return {}
+    try:
+        content = json_files.parse_object(path.read_bytes())
+        for name in content:
+            if name == 'versions':
+                json_files.need(content, name, _is_versions, 'an object of texts')
+            else:
+                json_files.need(content, name, _is_text_or_none, 'a text')
+    except ValueError as error:
+        raise InputError(f'{path} is damaged ({error}); restore or delete it') from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
+    return content
+
+
+def _is_versions(value: Any) -> bool:
+    return value is None or json_files.is_mapping(value, json_files.is_text)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or json_files.is_text(value)
 
 
 def _revision() -> str | None:

@@ -10,18 +10,16 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir import metrics_log
+from ggcf_jax.workdir import evaluations as evaluations_lib
+from ggcf_jax.workdir import metrics_log, provenance
 
 Content = Mapping[str, Any]  # a JSON object
 Rows = Sequence[Content]
 
 FILE_NAME = 'report.html'
-
-# What `inference.Plan` calls one view of the whole image.
-_SINGLE = 'whole image'
 
 # Classes in one bar chart; more are shown in several side by side.
 _BARS = 50
@@ -48,14 +46,12 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     workdir = pathlib.Path(workdir)
     if not workdir.is_dir():
         raise InputError(f'workdir {workdir} does not exist; give the directory of a run')
-    config = _load(workdir / 'config.json')
-    run = _load(workdir / 'run.json')
+    config = _configuration_file(workdir / 'config.json')
+    run = provenance.read(workdir)
     rows = _merged(metrics_log.read_rows(workdir))
     paths = sorted((workdir / 'evaluations').glob('*.json'))
-    evaluations = sorted(map(_load, paths), key=lambda each: each['step'])
-    main = _main_split(evaluations)
-    # The other plans of an evaluation are not what training measured on the way.
-    main = [each for each in main if _inference(each) == _SINGLE] or main
+    evaluations = sorted(map(evaluations_lib.read, paths), key=lambda each: each['step'])
+    main = _headline(evaluations)
     best = max(main, key=lambda each: _score(each['miou']), default=None)
 
     body = [html.facts(_facts(config, rows, main, best)), _curves(rows)]
@@ -65,31 +61,37 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         body.append(_classes(best))
     body.append(_predictions(workdir, evaluations))
     body += [
-        _worst_images(workdir, each, _inference(each)) for each in evaluations if each.get('worst')
+        _worst_images(workdir, each, each['inference']) for each in evaluations if each.get('worst')
     ][-1:]
     body += [_evaluations(evaluations)] if evaluations else []
     segments = config.pop('segments', [])
     body += [_segments(segments)] if segments else []
     body += [_provenance(run), _configuration(config)]
-    title = str(config.get('data', {}).get('name') or workdir.resolve().name)
+    title = str(_section(config, 'data').get('name') or workdir.resolve().name)
     document = html.page(f'GGCF on {title}', _subtitle(config, run), body)
 
     path = workdir / FILE_NAME
-    atomic.write(path, document.encode())
+    # Names of files may hold bytes that are no characters.
+    atomic.write(path, document.encode(errors='replace'))
     return path
 
 
-def _load(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object, {} where the file is missing."""
+def _configuration_file(path: pathlib.Path) -> dict[str, Any]:
+    """The configuration as it is written, {} where the file is missing; any fields are shown."""
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
+        return json_files.parse_object(path.read_bytes())
     except ValueError as error:
         raise InputError(f'{path} is not JSON ({error}); restore or delete it') from error
-    if not isinstance(content, dict):
-        raise InputError(f'{path} is not a JSON object; restore or delete it')
-    return content
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
+
+
+def _section(config: Content, name: str) -> Content:
+    """A section of the configuration; {} where there is none."""
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _merged(rows: Rows) -> list[dict[str, Any]]:
@@ -100,21 +102,24 @@ def _merged(rows: Rows) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def _main_split(evaluations: Rows) -> list[Content]:
-    """The evaluations of the validation split, or else of the first split there is."""
+def _headline(evaluations: Rows) -> list[Content]:
+    """What training measured on the way; if it did not, one kind of what was evaluated later.
+
+    That is the validation split, or else the first there is, by one view of the whole image if
+    that was tried, and with one number of images.
+    """
+    own = [each for each in evaluations if each['conditions']['by'] == 'training']
+    if own or not evaluations:
+        return own
     splits = sorted({each['split'] for each in evaluations}, key=lambda s: (s != 'validation', s))
-    return [each for each in evaluations if each['split'] == splits[0]] if splits else []
-
-
-def _inference(evaluation: Content) -> str:
-    """How it was evaluated; files of older versions do not say."""
-    return evaluation.get('inference', _SINGLE)
+    found = [each for each in evaluations if each['split'] == splits[0]]
+    found = [each for each in found if each['inference'] == evaluations_lib.SINGLE] or found
+    return [each for each in found if each['conditions'] == found[-1]['conditions']]
 
 
 def _metrics(evaluation: Content) -> dict[str, float | None]:
-    """Value of each metric but the mIoU, by its name; files of older versions have only one."""
-    values = evaluation.get('metrics', {'pixel_accuracy': evaluation['pixel_accuracy']})
-    return {name: value for name, value in values.items() if name != 'miou'}
+    """Value of each metric but the mIoU, by its name."""
+    return {name: value for name, value in evaluation['metrics'].items() if name != 'miou'}
 
 
 def _label(metric: str) -> str:
@@ -144,7 +149,7 @@ def _facts(
             items.append((_label(name), _fixed(value), 'at the best mIoU'))
     else:
         items.append(('best mIoU', '–', 'no evaluation yet'))
-    planned = config.get('train', {}).get('steps')
+    planned = _section(config, 'train').get('steps')
     done = max((row['step'] for row in rows), default=0)
     items.append(('steps', f'{done:,}', f'of {planned:,}' if isinstance(planned, int) else ''))
     rates = [value for value in _column(rows, 'train/images_per_sec')[1] if value is not None]
@@ -305,10 +310,21 @@ def _evaluations(evaluations: Rows) -> str:
     for each in evaluations:
         metrics = _metrics(each)
         cells = (_fixed(metrics[name]) if name in metrics else '' for name in names)
-        how = (str(each['step']), each['split'], _inference(each))
+        images = '' if each['images'] is None else f'{each["images"]:,}'
+        how = (str(each['step']), each['split'], images, each['inference'], _made(each))
         rows.append((*how, _fixed(each['miou']), *cells))
-    header = ('step', 'split', 'inference', 'mIoU', *map(_label, names))
+    header = ('step', 'split', 'images', 'inference', 'made', 'mIoU', *map(_label, names))
     return html.section('Evaluations', html.group('wide', [html.table(rows, header)]))
+
+
+def _made(evaluation: Content) -> str:
+    """Who evaluated, and how sides were padded and numbers computed where the file says so."""
+    made = evaluation['conditions']
+    by = 'in training' if made['by'] == 'training' else 'later'
+    known = [str(made[name]) for name in ('dtype',) if name in made]
+    if 'size_multiple' in made:
+        known.append(f'multiples of {made["size_multiple"]}')
+    return ', '.join([by, *known])
 
 
 def _provenance(run: Content) -> str:
@@ -363,8 +379,8 @@ def _flat(config: Content, prefix: str = '') -> list[tuple[str, str]]:
 
 
 def _subtitle(config: Content, run: Content) -> str:
-    model = config.get('model', {})
-    backbone = model.get('backbone', {}).get('name')
+    model = _section(config, 'model')
+    backbone = _section(model, 'backbone').get('name')
     context, heads = model.get('context'), model.get('heads')
     pieces = [backbone, context, heads if context == 'ggcf' else None, run.get('started')]
     return ' · '.join(str(piece) for piece in pieces if piece)

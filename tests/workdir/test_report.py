@@ -135,7 +135,7 @@ def test_headline_is_of_the_validation_split(finished):
     assert 'throughput 8.0 images/s' in text
     assert 'utilisation 41.0% of the bfloat16 peak' in text
     assert 'wall time 2 min 00 s' in text
-    assert '40 test whole image 0.9900' in text
+    assert '40 test whole image later 0.9900' in text
 
 
 def test_absent_classes_gaps_command_versions_and_config_are_told(finished):

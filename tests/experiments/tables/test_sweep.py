@@ -195,8 +195,9 @@ def _finish(run: sweep_runs.Run, miou: float, row: sweep_runs.Row | None = None)
     row.result.parent.mkdir(parents=True, exist_ok=True)
     iou = {'road': miou, 'train': None}
     content = {
-        'dataset': 'street_scenes', 'classes': list(iou), 'miou': miou, 'pixel_accuracy': 0.5,
-        'iou': iou,
+        'step': 360, 'split': 'validation', 'dataset': 'street_scenes', 'classes': list(iou),
+        'colors': [[0, 0, 0]] * 2, 'matrix': [[1, 0], [0, 0]], 'miou': miou,
+        'pixel_accuracy': 0.5, 'iou': iou, 'absent': [],
     }  # fmt: skip
     row.result.write_text(json.dumps(content))
     rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]

@@ -26,7 +26,9 @@ def runs(workdirs, tmp_path):
 def _write(workdir, step, matrix, **more):
     content = {
         'step': step, 'split': 'validation', 'inference': 'whole image', 'dataset': 'tiny',
-        'classes': _CLASSES, 'matrix': np.asarray(matrix).tolist(), **more,
+        'classes': _CLASSES, 'colors': [[0, 0, 0]] * len(_CLASSES), 'miou': None, 'absent': [],
+        'pixel_accuracy': None, 'iou': dict.fromkeys(_CLASSES), **more,
+        'matrix': np.asarray(matrix).tolist(),
     }  # fmt: skip
     number = len(list((workdir / 'evaluations').iterdir()))
     (workdir / 'evaluations' / f'{number}.json').write_text(json.dumps(content))
