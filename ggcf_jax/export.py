@@ -11,11 +11,13 @@ to (labels, probabilities) for any number of images:
 docs/export.md has a loader, for files of format 1 as well, whose programs take no sizes.
 """
 
+import contextlib
 import io
 import json
 import pathlib
+import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +41,10 @@ from ggcf_jax.workdir.checkpoints import Which
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 2  # of the file; a reader refuses a larger one
+
+# Fields of the configuration that name a place on the machine of the maker.
+_PLACES = ('data.manual_dir', 'data.data_dir', 'model.backbone.weights')
+_ABSOLUTE = re.compile(r'(?<![^,\s])[/~][^,]*?([^,/]*)(?=,|$)')
 
 Size = tuple[int, int]
 Program = Callable[[dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -195,7 +201,8 @@ def export_workdir(
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
         print(f'exporting a program for images of {_describe(name, plan)}', flush=True)
         inside = jax.ShapeDtypeStruct((shape[0], 2), jnp.int32)
-        programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images, inside)
+        with _without_source_files():
+            programs[name] = jax_export.export(run, platforms=PLATFORMS)(abstract, images, inside)
         print(f'exported a program for images of {_describe(name, plan)}')
     metadata = {
         'format': FORMAT,
@@ -206,7 +213,7 @@ def export_workdir(
         'plan': str(plan),
         'platforms': PLATFORMS,
         'checkpoint': model.step,
-        'config': json.loads(config.to_json()),
+        'config': _portable(json.loads(config.to_json())),
         'jax': jax.__version__,
     }
     with atomic.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
@@ -216,6 +223,36 @@ def export_workdir(
             content = bytes(exported.serialize())
             file.writestr(f'{name}.jax_export', content, zipfile.ZIP_DEFLATED)
     print(f'{output}: checkpoint of step {model.step}, {output.stat().st_size / 1e6:.1f} MB')
+
+
+@contextlib.contextmanager
+def _without_source_files() -> Iterator[None]:
+    """Keeps the paths of source files, the maker's directories, out of the programs' locations."""
+    name = 'jax_traceback_in_locations_limit'
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the directories of the machine that it was used on.
+
+    Fields that name a place there become null; of any other absolute path the last name is left.
+    """
+
+    def clean(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(f'{name}.{key}' if name else key, x) for key, x in value.items()}
+        if isinstance(value, list):
+            return [clean(name, x) for x in value]
+        if name in _PLACES:
+            return None
+        return _ABSOLUTE.sub(r'\1', value) if isinstance(value, str) else value
+
+    return clean('', config)
 
 
 def _npz(arrays: dict[str, jax.Array]) -> bytes:

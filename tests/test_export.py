@@ -175,6 +175,28 @@ def test_metadata_says_what_is_inside(setting):
     assert about['programs'] == {'17x33': {'size': [17, 33]}}
 
 
+def test_nothing_tells_where_it_was_made(setting, untrained_run):
+    """Neither the configuration nor the programs, which record source files by default."""
+    root, _ = setting
+    places = {str(ROOT), str(pathlib.Path.home()), str(root.parent), str(untrained_run.parent)}
+    places |= {str(pathlib.Path(jax.__file__).parent)}
+    for name in ('windows', 'whole'):
+        with zipfile.ZipFile(root / f'{name}.ggcf') as file:
+            for member in file.namelist():
+                content = file.read(member)
+                assert not [place for place in places if place.encode() in content], member
+    config = {
+        'data': {'manual_dir': '/a/b', 'splits': {'train': '/x/y/im,labels/a', 'test': 'c,~/d/e'}},
+        'model': {'backbone': {'weights': 'b/c'}, 'heads': 'local:8,16', 'scale': [1, '/a/b']},
+        'seed': 3,
+    }
+    assert export._portable(config) == {
+        'data': {'manual_dir': None, 'splits': {'train': 'im,labels/a', 'test': 'c,e'}},
+        'model': {'backbone': {'weights': None}, 'heads': 'local:8,16', 'scale': [1, 'b']},
+        'seed': 3,
+    }
+
+
 def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
     _, configs = setting
     graphdef, params, stats = models.abstract(configs['whole'], 11)
