@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import doctor, evaluate, export, predict, serve, train
+from ggcf_jax import doctor, evaluate, export, predict, score, serve, train
 from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
@@ -38,12 +38,17 @@ class Mode:
         from_workdir: whether it starts from a trained model. Without --config it then takes the
             configuration that the training saved in the workdir.
         several_processes: whether the processes of a multi-host run work on it together.
+        default: configuration file that is taken without --config.
     """
 
     run: Callable[[ConfigDict, pathlib.Path, flags.FlagValues], int]
     from_workdir: bool = False
     several_processes: bool = False
+    default: pathlib.Path | None = None
 
+
+_CONFIGS = pathlib.Path(__file__).parent / 'configs'
+_FROM_WORKDIR = _CONFIGS / 'from_workdir.py'
 
 MODES = {
     'train': Mode(train.run, several_processes=True),
@@ -52,9 +57,8 @@ MODES = {
     'export': Mode(export.run, from_workdir=True),
     'serve': Mode(serve.run, from_workdir=True),
     'doctor': Mode(doctor.run),
+    'score': Mode(score.run, default=_CONFIGS / 'folder.py'),
 }
-
-_FROM_WORKDIR = pathlib.Path(__file__).parent / 'configs' / 'from_workdir.py'
 
 
 class _CheckpointParser(flags.ArgumentParser):
@@ -90,12 +94,21 @@ flags.DEFINE_bool(
     False,
     'train: go on with a run although its configuration, classes or number of images changed.',
 )
-flags.DEFINE_string('split', 'validation', 'evaluate: split of the data set to evaluate.')
 flags.DEFINE_string(
-    'input', None, 'predict: an image file, a folder of images or a split of the data set.'
+    'split', 'validation', 'evaluate, score: split of the data set with the labels.'
 )
 flags.DEFINE_string(
-    'output', None, 'predict: folder to write the results to. export: file to write.'
+    'input',
+    None,
+    'predict: an image file, a folder of images or a split of the data set. score: folder of '
+    'predicted label files.',
+)
+flags.DEFINE_string('labels', None, 'score: folder of label files (default: those of --split).')
+flags.DEFINE_string(
+    'classes', None, 'score: class file of --labels (default: classes.csv in or above it).'
+)
+flags.DEFINE_string(
+    'output', None, 'predict: folder to write the results to. export, score: file to write.'
 )
 flags.DEFINE_string(
     'sizes',
@@ -219,6 +232,8 @@ def parse_flags(argv: list[str]) -> list[str]:
                 pathlib.Path(workdir)
             )  # config_flags would show a traceback of what is wrong
             argv = [argv[0], f'--config={_FROM_WORKDIR}:{workdir}', *argv[1:]]
+        elif path is None and mode and mode.default:
+            argv = [argv[0], f'--config={mode.default}', *argv[1:]]
         elif path is not None and not pathlib.Path(path.split(':')[0]).is_file():
             raise InputError(f'--config={path}: there is no such file')
         return flags.FLAGS(argv)

@@ -276,6 +276,9 @@ def default() -> ConfigDict:
     # Metrics that are shown, comma-separated: entries of METRICS in ggcf_jax/evaluation/metrics.py,
     # or functions of the confusion matrix as my_package.my_module:function. miou is always shown.
     config.eval.metrics = 'miou,pixel_accuracy'
+    # Boundary IoU (Cheng et al., 2021): distance to contours up to which pixels count, as share of
+    # the image's diagonal (theirs: 0.02); 0: it is not computed. Training never computes it.
+    config.eval.boundary = 0.0
     config.eval.worst = 4  # Number of images with the lowest mIoU that --mode=evaluate shows.
 
     # What --mode=predict writes (docs/inference.md).
@@ -335,7 +338,10 @@ _BOUNDS = (
     _Bound(
         'must be in [0, 1)',
         lambda value: 0 <= value < 1,
-        ('train.momentum', 'train.ema_decay', 'model.dropout', 'data.aspect_jitter'),
+        (
+            'train.momentum', 'train.ema_decay', 'model.dropout', 'data.aspect_jitter',
+            'eval.boundary',
+        ),
     ),
     _Bound(
         'must be in [0, 1]',

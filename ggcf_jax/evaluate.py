@@ -74,6 +74,7 @@ def evaluate_workdir(
         metrics=shown,
         num_samples=config.eval.panels,
         num_worst=config.eval.worst,
+        boundary=config.eval.boundary,
     )
     with (
         jax.set_mesh(model.mesh),

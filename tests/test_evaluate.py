@@ -14,6 +14,7 @@ from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
+from ggcf_jax.evaluation.boundary import BoundaryCounts
 from ggcf_jax.evaluation.results import Ranked, Worst
 from ggcf_jax.workdir import checkpoints
 from tests.helpers import TINY_MODEL, load_config, make_tiny_config, save_untrained, write_camvid
@@ -168,11 +169,17 @@ def test_mixed_sizes_on_one_device_equal_eight(mixed):
             loader=pipeline.LoaderOptions(1),
             num_samples=9,
             num_worst=9,
+            boundary=0.05,
         )
         with jax.set_mesh(mesh), Progress() as progress:
             evaluation = evaluate_validation(restored.params, restored.stats, progress)
         found.append(evaluation)
         assert step._cache_size() == 3  # compilations
+        near = BoundaryCounts(3, 0.05)
+        for sample in evaluation.samples:
+            near.add(sample.label, sample.prediction)
+        assert evaluation.boundary.iou() == near.iou()
+        assert evaluation.scores['boundary_iou'] == near.mean()
     one, eight = found
     labelled = sum((sample.label != 255).sum() for sample in one.samples)
     assert one.matrix.sum() == eight.matrix.sum() == labelled

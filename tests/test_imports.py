@@ -53,7 +53,7 @@ RULES = {
     'serving': 'errors json_files display data models distributed evaluation workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.
-DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor')
+DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor', 'score')
 # Code beside the package: nothing in the package imports it.
 OUTSIDE = {
     'configs': 'ggcf_jax.config ggcf_jax.errors',

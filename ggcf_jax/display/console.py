@@ -7,7 +7,7 @@ and during longer work on images one every ten seconds.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -274,6 +274,27 @@ def iou_table(
                 now, then = iou[index], before[index]
                 cells.append(Text('') if now is None or then is None else _change(now - then, 3))
         table.add_row(*cells)
+    return table
+
+
+def class_table(
+    classes: Sequence[str], columns: Mapping[str, Mapping[str, float | None]], miou: float
+) -> Table:
+    """Several metrics of each class as a rich table, to be printed by `Progress.print`.
+
+    Args:
+        classes: name of each class.
+        columns: heading -> value of each class by its name, in [0, 1]; None where it is undefined.
+        miou: mean IoU over the classes that are present.
+    """
+    title = Text(f'mIoU {_fixed(_known(miou), 4)}', style='bold')
+    table = Table(title=title, title_justify='left')
+    table.add_column('class', overflow='fold')
+    for heading in columns:
+        table.add_column(heading.replace('_', ' '), justify='right', no_wrap=True)
+    for name in classes:
+        cells = (_cell(_known(values[name])) for values in columns.values())
+        table.add_row(Text(name), *cells)
     return table
 
 

@@ -19,6 +19,7 @@ from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation.boundary import BoundaryCounts
 from ggcf_jax.evaluation.metrics import Metric
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
 from ggcf_jax.models.layers import extent as extent_lib
@@ -75,6 +76,8 @@ class Evaluator:
         metrics: name -> function of the confusion matrix, see `metrics.METRICS`.
         num_samples: number of leading images whose pictures are returned.
         num_worst: number of images with the lowest mIoU whose pictures are returned.
+        boundary: distance to contours whose pixels are counted for the boundary IoU, as a share of
+            the image's diagonal; 0: they are not counted. The host counts them.
     """
 
     step: EvalStep
@@ -84,6 +87,7 @@ class Evaluator:
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=metrics.default)
     num_samples: int = 0
     num_worst: int = 0
+    boundary: float = 0.0
     # Shapes of the batches that `step` was compiled for.
     _compiled: set[tuple[int, ...]] = dataclasses.field(default_factory=set, init=False)
 
@@ -106,6 +110,7 @@ class Evaluator:
         confusion = _Confusion(dataset.num_classes, self.mesh)
         samples: dict[int, Sample] = {}
         worst = Worst(self.num_worst)
+        near = BoundaryCounts(dataset.num_classes, self.boundary) if self.boundary else None
         with progress.evaluating(len(dataset.source(split)), split) as advance:
             batches = self._dispatch(params, stats, confusion, progress, check_stop)
             # While the device computes a batch, the host collects the pictures of the one before;
@@ -115,6 +120,8 @@ class Evaluator:
                     worst.add(index, ranked)
                     if index < self.num_samples:
                         samples[index] = ranked.sample
+                if near is not None:
+                    self._count_boundaries(batch, near)
                 advance(batch.num_images)
             matrix = confusion.total()
         return Evaluation(
@@ -125,6 +132,7 @@ class Evaluator:
             tuple(samples[i] for i in sorted(samples)),
             worst.images(),
             self.metrics,
+            near,
         )
 
     def _dispatch(
@@ -173,6 +181,17 @@ class Evaluator:
             images = (arrays[name][row][inside].copy() for name in ('image', 'label', 'prediction'))
             sample = Sample(source[index]['name'], *images)
             yield index, Ranked(sample.name, float(ious[row]), sample)
+
+    def _count_boundaries(self, batch: '_Batch', near: BoundaryCounts) -> None:
+        """Counts the pixels close to contours of a computed batch, in every process."""
+        names = ('index', 'size', 'label')
+        arrays = mesh_lib.fetch(
+            self.mesh,
+            {name: batch.arrays[name] for name in names} | {'prediction': batch.predictions},
+        )
+        for row in np.flatnonzero(arrays['index'] >= 0):
+            inside = tuple(map(slice, arrays['size'][row]))
+            near.add(arrays['label'][row][inside], arrays['prediction'][row][inside])
 
 
 class _Batch(NamedTuple):

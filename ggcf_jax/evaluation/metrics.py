@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int, Int32, Num
 from ml_collections import ConfigDict
 
 from ggcf_jax import registry
@@ -125,9 +125,7 @@ def class_iou(matrix: Int[np.ndarray, 'classes classes']) -> Float[np.ndarray, '
         float64 [C]; NaN for classes in neither ground truth nor prediction.
     """
     matrix = np.asarray(matrix, np.float64)
-    intersection = np.diag(matrix)
-    union = matrix.sum(0) + matrix.sum(1) - intersection
-    return np.divide(intersection, union, out=np.full(len(matrix), np.nan), where=union > 0)
+    return _share_of_diagonal(matrix, matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
 
 
 def mean_iou(matrix: Int[np.ndarray, 'classes classes']) -> float:
@@ -142,14 +140,56 @@ def pixel_accuracy(matrix: Int[np.ndarray, 'classes classes']) -> float:
     return float(np.trace(matrix) / total) if total else float('nan')
 
 
+def class_precision(matrix: Int[np.ndarray, 'classes classes']) -> Float[np.ndarray, ' classes']:
+    """Share of the pixels predicted as each class that are right.
+
+    Args:
+        matrix: confusion matrix, rows are ground truth.
+
+    Returns:
+        float64 [C]; NaN for classes that are not predicted.
+    """
+    return _share_of_diagonal(matrix, np.asarray(matrix, np.float64).sum(0))
+
+
+def class_recall(matrix: Int[np.ndarray, 'classes classes']) -> Float[np.ndarray, ' classes']:
+    """Share of the pixels of each class whose prediction is right, the accuracy of the class.
+
+    Args:
+        matrix: confusion matrix, rows are ground truth.
+
+    Returns:
+        float64 [C]; NaN for classes that are not in the ground truth.
+    """
+    return _share_of_diagonal(matrix, np.asarray(matrix, np.float64).sum(1))
+
+
+def class_f1(matrix: Int[np.ndarray, 'classes classes']) -> Float[np.ndarray, ' classes']:
+    """Harmonic mean of precision and recall of each class, its Dice coefficient.
+
+    Args:
+        matrix: confusion matrix, rows are ground truth.
+
+    Returns:
+        float64 [C]; NaN for classes in neither ground truth nor prediction.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    return _share_of_diagonal(matrix, (matrix.sum(0) + matrix.sum(1)) / 2)
+
+
+def mean_precision(matrix: Int[np.ndarray, 'classes classes']) -> float:
+    """Mean of `class_precision` over the classes predicted; NaN if there is none."""
+    return _mean(class_precision(matrix))
+
+
+def mean_f1(matrix: Int[np.ndarray, 'classes classes']) -> float:
+    """Mean of `class_f1` over the classes present; NaN if there is none."""
+    return _mean(class_f1(matrix))
+
+
 def mean_accuracy(matrix: Int[np.ndarray, 'classes classes']) -> float:
     """Mean over the labelled classes of the share of their pixels whose prediction is right."""
-    matrix = np.asarray(matrix, np.float64)
-    pixels = matrix.sum(1)
-    accuracy = np.divide(
-        np.diag(matrix), pixels, out=np.full(len(matrix), np.nan), where=pixels > 0
-    )
-    return _mean(accuracy)
+    return _mean(class_recall(matrix))
 
 
 def frequency_weighted_iou(matrix: Int[np.ndarray, 'classes classes']) -> float:
@@ -162,6 +202,8 @@ METRICS: dict[str, Metric] = {
     'miou': mean_iou,
     'pixel_accuracy': pixel_accuracy,
     'mean_accuracy': mean_accuracy,
+    'mean_precision': mean_precision,
+    'mean_f1': mean_f1,
     'frequency_weighted_iou': frequency_weighted_iou,
 }
 _DEFAULT = ('miou', 'pixel_accuracy')
@@ -204,6 +246,14 @@ def merge_classes(
     names = tuple(dict.fromkeys(groups))
     member = np.array([[group == name for group in groups] for name in names], matrix.dtype)
     return names, member @ matrix @ member.T
+
+
+def _share_of_diagonal(
+    matrix: Num[np.ndarray, 'classes classes'], of: Float[np.ndarray, ' classes']
+) -> Float[np.ndarray, ' classes']:
+    """The diagonal divided by numbers of pixels; NaN where there are none."""
+    diagonal = np.diag(np.asarray(matrix, np.float64))
+    return np.divide(diagonal, of, out=np.full(len(of), np.nan), where=of > 0)
 
 
 def _mean(values: Float[np.ndarray, ' classes']) -> float:

@@ -3,12 +3,13 @@
 import dataclasses
 import heapq
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from ggcf_jax.evaluation import metrics
+from ggcf_jax.evaluation.boundary import BoundaryCounts
 from ggcf_jax.evaluation.metrics import Metric
 
 
@@ -56,6 +57,7 @@ class Evaluation:
         samples: the first images.
         worst: the images of lowest mIoU over all processes, the lowest first.
         metrics: name -> function of the matrix, see `metrics.METRICS`.
+        boundary: pixels close to contours, if they were counted.
     """
 
     split: str
@@ -65,11 +67,25 @@ class Evaluation:
     samples: tuple[Sample, ...] = ()
     worst: tuple[Ranked, ...] = ()
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=metrics.default)
+    boundary: BoundaryCounts | None = None
 
     @property
     def scores(self) -> dict[str, float]:
         """Value of each metric by its name; NaN where it is undefined."""
-        return {name: float(metric(self.matrix)) for name, metric in self.metrics.items()}
+        values = {name: float(metric(self.matrix)) for name, metric in self.metrics.items()}
+        return values if self.boundary is None else values | {'boundary_iou': self.boundary.mean()}
+
+    @property
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """Precision, recall and F1 of each class, and its boundary IoU if that was counted."""
+        found = {
+            'precision': metrics.class_precision(self.matrix).tolist(),
+            'recall': metrics.class_recall(self.matrix).tolist(),
+            'f1': metrics.class_f1(self.matrix).tolist(),
+        }
+        if self.boundary is not None:
+            found['boundary_iou'] = self.boundary.iou()
+        return {name: _named(self.classes, values) for name, values in found.items()}
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -151,5 +167,12 @@ class Worst:
 
 
 def _by_name(names: tuple[str, ...], matrix: np.ndarray) -> dict[str, float | None]:
-    values = metrics.class_iou(matrix).tolist()
-    return {name: None if math.isnan(value) else value for name, value in zip(names, values)}
+    return _named(names, metrics.class_iou(matrix).tolist())
+
+
+def _named(names: tuple[str, ...], values: Sequence[float | None]) -> dict[str, float | None]:
+    """The values by name; None for NaN."""
+    return {
+        name: None if value is None or math.isnan(value) else value
+        for name, value in zip(names, values, strict=True)
+    }

@@ -38,7 +38,7 @@ MAY_DIFFER = frozenset(
         'eval.batch_size', 'eval.size_multiple', 'eval.max_sizes',
         # What the start says.
         'model.backbone.expected_weights',
-        'eval.panels', 'eval.worst', 'eval.metrics',
+        'eval.panels', 'eval.worst', 'eval.metrics', 'eval.boundary',
         # What is measured on the way.
         'train.profile',
         # What only the modes after training read.

@@ -136,6 +136,7 @@ def save(
         'pixel_accuracy': _or_none(evaluation.pixel_accuracy),
         'metrics': {name: _or_none(value) for name, value in evaluation.scores.items()},
         'iou': iou,
+        'per_class': evaluation.per_class,
         'absent': [name for name, value in iou.items() if value is None],
         'category_iou': evaluation.category_iou,
         'category_miou': _or_none(evaluation.category_miou),

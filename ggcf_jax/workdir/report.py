@@ -13,6 +13,7 @@ import numpy as np
 from ggcf_jax import atomic, json_files
 from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
+from ggcf_jax.evaluation import metrics
 from ggcf_jax.workdir import evaluations as evaluations_lib
 from ggcf_jax.workdir import metrics_log, provenance
 
@@ -227,7 +228,25 @@ def _classes(best: Content) -> str:
         html.text(f'{source}; percent of the pixels of each ground truth class'),
         charts.confusion_chart(np.asarray(best['matrix']), names).decode(),
     )
-    return html.group('pair', [ious, matrix]) if len(bars) == 1 else ious + matrix
+    shown = html.group('pair', [ious, matrix]) if len(bars) == 1 else ious + matrix
+    return shown + html.section('Precision, recall and F1 per class', *_per_class(best))
+
+
+def _per_class(best: Content) -> list[str]:
+    """A table of the metrics of each class, which follow from the confusion matrix."""
+    matrix = np.asarray(best['matrix'])
+    columns = {
+        'IoU': [best['iou'][name] for name in best['classes']],
+        'precision': metrics.class_precision(matrix).tolist(),
+        'recall': metrics.class_recall(matrix).tolist(),
+        'F1 (Dice)': metrics.class_f1(matrix).tolist(),
+        'pixels': matrix.sum(1).tolist(),
+    }
+    rows = []
+    for name, *values, pixels in zip(best['classes'], *columns.values()):
+        cells = ('' if _score(value) == -math.inf else f'{value:.4f}' for value in values)
+        rows.append((name, *cells, f'{pixels:,}'))
+    return [html.group('wide', [html.table(rows, ('class', *columns))])]
 
 
 def _predictions(workdir: pathlib.Path, evaluations: Rows) -> str:
@@ -308,8 +327,8 @@ def _evaluations(evaluations: Rows) -> str:
     names = dict.fromkeys(name for each in evaluations for name in _metrics(each))
     rows = []
     for each in evaluations:
-        metrics = _metrics(each)
-        cells = (_fixed(metrics[name]) if name in metrics else '' for name in names)
+        values = _metrics(each)
+        cells = (_fixed(values[name]) if name in values else '' for name in names)
         images = '' if each['images'] is None else f'{each["images"]:,}'
         how = (str(each['step']), each['split'], images, each['inference'], _made(each))
         rows.append((*how, _fixed(each['miou']), *cells))

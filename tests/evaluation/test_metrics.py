@@ -123,3 +123,23 @@ def test_classes_are_merged():
     names, united = metrics.merge_classes(matrix, ('b', 'a', 'b'))
     assert names == ('b', 'a')
     np.testing.assert_array_equal(united, [[0 + 2 + 6 + 8, 1 + 7], [3 + 5, 4]])
+
+
+def test_precision_recall_and_f1_by_hand():
+    # Class 1 is never predicted, class 2 is not in the ground truth, class 3 in neither.
+    matrix = np.array([[6, 0, 2, 0], [4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    nan = np.nan
+    np.testing.assert_allclose(metrics.class_precision(matrix), [0.6, nan, 0, nan])
+    np.testing.assert_allclose(metrics.class_recall(matrix), [0.75, 0, nan, nan])
+    np.testing.assert_allclose(metrics.class_f1(matrix), [12 / 18, 0, 0, nan])
+    assert metrics.mean_precision(matrix) == pytest.approx(0.3)
+    assert metrics.mean_accuracy(matrix) == pytest.approx(0.375)
+    assert metrics.mean_f1(matrix) == pytest.approx(12 / 18 / 3)
+    assert all(np.isnan(metric(np.zeros((2, 2)))) for metric in metrics.METRICS.values())
+
+
+def test_dice_of_two_masks(rng):
+    truth, guess = rng.integers(0, 2, (2, 30, 30))
+    matrix = metrics.confusion_matrix(truth, guess, 2, 255)
+    dice = 2 * (truth & guess).sum() / (truth.sum() + guess.sum())
+    assert metrics.class_f1(matrix)[1] == pytest.approx(dice)
