@@ -1,5 +1,6 @@
 """Predictions of images as files, with a trained model: read it from top to bottom."""
 
+import functools
 import hashlib
 import pathlib
 import sys
@@ -104,7 +105,10 @@ def predict(
     outputs.claim(folder, _key(model))
     results.write_classes(model.classes)
     ledger = Ledger(folder, code.digest(model.network))
-    network = model.batch_run(np.dtype(np.float16) if results.probabilities else None)
+    networks = {  # parts are blended by their probabilities
+        False: model.batch_run(np.dtype(np.float16) if results.probabilities else None),
+        True: model.batch_run(np.dtype(np.float32)),
+    }
 
     sizes = [each.size() for each in inputs]
     with ThreadPoolExecutor(config.data.threads) as pool:
@@ -129,8 +133,12 @@ def predict(
         ):
 
             def run(
-                images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+                images: UInt8[np.ndarray, 'b h w 3'],
+                sizes: Int32[np.ndarray, 'b 2'],
+                *,
+                in_parts: bool,
             ) -> Prediction:
+                network = networks[in_parts]
                 if reason := stop_requested():  # between the parts of a large image, too
                     raise _Stopped(reason)
                 if not network.is_compiled(images):
@@ -153,9 +161,11 @@ def predict(
                         results.discard(name)  # of what the image was before
                 if job.in_parts:
                     for name, image in images.items():
-                        _predict_large(run, name, image, job, results, advance)
+                        run_part = functools.partial(run, in_parts=True)
+                        _predict_large(run_part, name, image, job, results, advance)
                 elif images:
-                    _predict_small(run, images, job, results, pool)
+                    run_whole = functools.partial(run, in_parts=False)
+                    _predict_small(run_whole, images, job, results, pool)
                     advance(len(images))
                 for name, entry in entries.items():
                     ledger.add(name, entry)

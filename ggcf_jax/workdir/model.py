@@ -310,6 +310,7 @@ class TrainedModel:
     ) -> list[Prediction]:
         """The predictions of images in their order; in parts from `max_side` on, if it is given."""
         run = self.batch_run(np.dtype(np.float32) if probabilities else None)
+        run_parts = self.batch_run(np.dtype(np.float32))  # parts are blended by probabilities
         given = [inputs.of_any(image, upright=upright) for image in images]
         sizes = [each.size() for each in given]
         if max_side is None:
@@ -322,7 +323,7 @@ class TrainedModel:
             for job in jobs:
                 decoded = [given[i].decode(job.largest) for i in job.members]
                 if job.in_parts:
-                    results = [self._predict_in_parts(run, decoded[0], job, probabilities)]
+                    results = [self._predict_in_parts(run_parts, decoded[0], job, probabilities)]
                 else:
                     results = batches.predict_padded(run, decoded, job)
                 found |= zip(job.members, results)
