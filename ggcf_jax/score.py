@@ -12,9 +12,11 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax import atomic, data
-from ggcf_jax.data.datasets import folder
-from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, FileDecoder
-from ggcf_jax.data.records.dataset import identity_label_map
+from ggcf_jax.data.datasets import class_file, pairing
+from ggcf_jax.data.datasets.pairing import LABELS
+from ggcf_jax.data.records import finder
+from ggcf_jax.data.records.codec import IGNORE, FileDecoder
+from ggcf_jax.data.records.dataset import Decoder, identity_label_map
 from ggcf_jax.display.console import Progress, class_table, metrics_line
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
@@ -36,14 +38,14 @@ class Truth(NamedTuple):
         classes: class names in train-id order.
         categories: category of each class, or ().
         labels: name of each image -> function that reads its train ids.
-        label_map: label value of a file -> train id, for predictions without a class file.
+        decoder: decodes predictions that have no class file.
     """
 
     name: str
     classes: tuple[str, ...]
     categories: tuple[str, ...]
     labels: dict[str, Labels]
-    label_map: UInt8[np.ndarray, '256']
+    decoder: Decoder
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
@@ -58,7 +60,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
     table = pathlib.Path(flags.classes).expanduser() if flags.classes else None
     if flags.labels:
         labels = pathlib.Path(flags.labels).expanduser()
-        truth = of_folder(labels, table, predictions, tuple(config.data.ignore))
+        ignore, form = tuple(config.data.ignore), config.data.label_form
+        truth = of_folder(labels, table, predictions, ignore, form)
     else:
         truth = of_split(config, flags.split)
     evaluation = score(config, predictions, truth)
@@ -75,6 +78,7 @@ def of_folder(
     table: pathlib.Path | None,
     predictions: pathlib.Path,
     ignore: tuple[int, ...],
+    label_form: str,
 ) -> Truth:
     """The label files of a folder, searched recursively.
 
@@ -84,6 +88,7 @@ def of_folder(
             the labels, the one above it, or that of the predictions.
         predictions: folder of the predictions.
         ignore: label values that do not count, `config.data.ignore`.
+        label_form: what the labels hold, `config.data.label_form`.
 
     Raises:
         InputError: no such folder, no labels or no class file in it, or a damaged one.
@@ -101,17 +106,17 @@ def of_folder(
             )
     elif not table.is_file():
         raise InputError(f'--classes={table}: there is no such file')
-    classes = folder.read_classes(table, ignore)
-    decoder = FileDecoder(classes.label_map)
+    classes = class_file.read(table, ignore)
+    decoder = FileDecoder(classes.label_map, classes.label_colors, label_form)
     files = _label_files(labels)
     if not files:
-        raise InputError(f'--labels={labels}: no .png files found')
+        raise InputError(f'--labels={labels}: no files with one of {", ".join(LABELS)}')
     return Truth(
         labels.name,
         classes.names,
         (),
         {name: _reader(path, decoder) for name, path in files.items()},
-        classes.label_map,
+        decoder,
     )
 
 
@@ -143,7 +148,7 @@ def of_split(config: ConfigDict, split: str) -> Truth:
         dataset.classes,
         dataset.categories,
         {name: reader(i) for i, name in enumerate(names)},
-        identity_label_map(dataset.num_classes, IGNORE),
+        FileDecoder(identity_label_map(dataset.num_classes, IGNORE)),
     )
 
 
@@ -166,7 +171,7 @@ def score(config: ConfigDict, predictions: pathlib.Path, truth: Truth) -> Evalua
     shown = metrics.METRICS | metrics.build(config)
     if (predictions / outputs.KEY_FILE).is_file():
         predictions /= 'labels'
-    decoder = FileDecoder(_meaning(predictions, truth))
+    decoder = _decoder(predictions, truth)
     pairs = _pairs(predictions, truth)
     count = len(truth.classes)
 
@@ -238,34 +243,33 @@ def _pairs(predictions: pathlib.Path, truth: Truth) -> dict[str, pathlib.Path]:
     return pairs
 
 
-def _meaning(predictions: pathlib.Path, truth: Truth) -> UInt8[np.ndarray, '256']:
-    """Value of a predicted label file -> train id of the ground truth."""
+def _decoder(predictions: pathlib.Path, truth: Truth) -> Decoder:
+    """Decodes predictions to train ids of the ground truth."""
     places = (predictions, predictions.parent)
     paths = [place / outputs.CLASS_FILE for place in places]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        return truth.label_map
-    own = folder.read_classes(path, ())
+        return truth.decoder
+    own = class_file.read(path, ())
     if set(own.names) != set(truth.classes):
         differing = sorted(set(own.names) ^ set(truth.classes))
         raise InputError(
             f'{path} has other classes than the labels; {len(differing)} are only in one of them, '
             f'among them {", ".join(map(repr, differing[:_SHOWN]))}'
         )
-    label_map = np.full(256, NOT_ALLOWED, np.uint8)
-    for index, name in enumerate(own.names):
-        label_map[own.label_map == index] = truth.classes.index(name)
-    return label_map
+    # IGNORE and NOT_ALLOWED stay what they are.
+    to_truth = np.arange(256, dtype=np.uint8)
+    to_truth[: len(own.names)] = [truth.classes.index(name) for name in own.names]
+    colors = {color: int(to_truth[index]) for color, index in own.label_colors.items()}
+    return FileDecoder(to_truth[own.label_map], colors)
 
 
 def _label_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The label files below a folder by their name without extension; hidden ones are left out."""
-    files = (path for path in root.rglob('*') if path.suffix.lower() == '.png' and path.is_file())
-    visible = (path for path in files if not path.name.startswith('.'))
-    return folder.by_stem(sorted(visible), root)
+    return pairing.by_stem(finder.find(root, LABELS).files, root)
 
 
-def _reader(path: pathlib.Path, decoder: FileDecoder) -> Labels:
+def _reader(path: pathlib.Path, decoder: Decoder) -> Labels:
     def read() -> UInt8[np.ndarray, 'h w']:
         try:
             content = path.read_bytes()

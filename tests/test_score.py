@@ -88,7 +88,7 @@ def test_values_without_a_class_file_are_those_of_the_labels(case):
     matrix = sum(metrics.confusion_matrix(*pair, 3, IGNORE) for pair in maps.values())
     assert _run(root, guess='out/labels')['matrix'] == matrix.tolist()
     _write(root / 'out' / 'labels' / 'a.png', np.full((40, 60), 9, np.uint8))
-    with pytest.raises(InputError, match=r'a\.png: label values \[9\] are outside the allowed'):
+    with pytest.raises(InputError, match=r'a\.png: label values .*9.* are outside the allowed'):
         _run(root, guess='out/labels')
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_scored(case):
     with pytest.raises(InputError, match=r'--classes=x: there is no such file'):
         _run(root, classes='x')
     (root / 'empty').mkdir()
-    with pytest.raises(InputError, match=r'no \.png files found'):
+    with pytest.raises(InputError, match=r'no files with one of \.png'):
         _run(root, labels='empty', classes=str(root / 'gt' / 'classes.csv'))
     labels = root / 'out' / 'labels'
     _write(labels / 'c.png', np.zeros((3, 4), np.uint8))
