@@ -253,7 +253,7 @@ def _parse_segments(text: bytes) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def _parse(text: bytes) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+def _parse(text: str | bytes) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """Returns the configuration, the fields that it got by default, and the unknown ones.
 
     Raises:
