@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from ggcf_jax import data, evaluate, models, predict
-from ggcf_jax.data.datasets import camvid, cityscapes
-from ggcf_jax.data.datasets import folder as folder_lib
+from ggcf_jax.data.datasets import camvid, cityscapes, class_file
 from ggcf_jax.data.records.codec import FileDecoder
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
@@ -591,7 +590,7 @@ def test_label_files_show_the_classes(setting, tmp_path):
             np.asarray(picture.convert('RGB')), np.asarray(camvid.COLORS)[found['train']]
         )
         # The sidecar is a class file that reads these labels.
-        table = folder_lib.read_classes(out / 'classes.csv', ignore=())
+        table = class_file.read(out / 'classes.csv', ignore=())
         assert (table.names, table.colors) == (camvid.CLASSES, camvid.COLORS)
         np.testing.assert_array_equal(table.label_map[found[kind]], found['train'])
     config.predict.label_ids = 'dataset'

@@ -101,7 +101,7 @@ def test_whole_network_of_a_run(tiny_config, camvid_folder, tmp_path):
     workdir = tmp_path / 'there'
     workdir_config.save(there, workdir)
     classes.save(data.build(there.data), workdir)
-    source = _state(there, seed=1)
+    source = _state(there, seed=1, num_classes=11)
     checkpointer = checkpoints.Checkpointer(workdir)
     checkpointer.save(int(source.step), source.to_trees(), miou=0.5)
     checkpointer.close()

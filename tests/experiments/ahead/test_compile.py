@@ -132,7 +132,7 @@ def test_reported_numbers(monkeypatch, tmp_path):
     # The auxiliary head is not evaluated and not given to the program.
     used = [{k: v for k, v in x.items() if not k.startswith('aux')} for x in (params, stats)]
     state = sum(4 * x.size for x in jax.tree.leaves(used))
-    images = 2 * 24 * 32 * (3 + 1)
+    images = 2 * (24 * 32 * (3 + 1) + 2 * 4)  # with their labels and their heights and widths
     assert program.arguments == state + images + 11 * 11 * 4
     assert program.memory == (
         program.temporary + program.arguments + program.outputs - program.aliased
