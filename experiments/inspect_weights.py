@@ -53,12 +53,14 @@ def _describe_file(path: pathlib.Path, *, list_tensors: bool) -> None:
     if list_tensors:
         for name, tensor in everything.items():
             print(f'{name}  {list(tensor.shape)}')
-    tensors, _ = layouts.trunk(everything)
+    tensors, _, prefix = layouts.trunk(everything)
     layout = layouts.detect(tensors, path)
     fields = layout.describe(tensors)
     size = sum(tensor.size for tensor in everything.values())
     print(f'{path}: {len(everything)} tensors, {size:,} numbers')
     print(f'layout: {layout.name}\n  as in {layout.source}')
+    if prefix:
+        print(f'names: without the prefix {prefix}')
     print(f'network:\n  {_flags(fields)}')
     print(f'input: config.model.input={" or ".join(map(repr, layout.inputs))}')
     imported = pretrained.load(path, _shapes(fields), layout.norm)

@@ -114,7 +114,10 @@ def _read(
         return _read_workdir(path, shapes, config.model.norm, report)
     imported = pretrained.load(path, shapes, config.model.norm)
     left_out = f'; left out {len(imported.left_out)} of heads' if imported.left_out else ''
-    report(f'{path}: {imported.layout}, {imported.matched} tensors into the backbone{left_out}')
+    prefix = f' without the prefix {imported.prefix}' if imported.prefix else ''
+    report(
+        f'{path}: {imported.layout}, {imported.matched} tensors{prefix} into the backbone{left_out}'
+    )
     if config.model.input not in imported.inputs:
         report(
             f'warning: such files are trained with config.model.input='

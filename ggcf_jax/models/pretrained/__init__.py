@@ -31,6 +31,7 @@ class Imported:
         matched: number of the file's tensors that were used.
         left_out: names of the file's tensors that belong to classifiers and heads.
         inputs: values of `config.model.input` that published files of the layout are used with.
+        prefix: what stands before the backbone's names in the file; '' if nothing.
     """
 
     arrays: dict[str, Float32[np.ndarray, '...']]
@@ -38,6 +39,7 @@ class Imported:
     matched: int
     left_out: tuple[str, ...]
     inputs: tuple[str, ...]
+    prefix: str
 
 
 def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: Norm) -> Imported:
@@ -52,7 +54,7 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
         InputError: the file cannot be read, matches none of the supported layouts, or does not fit
             the backbone; the message lists what is missing, unexpected or of another shape.
     """
-    tensors, heads = layouts.trunk(files.read(path))
+    tensors, heads, prefix = layouts.trunk(files.read(path))
     layout = layouts.detect(tensors, path)
     left_out = [name for name in tensors if layout.leaves_out(name)]
     used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
@@ -60,7 +62,7 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     hint = layouts.fields_text(layout.describe(used))
     arrays = fill(shapes, used, layout.rename, where=where, hint=f'the file fits {hint}')
     arrays = convert_scales(arrays, source=layout.norm, target=norm, where=where)
-    return Imported(arrays, layout.name, len(used), (*left_out, *heads), layout.inputs)
+    return Imported(arrays, layout.name, len(used), (*left_out, *heads), layout.inputs, prefix)
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

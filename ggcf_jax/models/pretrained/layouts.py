@@ -7,7 +7,7 @@ one of the modules here.
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Float
 from numpy import ndarray
@@ -47,7 +47,21 @@ def wrappers(names: Iterable[str]) -> tuple[str, ...]:
             return tuple(found)
 
 
-def trunk(tensors: Tensors) -> tuple[dict[str, Float[ndarray, '...']], list[str]]:
+class Trunk(NamedTuple):
+    """The backbone in a file.
+
+    Attributes:
+        tensors: its tensors, by names without prefix.
+        others: names of the file's other tensors.
+        prefix: what stood before the names in the file; '' if nothing.
+    """
+
+    tensors: dict[str, Float[ndarray, '...']]
+    others: list[str]
+    prefix: str
+
+
+def trunk(tensors: Tensors) -> Trunk:
     """Takes the backbone out of a file's tensors, without the prefixes that wrappers add.
 
     Those of `wrappers` are, then `encoder.` of segmentation_models.pytorch and the like; `resinit.`
@@ -56,24 +70,24 @@ def trunk(tensors: Tensors) -> tuple[dict[str, Float[ndarray, '...']], list[str]
 
     Args:
         tensors: all tensors of a file.
-
-    Returns:
-        (tensors of the backbone, names of the others).
     """
     names = {name: name for name in tensors if not name.endswith('num_batches_tracked')}
     heads: list[str] = []
-    for prefix in wrappers(names):
+    found = [*wrappers(names)]
+    for prefix in found:
         heads += [name for name, new in names.items() if not new.startswith(prefix)]
         names = {n: new.removeprefix(prefix) for n, new in names.items() if new.startswith(prefix)}
     for prefix in _TRUNKS:
         if any(new.startswith(prefix) for new in names.values()):
+            found.append(prefix)
             heads += [name for name, new in names.items() if not new.startswith(prefix)]
             names = {
                 name: new.removeprefix(prefix)
                 for name, new in names.items()
                 if new.startswith(prefix)
             }
-    return {re.sub(r'^(resinit|prefix)\.', '', new): tensors[n] for n, new in names.items()}, heads
+    own = {re.sub(r'^(resinit|prefix)\.', '', new): tensors[n] for n, new in names.items()}
+    return Trunk(own, heads, ''.join(found))
 
 
 def detect(tensors: Tensors, path: str | pathlib.Path) -> Layout:

@@ -67,6 +67,34 @@ def test_repeated_and_single_blocks_are_filled_from_the_same_names(tmp_path, rng
     )
 
 
+@pytest.mark.parametrize(
+    'prefix',
+    ['module.', '_orig_mod.', 'model.', 'encoder.', 'module._orig_mod.', 'model.backbone.'],
+)
+def test_prefixes_of_wrappers_are_removed(tmp_path, rng, prefix):
+    shapes = _shapes('resnet18')
+    tensors = _tensors(shapes, rng)
+    plain = pretrained.load(_save(tmp_path / 'plain.safetensors', tensors), shapes, 'batch_norm')
+    wrapped = {prefix + name: tensor for name, tensor in tensors.items()} | {
+        'loss.weight': np.ones(2, np.float32)
+    }
+    found = pretrained.load(_save(tmp_path / 'w.safetensors', wrapped), shapes, 'batch_norm')
+    assert (plain.prefix, found.prefix) == ('', prefix)
+    assert found.matched == plain.matched and 'loss.weight' in found.left_out
+    for name, array in plain.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(tmp_path, rng, value):
+    shapes = _shapes('resnet18')
+    tensors = _tensors(shapes, rng)
+    tensors['layer1.0.bn1.running_var'][0] = value
+    path = _save(tmp_path / 'w.safetensors', tensors)
+    with pytest.raises(InputError, match=r'NaN or infinite: layer1\.0\.bn1\.running_var'):
+        pretrained.load(path, shapes, 'batch_norm')
+
+
 def test_what_does_not_fit_is_listed(tmp_path, rng):
     shapes = _shapes()
     tensors = _tensors(shapes, rng)
