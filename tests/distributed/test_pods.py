@@ -211,6 +211,25 @@ def test_stuck_process_ends_all_and_is_named(stages):
         assert re.search(verdict, processes.text(i)), processes.text(i)
 
 
+@pytest.mark.parametrize('field', ['train.learning_rate=0.01', 'train.steps=61'])
+def test_processes_that_were_started_differently_end_at_once(config, tmp_path, field):
+    """Other rates would train on silently, another number of steps wait for ever at the end."""
+    workdir_config.save(config, tmp_path)
+
+    def launcher(i, port):
+        flags, environment = by_flags(i, port)
+        return flags + [f'--config.{field}'] * i, environment
+
+    with Processes(launcher, tmp_path, tmp_path / 'run', tmp_path / 'logs') as processes:
+        codes = processes.codes()
+    assert codes == [2, 2], processes.text(0) + processes.text(1)
+    name, _, value = field.partition('=')
+    there = config[name.partition('.')[0]][name.partition('.')[2]]
+    assert f'config.{name}: {there} there, {value} here' in processes.text(1)
+    assert 'process 1' in processes.text(0)
+    assert not (tmp_path / 'run').exists()
+
+
 def assert_same_metrics(a, b, tolerance):
     """Not the IoU of each class, which one pixel of a rare class changes."""
     for name in ('val/miou', 'val/pixel_accuracy'):
