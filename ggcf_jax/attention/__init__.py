@@ -253,15 +253,15 @@ def _attend(
         automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
         return Partial(*automatic(inputs, graph, prune))
     engine = engine_of(graph) if resolved == 'xla' else None
-    if engine is not None and prune is not None and inputs.bias is not None:
-        raise ValueError(
-            'Context Pruning with a bias has no engine: drop one of them, or use '
-            "implementation='reference' on small maps"
-        )
     attend_pruned = None
     if engine is not None and prune is not None:
         if prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
             prune = None
+        elif inputs.bias is not None:
+            raise ValueError(
+                'Context Pruning with a bias has no engine: drop one of them, or use '
+                "implementation='reference' on small maps"
+            )
         elif engine.attend_pruned is None and implementation == 'xla':
             raise ValueError(
                 f"implementation 'xla' has no Context Pruning for {graph}; use 'reference'"

@@ -136,6 +136,8 @@ def test_pruned_by_the_affinity_alone():
     o = attend(q, k, v, Local(2), bias=bias, keep=4, implementation='reference')
     expected = jnp.einsum('bmkyx,byxkc->bmkc', weights, v)[0, 0]
     assert_close(o[0, 4, 5], expected, 1e-5)
+    whole = attend(q, k, v, Local(2), bias=bias)
+    np.testing.assert_array_equal(attend(q, k, v, Local(2), bias=bias, keep=25), whole)
     with pytest.raises(ValueError, match='Context Pruning with a bias has no engine'):
         attend(q, k, v, Local(2), bias=bias, keep=4)
 
