@@ -292,10 +292,10 @@ def _set(config: ConfigDict, name: str, value: Any, kinds: Mapping[str, str]) ->
         value = config_dict.placeholder(_TYPES[kind])
     try:
         config[last] = _tuples(value)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         value = None if isinstance(value, config_dict.FieldReference) else value
         expected = config.get_type(last).__name__
-        raise ValueError(f'{name}={value!r} is not of type {expected}') from error
+        raise ValueError(f'{name}={value!r:.60} is not of type {expected}') from error
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

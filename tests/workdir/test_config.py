@@ -177,6 +177,10 @@ def test_fields_that_may_differ_exist():
             'seed=None is not of type int',
         ),
         ('{"train": {"steps": "many"}, "placeholders": {}}', "train.steps='many' is not of type"),
+        (
+            '{"train": {"learning_rate": 1' + 400 * '0' + '}, "placeholders": {}}',
+            'train.learning_rate=1000',
+        ),
         ('{"train": 3, "placeholders": {}}', 'train=3 is not of type ConfigDict'),
         ('{"seed": {"a": 3}, "placeholders": {}}', 'seed.a: seed is not a section but a field'),
     ],
