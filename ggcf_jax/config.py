@@ -60,6 +60,9 @@ def default() -> ConfigDict:
     # Number of threads that decode images, of each worker if there are any.
     config.data.threads = 16
     config.data.workers = 0  # Number of worker processes that load images; 0: threads only.
+    # Bits that the samples of 16-bit images use, 8 to 16, such as 12 where their largest values are
+    # 4095; also of the images of the modes predict and serve. --mode=doctor finds the number.
+    config.data.image_bits = 16
     # Only 'folder' reads this: file inside manual_dir with the class names (configs/folder.py).
     config.data.classes = 'classes.csv'
     # Only 'folder' reads this: label values that are neither trained on nor counted; '()': none.
@@ -348,6 +351,7 @@ _BOUNDS = (
         lambda value: 0 <= value <= 1,
         ('data.max_class_share', 'data.class_uniform'),
     ),
+    _Bound('must be in [8, 16]', lambda value: 8 <= value <= 16, ('data.image_bits',)),
     _Bound('must be above 0', lambda value: value > 0, ('model.ggcf.scale',)),
     _Bound('must be at least 0', lambda value: value >= 0, ('train.ohem.min_kept',)),
     _Bound('must be at least 64', lambda value: value >= 64, ('predict.max_side',)),

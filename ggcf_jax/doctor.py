@@ -19,6 +19,7 @@ from rich.table import Table
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, models
 from ggcf_jax.data import advice, label_survey, mixture, pipeline
+from ggcf_jax.data.records import depth
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.scan import Scan, scan
@@ -156,6 +157,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
         if (labels := label_survey.survey(dataset, split)) is not None:
             for line in label_survey.lines(labels, dataset):
                 found.say(line)
+    _judge_depth(list(scans.values()), config.data.image_bits, found)
     _tell_classes(dataset, list(scans.values()), folder, found)
     _judge_classes(dataset, scans, found)
     if found.errors:
@@ -197,6 +199,28 @@ def _tell_split(look: Scan, found: Findings) -> None:
             f'{look.ignored_share:.0%} of the pixels of {look.split} have no class; is the map '
             'from label values to classes right?'
         )
+
+
+def _judge_depth(scans: list[Scan], bits: int, found: Findings) -> None:
+    """Compares the values of 16-bit images with what `config.data.image_bits` says of them."""
+    count = sum(look.deep for look in scans)
+    if not count:
+        return
+    look = max(scans, key=lambda each: each.largest)
+    needed = depth.needed_bits(look.largest)
+    fact = (
+        f'{count} images have 16 bits; their largest value is {look.largest} ({look.largest_of}), '
+        f'of {needed} bits'
+    )
+    if needed > bits:
+        found.error(f'{fact}: set --config.data.image_bits={needed}, which is {bits}')
+    elif needed <= bits - depth.UNUSED and look.largest:
+        found.warning(
+            f'{fact}, so that they become almost black with config.data.image_bits={bits}: set '
+            f'--config.data.image_bits={needed}'
+        )
+    else:
+        found.say(fact)
 
 
 def _tell_classes(

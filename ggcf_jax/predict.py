@@ -204,7 +204,7 @@ def _find(
     """The images, and the data set if they are those of a split."""
     path = pathlib.Path(source).expanduser()
     if path.exists() and not for_server:
-        return prediction_inputs.of_path(path, folder), None
+        return prediction_inputs.of_path(path, folder, bits=config.data.image_bits), None
     dataset = data.build(config.data)
     if for_server and not dataset.server_ids:
         raise InputError(
@@ -217,7 +217,8 @@ def _find(
             f'{dataset.name!r} ({", ".join(dataset.sources)})'
             + ('; only a split goes to a server' if for_server else '')
         )
-    return prediction_inputs.of_split(dataset, source), dataset
+    bits = config.data.image_bits
+    return prediction_inputs.of_split(dataset, source, bits=bits), dataset
 
 
 def _label_ids(config: ConfigDict, classes: Classes, dataset: Dataset | None) -> tuple[int, ...]:

@@ -318,10 +318,10 @@ def test_output_folders(tmp_path):
 
 def test_inputs(tmp_path, rng, capsys):
     with pytest.raises(InputError, match='no images found; supported extensions: '):
-        inputs.of_path(tmp_path, tmp_path / 'out')
+        inputs.of_path(tmp_path, tmp_path / 'out', bits=16)
     for name in ('a.png', 'b/a.png', 'b/out/labels/a.png'):
         _write(tmp_path / name, _picture(rng, (5, 7)))
-    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
+    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out', bits=16)
     assert [each.name for each in found] == ['a', 'b/a']
     assert [each.size() for each in found] == [(5, 7)] * 2
     for name in ('._a.jpg', '.ipynb_checkpoints/a.png', 'Thumbs.db', os.fsdecode(b'd\xe4.JPG')):
@@ -329,16 +329,16 @@ def test_inputs(tmp_path, rng, capsys):
         (tmp_path / name).write_bytes(b'')
     (tmp_path / 'e').symlink_to(tmp_path / 'b')
     capsys.readouterr()
-    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out')
+    found = inputs.of_path(tmp_path, tmp_path / 'b' / 'out', bits=16)
     assert [each.name for each in found] == ['a', 'b/a', os.fsdecode(b'd\xe4')]
     notes = capsys.readouterr().err
     assert '--input: left out 2 hidden (' in notes and '1 leftovers of systems (Thumbs.db)' in notes
     assert '1 links to folders that are read already (e)' in notes
     cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 2), np.uint8))
     with pytest.raises(InputError, match='have the same name up to the extension'):
-        inputs.of_path(tmp_path, tmp_path / 'out')
+        inputs.of_path(tmp_path, tmp_path / 'out', bits=16)
     (tmp_path / 'c.png').write_bytes(b'\x89PNG\r\n\x1a\n')
-    assert inputs.of_path(tmp_path / 'c.png', tmp_path)[0].size() is None
+    assert inputs.of_path(tmp_path / 'c.png', tmp_path, bits=16)[0].size() is None
 
 
 def test_neither_path_nor_split(setting, tmp_path):
@@ -478,7 +478,7 @@ def test_results_follow_their_images(tmp_path):
     for folder in ('a', 'b'):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / 'x.png').write_bytes(folder.encode() * 9)
-    (first,), (second,) = (inputs.of_path(tmp_path / f, tmp_path / 'out') for f in 'ab')
+    (first,), (second,) = (inputs.of_path(tmp_path / f, tmp_path / 'out', bits=16) for f in 'ab')
     (tmp_path / 'out').mkdir()
     book = ledger.Ledger(tmp_path / 'out', 'code 1')
     assert book.outdated(first) == ledger.UNKNOWN
@@ -511,7 +511,7 @@ def test_results_follow_their_images(tmp_path):
 def test_a_damaged_ledger_costs_time_only(tmp_path, damage):
     (tmp_path / 'x.png').write_bytes(b'x')
     (tmp_path / 'y.png').write_bytes(b'y')
-    x, y = inputs.of_path(tmp_path, tmp_path / 'out')
+    x, y = inputs.of_path(tmp_path, tmp_path / 'out', bits=16)
     (tmp_path / 'out').mkdir()
     book = ledger.Ledger(tmp_path / 'out', 'code')
     book.add('y', book.entry(y.read()))
@@ -610,7 +610,7 @@ def test_names_of_records_stay_in_the_folder(name):
         name='x', classes=('a',), colors=((0, 0, 0),), sources=sources, decoder=None, identity='x'
     )
     with pytest.raises(InputError, match=r"record 1 of split 'test' is called .* rename"):
-        inputs.of_split(dataset, 'test')
+        inputs.of_split(dataset, 'test', bits=16)
 
 
 def test_classes_are_kept(setting, tmp_path):

@@ -5,13 +5,15 @@ The way of a record: `pipeline` draws it from the splits that `mixture` names, a
 and `pipeline` stacks the samples of a batch.
 """
 
+import dataclasses
 from collections.abc import Generator
 
 from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.data import class_uniform, class_weights, datasets, mixture, pipeline
-from ggcf_jax.data.records import compact, prepare
+from ggcf_jax.data.records import compact, depth, prepare
+from ggcf_jax.data.records.codec import FileDecoder
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.data.transforms import TrainTransform
 from ggcf_jax.errors import InputError
@@ -26,7 +28,7 @@ def build(data: ConfigDict) -> Dataset:
     Args:
         data: `config.data`. `name` is that of a data set in `data/datasets/`, or
             `my_package.my_module:build` for a `DatasetBuilder` outside this repository; the data
-            set reads other fields.
+            set reads other fields. `image_bits` holds for every data set of image files.
 
     Raises:
         InputError: an unknown name, or something that the data set finds wrong with its fields or
@@ -39,7 +41,14 @@ def build(data: ConfigDict) -> Dataset:
             f'config.data.name={data.name!r} returns {type(dataset).__name__}; it must return a '
             'ggcf_jax.data.records.dataset.Dataset'
         )
-    return dataset
+    bits = data.image_bits
+    if bits == depth.FULL or not isinstance(dataset.decoder, FileDecoder):
+        return dataset
+    return dataclasses.replace(
+        dataset,
+        decoder=dataclasses.replace(dataset.decoder, image_bits=bits),
+        identity=f'{dataset.identity} of {bits} bits',
+    )
 
 
 def training_batches(

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int64
 
-from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.data.records import codec
+from ggcf_jax.data.records.codec import IGNORE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
 
@@ -25,6 +26,9 @@ class Scan:
         images: number of images that show each class.
         ignored: number of pixels without class.
         problems: a line for each record that cannot be used, with its name.
+        deep: number of images of 16 bits.
+        largest: largest value of these.
+        largest_of: name of the image that has it.
     """
 
     split: str
@@ -34,6 +38,9 @@ class Scan:
     images: Int64[np.ndarray, ' classes']
     ignored: int
     problems: tuple[str, ...]
+    deep: int = 0
+    largest: int = 0
+    largest_of: str = ''
 
     @property
     def ignored_share(self) -> float:
@@ -50,6 +57,8 @@ class _Inspected:
         problem: why it cannot be used; '' if it can.
         size: (height, width).
         counts: number of pixels of each of the 256 label values.
+        name: name of its image.
+        largest: largest value of its image; -1 if that has no 16 bits.
     """
 
     problem: str = ''
@@ -57,6 +66,8 @@ class _Inspected:
     counts: Int64[np.ndarray, '256'] = dataclasses.field(
         default_factory=lambda: np.zeros(256, np.int64)
     )
+    name: str = ''
+    largest: int = -1
 
 
 def scan(
@@ -76,20 +87,31 @@ def scan(
     source, classes = dataset.source(split), dataset.num_classes
 
     def inspect(index: int) -> _Inspected:
+        largest, name = -1, ''
         try:
-            label = dataset.decode(source[index])['label']
+            record = source[index]
+            name = record.get('image_file', record['name'])
+            if isinstance(dataset.decoder, FileDecoder):
+                found = codec.largest_of_16_bits(record['image'], name)
+                largest = -1 if found is None else found
+            label = dataset.decode(record)['label']
         except (InputError, OSError) as error:
-            return _Inspected(problem=str(error))
+            return _Inspected(problem=str(error), name=name, largest=largest)
+        counts = np.bincount(label.ravel(), minlength=256)
         height, width = label.shape
-        return _Inspected(size=(height, width), counts=np.bincount(label.ravel(), minlength=256))
+        return _Inspected(size=(height, width), counts=counts, name=name, largest=largest)
 
     sizes: Counter[tuple[int, int]] = Counter()
     pixels, images = np.zeros((2, classes), np.int64)
     ignored = 0
     problems: list[str] = []
+    deep, brightest = 0, _Inspected()
     with ThreadPoolExecutor(threads) as pool:
         for record in pool.map(inspect, range(len(source))):
             advance(1)
+            if record.largest >= 0:
+                deep += 1
+                brightest = max(brightest, record, key=lambda each: each.largest)
             if record.problem:
                 problems.append(record.problem)
                 continue
@@ -97,4 +119,15 @@ def scan(
             pixels += record.counts[:classes]
             images += record.counts[:classes] > 0
             ignored += int(record.counts[IGNORE])
-    return Scan(split, len(source), sizes, pixels, images, ignored, tuple(problems))
+    return Scan(
+        split,
+        len(source),
+        sizes,
+        pixels,
+        images,
+        ignored,
+        tuple(problems),
+        deep,
+        max(brightest.largest, 0),
+        brightest.name,
+    )

@@ -30,6 +30,7 @@ class Encoded:
         name: name of the image.
         data: content of its file.
         upright: whether it is turned as its EXIF orientation says.
+        bits: bits that the samples of a 16-bit image use.
         stamp: where the bytes lie, with their size and times, as a digest; None where they have
             none. Bytes of an equal stamp are equal.
     """
@@ -37,11 +38,13 @@ class Encoded:
     name: str
     data: bytes
     upright: bool
+    bits: int
     stamp: str | None
 
     def digest(self) -> str:
         """A text that changes with the pixels that `decode` gives."""
         digest = hashlib.sha256(b'upright\n' if self.upright else b'as stored\n')
+        digest.update(f'{self.bits} bits\n'.encode())
         digest.update(self.data)
         return digest.hexdigest()
 
@@ -55,7 +58,7 @@ class Encoded:
             InputError: the image cannot be decoded, or is larger than promised.
         """
         decode = codec.decode_upright if self.upright else codec.decode_image
-        image = decode(self.data, self.name)
+        image = decode(self.data, self.name, bits=self.bits)
         if largest and (image.shape[0] > largest[0] or image.shape[1] > largest[1]):
             raise InputError(f'{self.name}: the image is larger than its header says')
         return image
@@ -71,12 +74,14 @@ class Input:
         open: opens its bytes; raises OSError if they cannot be read.
         upright: whether it is turned as its EXIF orientation says: for photographs. Images of a
             data set stay as they are stored, as their labels do.
+        bits: bits that the samples of a 16-bit image use, `config.data.image_bits`.
         path: file that holds just this image; None for a record of a data set.
     """
 
     name: str
     open: Callable[[], BinaryIO]
     upright: bool
+    bits: int
     path: pathlib.Path | None = None
 
     def size(self) -> tuple[int, int] | None:
@@ -101,7 +106,7 @@ class Input:
             return None
         # The inode and the time of its last change tell apart what was copied with equal times.
         facts = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        text = f'{self.path.resolve()} {facts} {self.upright}'
+        text = f'{self.path.resolve()} {facts} {self.upright} {self.bits}'
         return hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()[:32]
 
     def read(self) -> Encoded:
@@ -113,7 +118,7 @@ class Input:
         stamp = self.stamp()  # first: of a file that changes now, the next look sees another one
         try:
             with self.open() as file:
-                return Encoded(self.name, file.read(), self.upright, stamp)
+                return Encoded(self.name, file.read(), self.upright, self.bits, stamp)
         except OSError as error:
             raise InputError(str(error)) from error
 
@@ -142,19 +147,22 @@ class ArrayInput:
         return self.image
 
 
-def of_any(image: str | os.PathLike | np.ndarray, *, upright: bool) -> Input | ArrayInput:
+def of_any(
+    image: str | os.PathLike | np.ndarray, *, upright: bool, bits: int
+) -> Input | ArrayInput:
     """An image as users of the Python API give it.
 
     Args:
         image: path of an image file; or an RGB array, uint8 [h, w, 3].
         upright: whether a file is turned as its EXIF orientation says.
+        bits: bits that the samples of a 16-bit file use, `config.data.image_bits`.
 
     Raises:
         InputError: an array of another dtype or shape.
     """
     if isinstance(image, str | os.PathLike):
         path = pathlib.Path(image).expanduser()
-        return Input(str(path), functools.partial(_open_file, path), upright, path)
+        return Input(str(path), functools.partial(_open_file, path), upright, bits, path)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise InputError(
@@ -164,18 +172,19 @@ def of_any(image: str | os.PathLike | np.ndarray, *, upright: bool) -> Input | A
     return ArrayInput(array)
 
 
-def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
+def of_path(path: pathlib.Path, output: pathlib.Path, *, bits: int) -> list[Input]:
     """The images of a file, or of a folder and its subfolders sorted by name, turned upright.
 
     Args:
         path: an image file, or a folder.
         output: folder of the results, which is left out where it lies inside `path`.
+        bits: bits that the samples of 16-bit images use, `config.data.image_bits`.
 
     Raises:
         InputError: no images there, or two whose results would have one name.
     """
     if path.is_file():
-        return [_of_file(path.stem, path)]
+        return [_of_file(path.stem, path, bits)]
     output = output.resolve()
     files, left_out = finder.find(path, EXTENSIONS)
     found = by_stem((p for p in files if output not in p.resolve().parents), path)
@@ -185,15 +194,16 @@ def of_path(path: pathlib.Path, output: pathlib.Path) -> list[Input]:
         )
     for note in finder.describe(left_out):
         print(f'--input: left out {note}', file=sys.stderr)
-    return [_of_file(name, found[name]) for name in sorted(found)]
+    return [_of_file(name, found[name], bits) for name in sorted(found)]
 
 
-def of_split(dataset: Dataset, split: str) -> list[Input]:
+def of_split(dataset: Dataset, split: str, *, bits: int) -> list[Input]:
     """The images of a split, labelled or not, in its order and as they are stored.
 
     Args:
         dataset: data set of the split.
         split: name of the split.
+        bits: bits that the samples of 16-bit images use, `config.data.image_bits`.
 
     Raises:
         InputError: no such split, two images of one name, or a name that leaves the folder of the
@@ -211,13 +221,14 @@ def of_split(dataset: Dataset, split: str) -> list[Input]:
             names_lib.check(name, f'record {i} of split {split!r}'),
             functools.partial(_open_record, source, i),
             upright=False,
+            bits=bits,
         )
         for i, name in enumerate(names)
     ]
 
 
-def _of_file(name: str, path: pathlib.Path) -> Input:
-    return Input(name, functools.partial(_open_file, path), upright=True, path=path)
+def _of_file(name: str, path: pathlib.Path, bits: int) -> Input:
+    return Input(name, functools.partial(_open_file, path), upright=True, bits=bits, path=path)
 
 
 def _open_file(path: pathlib.Path) -> BinaryIO:

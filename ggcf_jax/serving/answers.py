@@ -248,7 +248,12 @@ class Answers:
         if not content:
             raise Refused(http.HTTPStatus.BAD_REQUEST, 'The file is empty.')
         try:
-            return codec.decode_upright(content, 'this file', max_pixels=self._max_pixels)
+            return codec.decode_upright(
+                content,
+                'this file',
+                max_pixels=self._max_pixels,
+                bits=self._viewer.image_bits,
+            )
         except codec.TooLarge as error:
             raise Refused(
                 http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f'The image is too large. {error}'

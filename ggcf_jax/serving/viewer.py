@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
+from ggcf_jax.data.records import depth
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.layers.extent import Extent
@@ -36,6 +37,8 @@ class Viewer:
         attend: (RGB image, row and column of a pixel) -> weights
             [heads, ceil(h / stride), ceil(w / stride)], one in sum over the map: where each head
             looks from the position nearest to the pixel.
+        examples: pictures that the page offers.
+        image_bits: bits that the samples of 16-bit images use, `config.data.image_bits`.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Viewer:
         [UInt8[np.ndarray, 'h w 3'], tuple[int, int]], Float[np.ndarray, 'heads rows columns']
     ]
     examples: tuple[Example, ...] = ()
+    image_bits: int = depth.FULL
 
 
 def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> Viewer:
@@ -90,4 +94,5 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         segment=segment,
         attend=model.attention,
         examples=examples.of_run(pathlib.Path(workdir).expanduser()),
+        image_bits=config.data.image_bits,
     )

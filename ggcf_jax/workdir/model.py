@@ -146,7 +146,7 @@ class TrainedModel:
         if not network.heads:
             context = self.config.model.context
             raise InputError(f'config.model.context={context!r} has no attention heads')
-        pixels = inputs.of_any(image, upright=True).decode()
+        pixels = inputs.of_any(image, upright=True, bits=self.config.data.image_bits).decode()
         height, width = pixels.shape[:2]
         if not (0 <= position[0] < height and 0 <= position[1] < width):
             raise InputError(
@@ -311,7 +311,8 @@ class TrainedModel:
         """The predictions of images in their order; in parts from `max_side` on, if it is given."""
         run = self.batch_run(np.dtype(np.float32) if probabilities else None)
         run_parts = self.batch_run(np.dtype(np.float32))  # parts are blended by probabilities
-        given = [inputs.of_any(image, upright=upright) for image in images]
+        bits = self.config.data.image_bits
+        given = [inputs.of_any(image, upright=upright, bits=bits) for image in images]
         sizes = [each.size() for each in given]
         if max_side is None:
             sizes = [size or each.decode().shape[:2] for size, each in zip(sizes, given)]

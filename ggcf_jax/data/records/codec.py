@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int, Integer, UInt8, UInt32
 
-from ggcf_jax.data.records import formats, orientation, pixels
+from ggcf_jax.data.records import depth, formats, orientation, pixels
 from ggcf_jax.data.records.formats import Header, Unusable
 from ggcf_jax.errors import InputError
 
@@ -71,15 +71,18 @@ class FileDecoder:
             'auto' takes a label of one channel, or of a palette, and one of three equal channels as
             ids, any other as colours; three equal channels that could be either are refused.
             `ONE_BYTE` allows PNGs of 8-bit ids or of a palette alone.
+        image_bits: bits that the samples of 16-bit images use; `data.build` sets it to
+            `config.data.image_bits`.
     """
 
     label_map: UInt8[np.ndarray, ' values']
     label_colors: Mapping[tuple[int, int, int], int] = dataclasses.field(default_factory=dict)
     label_form: str = 'auto'
+    image_bits: int = depth.FULL
 
     def image(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w 3']:
         """Decodes an image, see `decode_image`."""
-        return decode_image(data, name)
+        return decode_image(data, name, bits=self.image_bits)
 
     def label(self, data: bytes, name: str) -> UInt8[np.ndarray, 'h w']:
         """Decodes a label to train ids, see `decode_label` and `map_labels`."""
@@ -125,7 +128,7 @@ class FileDecoder:
 
 
 def decode_image(
-    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, bits: int = depth.FULL
 ) -> UInt8[np.ndarray, 'h w 3']:
     """Decodes an image to RGB.
 
@@ -136,20 +139,22 @@ def decode_image(
         data: content of the image file.
         name: name of the image, for error messages.
         max_pixels: largest number of pixels that is decoded.
+        bits: bits that the samples of 16-bit images use (`depth`).
 
     Raises:
-        InputError: not an image, a truncated or damaged one, or bands that are no colours.
+        InputError: not an image, a truncated or damaged one, bands that are no colours, or values
+            that need more than `bits`.
         TooLarge: more than `max_pixels`.
     """
     header = _header(data, name, 'image', max_pixels)
     try:
-        return _to_rgb(pixels.for_image(data, header), header)
+        return _to_rgb(pixels.for_image(data, header), header, bits, name)
     except Unusable as error:
         raise undecodable(name, str(error)) from error
 
 
 def decode_upright(
-    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, bits: int = depth.FULL
 ) -> UInt8[np.ndarray, 'h w 3']:
     """Decodes an image and turns it as EXIF says: for images without labels, such as photographs.
 
@@ -157,12 +162,33 @@ def decode_upright(
         data: content of the image file.
         name: name of the image, for error messages.
         max_pixels: largest number of pixels that is decoded.
+        bits: bits that the samples of 16-bit images use (`depth`).
 
     Raises:
         InputError: as `decode_image`.
     """
-    image = decode_image(data, name, max_pixels=max_pixels)
+    image = decode_image(data, name, max_pixels=max_pixels, bits=bits)
     return orientation.upright(image, orientation.read(io.BytesIO(data)))
+
+
+def largest_of_16_bits(data: bytes, name: str) -> int | None:
+    """Returns the largest value of a 16-bit image, None for an image of 8 bits or fewer.
+
+    Args:
+        data: content of the image file.
+        name: name of the image, for error messages.
+
+    Raises:
+        InputError: as `decode_image`, but for the range of the values.
+    """
+    header = _header(data, name, 'image', MAX_PIXELS)
+    if header.bits <= 8:
+        return None
+    try:
+        samples = _colors(pixels.for_image(data, header), header)
+    except Unusable as error:
+        raise undecodable(name, str(error)) from error
+    return depth.largest(samples) if samples.dtype == np.uint16 else None
 
 
 def image_size(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -212,34 +238,32 @@ def _check_pixels(height: int, width: int, name: str, kind: str, max_pixels: int
         )
 
 
-def _to_rgb(samples: pixels.Samples, header: Header) -> UInt8[np.ndarray, 'h w 3']:
+def _to_rgb(
+    samples: pixels.Samples, header: Header, bits: int, name: str
+) -> UInt8[np.ndarray, 'h w 3']:
     """Samples as stored -> 8-bit RGB."""
-    samples = _to_8_bits(samples, header)
-    if samples.ndim == 2:
-        return np.repeat(samples[..., None], 3, -1)
+    colors = depth.to_8_bits(_colors(samples, header), header, bits, name)
+    if header.format == 'TIFF' and header.photometric == formats.WHITE_IS_ZERO:
+        colors = np.uint8(255) - colors
+    if colors.ndim == 2:
+        return np.repeat(colors[..., None], 3, -1)
+    if header.format == 'JPEG' and colors.shape[2] == 4:
+        return _of_cmyk(colors)
+    if colors.shape[2] == 1:
+        return np.repeat(colors, 3, -1)
+    return np.ascontiguousarray(colors)
+
+
+def _colors(samples: pixels.Samples, header: Header) -> pixels.Samples:
+    """Grey, RGB, or CMYK of a JPEG: the samples without transparency and further bands."""
+    if samples.ndim == 2 or (header.format == 'JPEG' and samples.shape[2] == 4):
+        return samples
     count = samples.shape[2]
-    if header.format == 'TIFF' and header.photometric == formats.BLACK_IS_ZERO:
-        # Bands without a stated meaning; programs that write RGB this way do not mark it.
-        if count == 2 or count > 4:
-            raise Unusable(f'it has {count} bands; save three of them as RGB')
-    elif header.format == 'JPEG' and count == 4:
-        return _of_cmyk(samples)
-    if count < 3:
-        return np.repeat(samples[..., :1], 3, -1)
-    return np.ascontiguousarray(samples[..., :3])
-
-
-def _to_8_bits(samples: pixels.Samples, header: Header) -> np.ndarray:
-    """Samples of any number of bits -> uint8."""
-    if samples.dtype == np.uint16:
-        return (samples >> 8).astype(np.uint8)
-    if samples.dtype == bool:
-        return samples.astype(np.uint8) * 255
-    if samples.dtype != np.uint8:
-        raise Unusable(f'its samples are {samples.dtype}; save it with 8 or 16 bits')
-    if header.format == 'TIFF' and header.bits < 8 and samples.ndim == 2:
-        return samples * np.uint8(255 // (2**header.bits - 1))
-    return samples
+    # Bands without a stated meaning; programs that write RGB this way do not mark it.
+    is_unmarked = header.format == 'TIFF' and header.photometric == formats.BLACK_IS_ZERO
+    if is_unmarked and (count == 2 or count > 4):
+        raise Unusable(f'it has {count} bands; save three of them as RGB')
+    return samples[..., :1] if count < 3 else samples[..., :3]
 
 
 def _of_cmyk(samples: UInt8[np.ndarray, 'h w 4']) -> UInt8[np.ndarray, 'h w 3']:
@@ -273,7 +297,7 @@ def decode_label(
     header = _label_header(data, name)
     try:
         if palette_colors and header.has_palette:
-            return _to_rgb(pixels.for_image(data, header), header)
+            return _to_rgb(pixels.for_image(data, header), header, depth.FULL, name)
         raw = pixels.for_label(data, header)
     except Unusable as error:
         raise _undecodable_label(name, str(error)) from error

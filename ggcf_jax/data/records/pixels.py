@@ -25,6 +25,8 @@ _ANY_BYTES = np.random.default_rng(0).integers(0, 255, 1 << 12, np.uint8).tobyte
 def for_image(data: bytes, header: Header) -> Samples:
     """Decodes to colours: grey, grey and alpha, RGB, RGB and alpha, or CMYK (JPEG and TIFF).
 
+    Of a TIFF whose white is zero they are as they are stored.
+
     Args:
         data: content of the file.
         header: its header.
@@ -124,9 +126,6 @@ def _tiff(data: bytes, header: Header) -> np.ndarray:
     if header.photometric == formats.PALETTE:
         colors = np.array(header.colormap, np.uint16).reshape(3, -1).T
         return (colors >> 8 if colors.max() > 255 else colors).astype(np.uint8)[values]
-    if header.photometric == formats.WHITE_IS_ZERO:
-        most = 2**header.bits - 1
-        return ~values if values.dtype == bool else (most - values).astype(values.dtype)
     if header.compression == formats.TIFF_JPEG and _has_blank_block(values):
         _check_jpeg_in_tiff(data, header)
     return values

@@ -273,7 +273,7 @@ def test_orientation(kind, turn):
         found = decode(file.getvalue(), 'x')
         assert found.shape == pixels.shape
         assert np.abs(found.astype(int) - pixels).max() < 40
-    given = inputs.Input('x', lambda: io.BytesIO(file.getvalue()), upright=True)
+    given = inputs.Input('x', lambda: io.BytesIO(file.getvalue()), upright=True, bits=16)
     assert given.size() == expected.shape[:2]
 
 
