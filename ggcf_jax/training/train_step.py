@@ -161,7 +161,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> TrainState:
         grads, terms, stats = gradients(state, batch)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         total = terms['main'] + objective.aux_weight * terms['aux_loss']
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
