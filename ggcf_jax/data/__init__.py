@@ -41,7 +41,7 @@ def build(data: ConfigDict) -> Dataset:
             f'config.data.name={data.name!r} returns {type(dataset).__name__}; it must return a '
             'ggcf_jax.data.records.dataset.Dataset'
         )
-    bits = data.image_bits
+    bits = data.get('image_bits', depth.FULL)
     if bits == depth.FULL or not isinstance(dataset.decoder, FileDecoder):
         return dataset
     return dataclasses.replace(
