@@ -118,7 +118,8 @@ SECTIONS = (
         '| data set | `data.name` | `DatasetBuilder` |\n'
         '| metric | `eval.metrics` | a function of the confusion matrix, below |\n'
         '| loss | `train.loss` | `LossBuilder` |\n'
-        '| optimiser | `train.optimizer` | `OptimizerBuilder` |',
+        '| optimiser | `train.optimizer` | `OptimizerBuilder` |\n'
+        '| schedule of the learning rate | `train.schedule` | `ScheduleBuilder` |',
         (
             'ggcf_jax.attention:OffsetGraph.edges',
             'ggcf_jax.attention:SeparableGraph.axis_edges',
@@ -136,7 +137,8 @@ SECTIONS = (
             'ggcf_jax.evaluation.metrics:Metric',
             'ggcf_jax.training.losses:LossBuilder',
             'ggcf_jax.training.losses:Loss',
-            'ggcf_jax.training.optim:OptimizerBuilder',
+            'ggcf_jax.training.optimizers:OptimizerBuilder',
+            'ggcf_jax.training.schedules:ScheduleBuilder',
         ),
     ),
 )

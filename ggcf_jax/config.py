@@ -200,23 +200,42 @@ def default() -> ConfigDict:
     config.train.batch_size = 8  # Images for each update, over all devices (paper: 8).
     # Gradient accumulation: number of microbatches that a batch is processed in, to save memory.
     config.train.accumulate = 1
-    # 'sgd', 'lars' for large batches (You et al., 2017), or 'my_package.my_module:build'.
+    # 'sgd', 'adamw' (Loshchilov and Hutter, 2019), 'lars' for large batches (You et al., 2017), or
+    # 'my_package.my_module:build'.
     config.train.optimizer = 'sgd'
     config.train.learning_rate = 0.02  # Learning rate after the warm-up (paper: 0.02).
-    config.train.end_learning_rate = 0.0  # Learning rate at the end. mmseg: 1e-4.
+    # Course of the learning rate: 'poly' (polynomial), 'cosine', 'constant', or
+    # 'my_package.my_module:build'.
+    config.train.schedule = 'poly'
+    # Learning rate at the end of 'poly' and 'cosine'. mmseg: 1e-4.
+    config.train.end_learning_rate = 0.0
     config.train.warmup_steps = 0  # Number of first steps, in which the learning rate rises from 0.
     # Steps after which the learning rate has reached its end and stays there; 0: train.steps. A run
     # that is made longer keeps its schedule with the number of steps that it had.
     config.train.schedule_steps = 0
-    # Power of the polynomial learning rate. The paper: 2 on Cityscapes, 0.9 on ADE20K; openseg,
+    # Only 'poly' reads this: its power. The paper: 2 on Cityscapes, 0.9 on ADE20K; openseg,
     # mmseg: 0.9.
     config.train.poly_power = 0.9
-    config.train.momentum = 0.9  # Momentum, in [0, 1) (paper: 0.9).
+    config.train.momentum = 0.9  # Momentum, beta 1 of 'adamw', in [0, 1) (paper: 0.9).
+    # Only 'adamw' reads these.
+    config.train.adamw = ConfigDict()
+    # Decay of the average of squared gradients, in [0, 1) (Adam, PyTorch).
+    config.train.adamw.beta2 = 0.999
+    config.train.adamw.epsilon = 1e-8  # Added to the root of that average (Adam, PyTorch).
     config.train.weight_decay = 5e-4  # Weight decay, as in PyTorch (paper: 5e-4).
     # Parameters that decay: 'all', or 'kernels' (neither biases nor the scales of norms).
     config.train.decay = 'all'
     # Factor on the learning rate of everything but the backbone.
     config.train.head_multiplier = 1.0
+    # Parameters that stay as they start, with the statistics of their norms (docs/finetuning.md):
+    # patterns of names, separated by commas, such as 'backbone.stem,backbone.stages.0'; '': none.
+    config.train.frozen = ''
+    # Factors on the learning rate by pattern, 'PATTERN:FACTOR', separated by commas, such as
+    # 'context:10,classifier:10'; of several that name a parameter the last one counts. '': none.
+    config.train.multipliers = ''
+    # Factor on the learning rate from each block of the backbone to the one below, in (0, 1]; 1:
+    # none. mmseg: 0.9 for BEiT.
+    config.train.layer_decay = 1.0
     config.train.clip_norm = 0.0  # Global norm that gradients are clipped to; 0: no clipping.
     # Decay of an exponential moving average of the parameters, in [0, 1), which is then evaluated
     # instead of them; 0: none.
@@ -343,7 +362,7 @@ _BOUNDS = (
         lambda value: 0 <= value < 1,
         (
             'train.momentum', 'train.ema_decay', 'model.dropout', 'data.aspect_jitter',
-            'eval.boundary',
+            'eval.boundary', 'train.adamw.beta2',
         ),
     ),
     _Bound(
@@ -352,7 +371,10 @@ _BOUNDS = (
         ('data.max_class_share', 'data.class_uniform'),
     ),
     _Bound('must be in [8, 16]', lambda value: 8 <= value <= 16, ('data.image_bits',)),
-    _Bound('must be above 0', lambda value: value > 0, ('model.ggcf.scale',)),
+    _Bound(
+        'must be above 0', lambda value: value > 0, ('model.ggcf.scale', 'train.adamw.epsilon')
+    ),
+    _Bound('must be in (0, 1]', lambda value: 0 < value <= 1, ('train.layer_decay',)),
     _Bound('must be at least 0', lambda value: value >= 0, ('train.ohem.min_kept',)),
     _Bound('must be at least 64', lambda value: value >= 64, ('predict.max_side',)),
 )  # fmt: skip
@@ -526,10 +548,16 @@ def _check_evaluation(evaluation: ConfigDict) -> None:
 
 def _check_training(config: ConfigDict) -> None:
     train, backbone = config.train, config.model.backbone
-    if backbone.statistics == 'running' and backbone.weights is None:
+    from_scratch = backbone.weights is None and train.start_from is None
+    if backbone.statistics == 'running' and from_scratch:
         raise InputError(
             "config.model.backbone.statistics='running' keeps the statistics of published weights; "
             'give config.model.backbone.weights as well'
+        )
+    if train.frozen and from_scratch:
+        raise InputError(
+            f'config.train.frozen={train.frozen!r} keeps parameters as they start, which is at '
+            'random; give config.train.start_from or config.model.backbone.weights as well'
         )
     name = 'schedule_steps' if train.schedule_steps else 'steps'
     if train.warmup_steps >= train[name]:

@@ -29,7 +29,16 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import platforms
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference
-from ggcf_jax.training import losses, memory, optim, overview, profiling, train_step, warm_start
+from ggcf_jax.training import (
+    losses,
+    memory,
+    optim,
+    overview,
+    parameter_groups,
+    profiling,
+    train_step,
+    warm_start,
+)
 from ggcf_jax.training import state as state_lib
 
 SHOWN = 10  # number of problems of a split that are printed
@@ -135,9 +144,11 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
     with _reported(found):
         config_lib.check(config, len(devices))
     with _reported(found):
-        models.abstract(config, num_classes=1)
+        network = models.abstract(config, num_classes=1)
         inference.build(config)
-        optim.optimizer(config.train)
+        stacks = models.stacks(*network)
+        optim.optimizer(config.train, stacks)
+        parameter_groups.build(config.train, stacks).check(network[1])
         losses.build(config.train, ())
         profiling.parse(config.train.profile, config.train.steps)
         warm_start.check(config)
@@ -367,12 +378,12 @@ def _try_step(
 ) -> Any:
     """Compiles the step and runs it if it fits into memory; returns the shapes of the state."""
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
-    graphdef, _, _ = models.abstract(config, dataset.num_classes)
+    network = models.abstract(config, dataset.num_classes)
     with jax.set_mesh(mesh):
         create = state_lib.creator(config, dataset.num_classes, mesh)
         shapes = jax.eval_shape(create)
         arrays = mesh_lib.global_batch(mesh, batch)
-        step = train_step.build(config.train, weights, graphdef, mesh)
+        step = train_step.build(config.train, weights, network, mesh)
         with progress.compiling('the training step'):
             compiled = step.lower(shapes, arrays).compile()
         _judge_disk(shapes, folder, found)

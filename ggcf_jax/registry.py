@@ -2,7 +2,7 @@
 
 What this package offers is in plain dictionaries, name -> builder: one in each module of a folder
 (`BACKBONES` in every file of `models/backbones/`; adding a backbone is adding a file), or a single
-one (`LOSSES`). Code outside this repository is named `my_package.my_module:attribute` instead.
+one (`METRICS`). Code outside this repository is named `my_package.my_module:attribute` instead.
 """
 
 import importlib

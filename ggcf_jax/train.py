@@ -35,6 +35,7 @@ from ggcf_jax.training import (
     memory,
     optim,
     overview,
+    parameter_groups,
     profiling,
     train_step,
     warm_start,
@@ -162,7 +163,7 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     config_lib.check(config, jax.device_count())
     mesh = mesh_lib.make_mesh(space=config.mesh.space)
     mesh_lib.shard(mesh)
-    models.abstract(config, num_classes=1)
+    network = models.abstract(config, num_classes=1)
     inference.build(config)
     metrics.build(config)
     first = processes.is_process_zero()
@@ -170,9 +171,10 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
         warm_start.check(config)
     with processes.process_zero_first():
         dataset = data.build(config.data)
-    optim.optimizer(train)
+    stacks = models.stacks(*network)
+    optim.optimizer(train, stacks)
+    parameter_groups.build(train, stacks).check(network[1])
     losses.build(train, ())
-    optim.schedule(train)
     profiling.parse(train.profile, train.steps)
     with processes.process_zero_first():
         class_weights = data.class_weights_of(config, dataset)
@@ -185,14 +187,15 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
 def _prepared(this: _Start) -> _Run:
     """The network, its state on the mesh, its batches; the workdir is written at the end."""
     config, dataset, workdir, mesh = this.config, this.dataset, this.workdir, this.mesh
-    graphdef, _, _ = models.abstract(config, dataset.num_classes)
+    network = models.abstract(config, dataset.num_classes)
+    graphdef, _, _ = network
     checkpointer = checkpoints.Checkpointer(workdir)
     weights: list[str] = []
     state = _initial_state(this, checkpointer, weights.append)
     start = int(state.step)
     if start:
         weights.append(f'checkpoint of step {start}')
-    step_fn = train_step.build(config.train, this.class_weights, graphdef, mesh)
+    step_fn = train_step.build(config.train, this.class_weights, network, mesh)
     with processes.process_zero_first():
         batches = data.training_batches(config, dataset, start, mesh_lib.shard(mesh))
     evaluate_validation = evaluator.Evaluator(

@@ -101,8 +101,20 @@ def build(train, class_weights):
 import optax
 
 
-def build(train, learning_rate, decayed):
-    return [optax.adamw(learning_rate, weight_decay=train.weight_decay, mask=decayed)]
+def build(train, learning_rate, decayed, layerwise):
+    return [
+        layerwise(optax.normalize_by_update_norm()),
+        optax.adamw(learning_rate, weight_decay=train.weight_decay, mask=decayed),
+    ]
+''',
+    'halving': '''
+"""A schedule."""
+
+import optax
+
+
+def build(train, steps):
+    return optax.exponential_decay(train.learning_rate, steps, 0.5)
 ''',
     'balanced': '''
 """A metric."""
@@ -168,6 +180,7 @@ FIELDS = {
     'model.context': 'lab.mean:build',
     'train.loss': 'lab.focal:build',
     'train.optimizer': 'lab.adam:build',
+    'train.schedule': 'lab.halving:build',
     'eval.metrics': 'pixel_accuracy,lab.balanced:worst_class',
 }
 
@@ -231,5 +244,5 @@ def test_what_cannot_be_imported_is_named(tiny_config, field):
         data.build(tiny_config.data)
         models.abstract(tiny_config, 5)
         losses.build(tiny_config.train, ())
-        optim.optimizer(tiny_config.train)
+        optim.optimizer(tiny_config.train, frozenset())
         metrics.build(tiny_config)

@@ -404,10 +404,10 @@ def test_config_builds_and_steps(name, monkeypatch):
     config.model.ggcf.update(channels=8, key_channels=4, value_channels=4)
     config.model.aux_channels = 4
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
-    graphdef, _, _ = models.abstract(config, 7)
+    network = models.abstract(config, 7)
     state = state_lib.creator(config, 7, mesh)()
     before = jax.device_get(state.params)  # the step takes the state's memory
-    step = train_step.build(config.train, (), graphdef, mesh)
+    step = train_step.build(config.train, (), network, mesh)
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.integers(0, 255, (2, 33, 41, 3)).astype(np.uint8),

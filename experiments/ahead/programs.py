@@ -117,7 +117,8 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     )
     config_lib.check(config, len(devices))
     mesh = mesh_lib.make_mesh(devices, config.mesh.space)
-    graphdef, params, stats = models.abstract(config, num_classes)
+    network = models.abstract(config, num_classes)
+    graphdef, params, stats = network
     images = (config.train.batch_size, case.height, case.width)
     sizes = NamedSharding(mesh, PartitionSpec('data'))
     batch = {
@@ -129,7 +130,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     with jax.set_mesh(mesh):
         if case.step == 'train':
             state = jax.eval_shape(state_lib.creator(config, num_classes, mesh))
-            step = train_step.build(config.train, _class_weights(config.train), graphdef, mesh)
+            step = train_step.build(config.train, _class_weights(config.train), network, mesh)
             arguments = (_replicated(mesh, state), batch)
         else:
             matrix = jax.ShapeDtypeStruct((num_classes, num_classes), jnp.int32)

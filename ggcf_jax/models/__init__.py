@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ggcf_jax import registry
 from ggcf_jax.attention import Graph
 from ggcf_jax.errors import InputError
-from ggcf_jax.models import backbones, contexts
+from ggcf_jax.models import backbones, contexts, parameters
 from ggcf_jax.models.backbones import BackboneBuilder
 from ggcf_jax.models.contexts import ContextBuilder, PrunedContext
 from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
@@ -32,8 +32,8 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     `ggcf_jax.training.warm_start`.
 
     Args:
-        config: configuration of the run; `model`, `train.dtype` (of the computation), `train.remat`
-            and `seed` are read.
+        config: configuration of the run; `model`, `train.dtype` (of the computation),
+            `train.remat`, `train.frozen` and `seed` are read.
         num_classes: number of classes of the data set.
 
     Raises:
@@ -67,7 +67,7 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
         freeze(backbone)
     context = build_context(model, backbone.features[-1], dtype=dtype, rngs=rngs)
     _check_extent(context, f'config.model.context={model.context!r}')
-    return Segmenter(
+    segmenter = Segmenter(
         backbone,
         context,
         num_classes,
@@ -80,6 +80,9 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
         dtype=dtype,
         rngs=rngs,
     )
+    if frozen := parameters.patterns(train.frozen):
+        parameters.freeze_norms(segmenter, frozen)
+    return segmenter
 
 
 def _check_extent(part: Callable, field: str) -> None:
@@ -113,6 +116,17 @@ def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmen
 def abstract(config: ConfigDict, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Returns `split(build(config, num_classes))` as shapes, without computing the parameters."""
     return split(nnx.eval_shape(lambda: build(config, num_classes)))
+
+
+def stacks(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> frozenset[str]:
+    """Returns the paths of the arrays that hold equal blocks, see `parameters.stacks`.
+
+    Args:
+        graphdef: structure of the network, from `split` or `abstract`.
+        params: parameters, or their shapes.
+        stats: batch statistics, or their shapes.
+    """
+    return parameters.stacks(merge(graphdef, params, stats))
 
 
 def prunable_heads(model: ConfigDict) -> tuple[Graph, ...]:

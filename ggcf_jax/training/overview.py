@@ -1,14 +1,16 @@
 """What a run is about to do, as a table of facts."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ggcf_jax import models
 from ggcf_jax.data import mixture
 from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.training import parameter_groups
 from ggcf_jax.training.state import TrainState
 
 
@@ -29,7 +31,7 @@ def rows(
         ('devices', describe_devices(mesh)),
         ('mesh', _mesh(train, mesh)),
         ('network', _network(config, dataset)),
-        ('parameters', _parameters(config, state)),
+        ('parameters', _parameters(config, state, dataset.num_classes)),
         ('weights', weights),
         ('data', _data(config, dataset)),
         ('precision', _precision(train)),
@@ -64,10 +66,20 @@ def _network(config: ConfigDict, dataset: Dataset) -> str:
     )
 
 
-def _parameters(config: ConfigDict, state: TrainState) -> str:
+def _parameters(config: ConfigDict, state: TrainState, num_classes: int) -> str:
     frozen = config.model.backbone.statistics == 'running'
+    trainable = 'all trainable'
+    if config.train.frozen:
+        stacks = models.stacks(*models.abstract(config, num_classes))
+        fixed = parameter_groups.build(config.train, stacks).is_frozen(state.params)
+        trained = [
+            x
+            for x, is_fixed in zip(jax.tree.leaves(state.params), jax.tree.leaves(fixed))
+            if not is_fixed
+        ]
+        trainable = f'{_size(trained)} of them trained'
     return (
-        f'{_size(state.params)}, all trainable; {_size(state.stats)} batch statistics'
+        f'{_size(state.params)}, {trainable}; {_size(state.stats)} batch statistics'
         + (', frozen in the backbone' if frozen else '')
         + ('; evaluated by their moving average' if state.ema_params is not None else '')
     )
@@ -110,7 +122,7 @@ def _counted(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def _size(tree: nnx.State) -> str:
+def _size(tree: Any) -> str:
     """Number of the values in a tree, such as '23.5 M'."""
     number = sum(leaf.size for leaf in jax.tree.leaves(tree))
     for limit, unit in ((1e6, 'M'), (1e3, 'k')):

@@ -99,7 +99,7 @@ def creator(
         num_classes: number of classes of the data set.
         mesh: devices of the run.
     """
-    optimizer = optim.optimizer(config.train)
+    optimizer = optim.optimizer(config.train, models.stacks(*models.abstract(config, num_classes)))
 
     def initial() -> TrainState:
         model = models.build(config, num_classes)

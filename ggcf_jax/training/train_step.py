@@ -15,7 +15,7 @@ from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.models.layers.resize import upsample
-from ggcf_jax.training import losses, optim
+from ggcf_jax.training import losses, optim, parameter_groups
 from ggcf_jax.training.state import TrainState
 
 Batch = dict[str, UInt8[Array, 'b h w *channels']]
@@ -41,7 +41,7 @@ class Objective:
 def build(
     train: ConfigDict,
     class_weights: tuple[float, ...],
-    graphdef: nnx.GraphDef,
+    network: tuple[nnx.GraphDef, nnx.State, nnx.State],
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
     """Builds the jitted step (state, batch) -> state; the buffers of the old state are donated.
@@ -49,16 +49,21 @@ def build(
     Args:
         train: `config.train`.
         class_weights: weight of each class in the losses, () for equal ones.
-        graphdef: structure of the network.
+        network: structure, parameters and batch statistics of the network, or their shapes, as
+            `models.abstract` returns them.
         mesh: devices; the state is replicated over them.
     """
+    graphdef, params, _ = network
+    stacks = models.stacks(*network)
+    groups = parameter_groups.build(train, stacks)
     step = make_train_step(
         graphdef,
-        optim.optimizer(train),
+        optim.optimizer(train, stacks),
         Objective(losses.build(train, class_weights), train.aux_weight, class_weights),
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         log_every=train.log_every,
+        frozen=groups.is_frozen(params) if groups.frozen else None,
     )
     return jax.jit(step, donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
 
@@ -93,6 +98,7 @@ def make_train_step(
     accumulate: int,
     ema_decay: float,
     log_every: int,
+    frozen: Any = None,
 ) -> TrainStep:
     """Builds the step function, to be compiled with `jax.jit`.
 
@@ -113,11 +119,17 @@ def make_train_step(
             them, batch statistics are those of one microbatch at a time.
         ema_decay: decay of `state.ema_params`, in (0, 1); not used where the state has none.
         log_every: number of steps after which `state.metric_sums` starts from zero again.
+        frozen: a boolean for each parameter, whether it is left as it is, so that no gradient of it
+            has to be computed; None where all are trained.
     """
 
     def loss_terms(
         params: nnx.State, stats: nnx.State, inputs: _Microbatch
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], nnx.State]]:
+        if frozen is not None:
+            params = jax.tree.map(
+                lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x, params, frozen
+            )
         model = models.merge(graphdef, params, stats)
         logits, aux_logits = model(inputs.batch['image'], train=True, key=inputs.key)
         labels = inputs.batch['label']
@@ -170,6 +182,13 @@ def make_train_step(
         ema_params = None
         if state.ema_params is not None:
             ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+            if frozen is not None:  # an average of equal values is rounded
+                ema_params = jax.tree.map(
+                    lambda x, average, is_frozen: x if is_frozen else average,
+                    params,
+                    ema_params,
+                    frozen,
+                )
         new = (params, stats, opt_state, ema_params)
         old = (state.params, state.stats, state.opt_state, state.ema_params)
         params, stats, opt_state, ema_params = jax.tree.map(

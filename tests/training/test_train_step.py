@@ -7,8 +7,9 @@ import pytest
 
 from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models import parameters
 from ggcf_jax.models.layers.resize import upsample
-from ggcf_jax.training import optim
+from ggcf_jax.training import optim, parameter_groups
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training.losses import cross_entropy, ohem
 from ggcf_jax.training.train_step import Objective, make_train_step, split_microbatches
@@ -34,7 +35,9 @@ def _batch(seed=0, size=8, height=24):
 
 def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
     graphdef, params, stats = models.split(compiled(lambda: models.build(config, CLASSES)))
-    tx = optim.optimizer(config.train)
+    stacks = models.stacks(graphdef, params, stats)
+    tx = optim.optimizer(config.train, stacks)
+    groups = parameter_groups.build(config.train, stacks)
     step = make_train_step(
         graphdef,
         tx,
@@ -42,6 +45,7 @@ def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
         accumulate=accumulate,
         ema_decay=ema_decay,
         log_every=log_every,
+        frozen=groups.is_frozen(params) if groups.frozen else None,
     )
     model = models.merge(graphdef, params, stats)
     return step, state_lib.create(model, tx, seed=config.seed, ema_decay=ema_decay), graphdef
@@ -216,3 +220,19 @@ def test_dropout_depends_on_seed_and_step(tiny_config):
     assert loss(state) == first
     assert loss(state.replace(step=jnp.int32(2))) != first
     assert loss(state.replace(seed=jnp.uint32(9))) != first
+
+
+@pytest.mark.slow
+def test_frozen_parameters_and_their_statistics_stay(config):
+    """Bit for bit, averages included; the others learn as ever."""
+    config.train.frozen = 'backbone.stem,backbone.stages.0,classifier.bias'
+    config.train.clip_norm = 1.0
+    step, state, _ = _make(config, ema_decay=0.9)
+    compiled = jax.jit(step)
+    after = compiled(compiled(state, _batch()), _batch(1))
+    for name in ('params', 'stats', 'ema_params'):
+        before = jax.tree_util.tree_leaves_with_path(getattr(state, name))
+        for (path, a), b in zip(before, jax.tree.leaves(getattr(after, name)), strict=True):
+            path = parameters.name(path)
+            frozen = path.startswith(('backbone.stem.', 'backbone.stages.0.', 'classifier.bias'))
+            assert np.array_equal(a, b) == frozen, (name, path)

@@ -19,12 +19,13 @@ from tests.helpers import make_tiny_config
 
 def _state(config, seed, num_classes=5):
     """A state with every array different from what a fresh one has."""
-    _, params, stats = models.abstract(config, num_classes)
+    network = models.abstract(config, num_classes)
+    _, params, stats = network
     rng = np.random.default_rng(seed)
     params, stats = jax.tree.map(
         lambda x: jax.numpy.asarray(rng.uniform(0.5, 1.5, x.shape), x.dtype), (params, stats)
     )
-    tx = optim.optimizer(config.train)
+    tx = optim.optimizer(config.train, models.stacks(*network))
     return state_lib.TrainState(
         step=jax.numpy.int32(3),
         seed=jax.numpy.uint32(0),

@@ -14,7 +14,7 @@ from ggcf_jax.models.layers.remat import Remat, run
 
 _Carry = TypeVar('_Carry')
 
-# Name in the path of every array that `Repeated` stacks.
+# Name of the module that `Repeated` stacks: in the path of each of its arrays.
 STACKED = 'blocks'
 
 

@@ -33,13 +33,13 @@ def slow_convolutions(compiled: jax.stages.Compiled) -> list[str]:
 def compile_step(config) -> jax.stages.Compiled:
     mesh = mesh_lib.make_mesh(jax.devices()[:1])
     with jax.set_mesh(mesh):
-        graphdef, _, _ = models.abstract(config, 3)
+        network = models.abstract(config, 3)
         state = jax.eval_shape(state_lib.creator(config, 3, mesh))
         batch = {
             'image': jax.ShapeDtypeStruct((2, 17, 17, 3), jnp.uint8),
             'label': jax.ShapeDtypeStruct((2, 17, 17), jnp.uint8),
         }
-        step = train_step.build(config.train, (), graphdef, mesh)
+        step = train_step.build(config.train, (), network, mesh)
         return step.lower(state, batch).compile()
 
 
