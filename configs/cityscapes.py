@@ -110,9 +110,10 @@ def openseg(config: ConfigDict) -> None:
 def mmseg(config: ConfigDict) -> None:
     """_base_/datasets/cityscapes.py, models/nonlocal_r50-d8.py and schedules/schedule_80k.py.
 
-    One thing differs: mmseg divides the loss by the number of all pixels of a GPU's share, ignored
-    ones included (avg_non_ignore=False in models/losses/cross_entropy_loss.py), we by that of the
-    labelled pixels of the batch; where a share p is labelled its gradients are p times ours.
+    One thing differs: mmseg divides the loss by the number of all pixels, ignored ones included
+    (avg_non_ignore=False in models/losses/cross_entropy_loss.py), the other sources and we by that
+    of the labelled ones; where a share p is labelled its gradients are p times ours.
+    --config.train.loss_average=all does as mmseg.
     """
     config.data.crop_size = (512, 1024)
     config.data.scale_range = (0.5, 2.0)

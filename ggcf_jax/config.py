@@ -240,14 +240,29 @@ def default() -> ConfigDict:
     # Decay of an exponential moving average of the parameters, in [0, 1), which is then evaluated
     # instead of them; 0: none.
     config.train.ema_decay = 0.0
-    # 'cross_entropy', 'ohem' (online hard example mining), or 'my_package.my_module:build'.
+    # Loss, or losses with factors joined by +, 'cross_entropy+0.5*dice': 'cross_entropy', 'ohem'
+    # (online hard example mining), 'focal', 'dice', 'lovasz_softmax', 'boundary_cross_entropy', or
+    # 'my_package.my_module:build'.
     config.train.loss = 'cross_entropy'
+    # What the mean over pixels is taken over: the 'labelled' ones (openseg, PyTorch), or 'all',
+    # ignored ones too (mmseg).
+    config.train.loss_average = 'labelled'
     # Online hard example mining: the pixels that the loss 'ohem' counts.
     config.train.ohem = ConfigDict()
     # Pixels count if the probability of their class is at most this, in (0, 1] (openseg).
     config.train.ohem.threshold = 0.7
     # Smallest number of pixels of a batch that count (openseg).
     config.train.ohem.min_kept = 100_000
+    # Focal loss: less weight on pixels that are known already.
+    config.train.focal = ConfigDict()
+    # Power of 1 - p, p the probability of the label; 0: cross entropy (Lin et al., 2017: 2).
+    config.train.focal.gamma = 2.0
+    # The loss 'boundary_cross_entropy': the pixels that count more.
+    config.train.boundary = ConfigDict()
+    # Distance in pixels, down and across, of a pixel to one of another class.
+    config.train.boundary.radius = 3
+    # Factor on the losses and the weights of these pixels. With 3 pixels, 5 is our choice.
+    config.train.boundary.weight = 5.0
     # Weight of the auxiliary loss; the paper does not give it (PSPNet, OCNet, mmseg: 0.4).
     config.train.aux_weight = 0.4
     # Weights of the classes in the loss: 'none', 'cityscapes' (OCNet, CCNet, openseg), 'data' (from
@@ -344,7 +359,7 @@ _BOUNDS = (
             'model.ccnet.channels', 'model.ccnet.reduction', 'model.ccnet.recurrence',
             'model.backbone.width', 'model.backbone.stride', 'model.ggcf.channels',
             'model.ggcf.key_channels', 'model.ggcf.value_channels', 'model.aspp.channels',
-            'model.aux_channels',
+            'model.aux_channels', 'train.boundary.radius',
         ),
     ),
     _Bound(
@@ -353,7 +368,8 @@ _BOUNDS = (
         (
             'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
             'train.end_learning_rate', 'train.warmup_steps', 'train.schedule_steps',
-            'train.clip_norm', 'train.head_multiplier', 'eval.panels', 'eval.worst', 'data.workers',
+            'train.clip_norm', 'train.head_multiplier', 'train.focal.gamma', 'eval.panels',
+            'eval.worst', 'data.workers',
             'data.scale_step', 'data.photometric', 'seed',
         ),
     ),
@@ -372,7 +388,9 @@ _BOUNDS = (
     ),
     _Bound('must be in [8, 16]', lambda value: 8 <= value <= 16, ('data.image_bits',)),
     _Bound(
-        'must be above 0', lambda value: value > 0, ('model.ggcf.scale', 'train.adamw.epsilon')
+        'must be above 0',
+        lambda value: value > 0,
+        ('model.ggcf.scale', 'train.adamw.epsilon', 'train.boundary.weight'),
     ),
     _Bound('must be in (0, 1]', lambda value: 0 < value <= 1, ('train.layer_decay',)),
     _Bound('must be at least 0', lambda value: value >= 0, ('train.ohem.min_kept',)),
@@ -565,7 +583,7 @@ def _check_training(config: ConfigDict) -> None:
             f'config.train.warmup_steps={train.warmup_steps} must be less than '
             f'config.train.{name}={train[name]}'
         )
-    if train.loss == 'ohem' and not (0 < train.ohem.threshold <= 1 and train.ohem.min_kept >= 1):
+    if 'ohem' in train.loss and not (0 < train.ohem.threshold <= 1 and train.ohem.min_kept >= 1):
         raise InputError(
             f'config.train.ohem.threshold={train.ohem.threshold} must be in (0, 1] and '
             f'config.train.ohem.min_kept={train.ohem.min_kept} at least 1'

@@ -30,8 +30,8 @@ from ggcf_jax.distributed import platforms
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference
 from ggcf_jax.training import (
-    losses,
     memory,
+    objective,
     optim,
     overview,
     parameter_groups,
@@ -149,7 +149,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
         stacks = models.stacks(*network)
         optim.optimizer(config.train, stacks)
         parameter_groups.build(config.train, stacks).check(network[1])
-        losses.build(config.train, ())
+        objective.build(config.train, ())
         profiling.parse(config.train.profile, config.train.steps)
         warm_start.check(config)
     if found.errors:

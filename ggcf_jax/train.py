@@ -31,8 +31,8 @@ from ggcf_jax.evaluation.results import Evaluation
 from ggcf_jax.training import (
     clock,
     flops,
-    losses,
     memory,
+    objective,
     optim,
     overview,
     parameter_groups,
@@ -174,7 +174,7 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     stacks = models.stacks(*network)
     optim.optimizer(train, stacks)
     parameter_groups.build(train, stacks).check(network[1])
-    losses.build(train, ())
+    objective.build(train, ())
     profiling.parse(train.profile, train.steps)
     with processes.process_zero_first():
         class_weights = data.class_weights_of(config, dataset)

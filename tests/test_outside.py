@@ -13,7 +13,7 @@ import pytest
 from ggcf_jax import data, models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
-from ggcf_jax.training import losses, optim
+from ggcf_jax.training import objective, optim
 from ggcf_jax.workdir.metrics_log import read_rows
 
 FILES = {
@@ -213,7 +213,7 @@ def test_a_package_outside_is_trained_with(lab, tiny_config, tmp_path, capsys):
     assert type(model.backbone).__module__ == 'lab.patches'
     assert type(model.context).__module__ == 'lab.mean'
     assert model.stride == 8 and model.heads == ()
-    loss = losses.build(tiny_config.train, ())
+    loss = objective.build(tiny_config.train, ()).loss
     total, weight = loss(np.zeros((2, 2)), np.array([0, 255]))
     np.testing.assert_allclose((total, weight), (0.25 * np.log(2), 1), rtol=1e-6)
 
@@ -243,6 +243,6 @@ def test_what_cannot_be_imported_is_named(tiny_config, field):
     with pytest.raises(InputError, match=rf"config\.{field}='no_such_lab.*PYTHONPATH"):
         data.build(tiny_config.data)
         models.abstract(tiny_config, 5)
-        losses.build(tiny_config.train, ())
+        objective.build(tiny_config.train, ())
         optim.optimizer(tiny_config.train, frozenset())
         metrics.build(tiny_config)

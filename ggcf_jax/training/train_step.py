@@ -1,6 +1,5 @@
 """One optimiser step: loss, gradients, update."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,27 +14,15 @@ from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.models.layers.resize import upsample
-from ggcf_jax.training import losses, optim, parameter_groups
+from ggcf_jax.training import objective as objective_lib
+from ggcf_jax.training import optim, parameter_groups
+from ggcf_jax.training.losses.pixels import label_weights
+from ggcf_jax.training.objective import Objective, mean
 from ggcf_jax.training.state import TrainState
 
 Batch = dict[str, UInt8[Array, 'b h w *channels']]
 TrainStep = Callable[[TrainState, Batch], TrainState]
 _Schedule = optax.ScaleByScheduleState  # the number of steps that a learning rate is computed from
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """What training minimises: loss(logits) + aux_weight * cross entropy(auxiliary logits).
-
-    Attributes:
-        loss: loss of the main logits.
-        aux_weight: weight of the auxiliary loss, which is always cross entropy.
-        class_weights: weight of each class in the auxiliary loss, () for equal ones.
-    """
-
-    loss: losses.Loss
-    aux_weight: float
-    class_weights: tuple[float, ...] = ()
 
 
 def build(
@@ -59,7 +46,7 @@ def build(
     step = make_train_step(
         graphdef,
         optim.optimizer(train, stacks),
-        Objective(losses.build(train, class_weights), train.aux_weight, class_weights),
+        objective_lib.build(train, class_weights),
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         log_every=train.log_every,
@@ -136,8 +123,8 @@ def make_train_step(
         _, height, width = labels.shape
         main, aux = (upsample(x, model.stride, (height, width)) for x in (logits, aux_logits))
         terms = {
-            'main': _mean(*objective.loss(main, labels)),
-            'aux_loss': _mean(*losses.cross_entropy(aux, labels, objective.class_weights)),
+            'main': mean(*objective.loss(main, labels)),
+            'aux_loss': mean(*objective.aux_loss(aux, labels)),
         }
         terms = {name: inputs.share * term for name, term in terms.items()}
         _, _, stats = models.split(model)
@@ -165,7 +152,7 @@ def make_train_step(
             (_, sums), _ = add_microbatch((state.params, zeros), inputs)
             return sums
         batches = split_microbatches(batch, accumulate)
-        shares = _shares(batches['label'], objective.class_weights)
+        shares = _shares(batches['label'], objective)
         (_, sums), _ = scan(
             add_microbatch, (state.params, zeros), _Microbatch(batches, keys, shares)
         )
@@ -252,12 +239,9 @@ def _step_key(state: TrainState) -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(state.seed), state.step)
 
 
-def _mean(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """total / weight; 0 where nothing counts."""
-    return total / jnp.where(weight > 0, weight, 1.0)
-
-
-def _shares(labels: jax.Array, class_weights: tuple[float, ...]) -> Float[Array, ' accumulate']:
-    """Share of each microbatch in the weight of all labelled pixels."""
-    weights = losses.label_weights(labels, class_weights).sum((1, 2, 3))
-    return _mean(weights, weights.sum())
+def _shares(labels: jax.Array, objective: Objective) -> Float[Array, ' accumulate']:
+    """Share of each microbatch in the weight of all pixels that a mean is taken over."""
+    if objective.average == 'all':
+        return jnp.full(labels.shape[0], 1 / labels.shape[0], jnp.float32)
+    weights = label_weights(labels, objective.class_weights).sum((1, 2, 3))
+    return mean(weights, weights.sum())

@@ -11,8 +11,10 @@ from ggcf_jax.models import parameters
 from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training import optim, parameter_groups
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.training.losses import cross_entropy, ohem
-from ggcf_jax.training.train_step import Objective, make_train_step, split_microbatches
+from ggcf_jax.training.losses.cross_entropy import cross_entropy
+from ggcf_jax.training.losses.ohem import ohem
+from ggcf_jax.training.objective import Objective
+from ggcf_jax.training.train_step import make_train_step, split_microbatches
 from tests.helpers import compiled
 
 CLASSES = 5
