@@ -274,6 +274,10 @@ def default() -> ConfigDict:
     config.train.remat = 'none'
     config.train.log_every = 50  # Steps between two rows of training metrics.
     config.train.eval_every = 5_000  # Steps between two evaluations of the validation split.
+    # Whether evaluations during training compute the loss of the validation split, too (val/loss).
+    config.train.validation_loss = False
+    # Number of evaluations without a better validation mIoU after which training stops; 0: never.
+    config.train.patience = 0
     config.train.checkpoint_every = 1_000  # Steps between two checkpoints.
     # Steps to profile, 'START:STOP' with both, such as '10:12': a trace of them for XProf or
     # TensorBoard is written into WORKDIR/profile. '': none.
@@ -287,8 +291,9 @@ def default() -> ConfigDict:
     # Number of devices that share the rows of each image; the others share the images of a batch.
     config.mesh.space = 1
 
-    # Evaluation and inference (docs/inference.md). Training evaluates whole images at one scale;
-    # the fields from `window` on are for the modes evaluate, predict, export and serve.
+    # Evaluation and inference (docs/inference.md). Training evaluates one view of each image, in
+    # windows if `window` is set; the fields from `scales` on are for the modes evaluate, predict,
+    # export and serve.
     config.eval = ConfigDict()
     config.eval.batch_size = 8  # Images that go through the network together, over all devices.
     # Heights and widths are padded to multiples of this number of pixels; results stay the same.
@@ -368,9 +373,9 @@ _BOUNDS = (
         (
             'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
             'train.end_learning_rate', 'train.warmup_steps', 'train.schedule_steps',
-            'train.clip_norm', 'train.head_multiplier', 'train.focal.gamma', 'eval.panels',
-            'eval.worst', 'data.workers',
-            'data.scale_step', 'data.photometric', 'seed',
+            'train.clip_norm', 'train.head_multiplier', 'train.patience', 'train.focal.gamma',
+            'eval.panels', 'eval.worst', 'data.workers', 'data.scale_step', 'data.photometric',
+            'seed',
         ),
     ),
     _Bound(

@@ -431,7 +431,9 @@ def _try_evaluation(
     height, width = max(batches.sizes, key=lambda size: size[0] * size[1])
     what = f'the evaluation of {height} x {width} pixels'
     count = config.eval.batch_size
-    step: Any = evaluator.make_eval_step(graphdef, dataset.num_classes, mesh, inference.SINGLE)
+    step: Any = evaluator.make_eval_step(
+        graphdef, dataset.num_classes, mesh, inference.of_training(config)
+    )
 
     def zeros(shape: tuple[int, ...], dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         return mesh_lib.place(np.zeros(shape, dtype), sharding)

@@ -36,6 +36,7 @@ from ggcf_jax.training import (
     optim,
     overview,
     parameter_groups,
+    patience,
     profiling,
     train_step,
     warm_start,
@@ -54,8 +55,6 @@ from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.config import Segment
 from ggcf_jax.workdir.metrics_log import NoWriter, Writer
 
-# Training evaluates one view of the whole image, whatever `config.eval` asks for later.
-_PLAN = inference.SINGLE
 _NOTHING_LOST = 'before the first step: nothing is lost'
 
 
@@ -199,7 +198,15 @@ def _prepared(this: _Start) -> _Run:
     with processes.process_zero_first():
         batches = data.training_batches(config, dataset, start, mesh_lib.shard(mesh))
     evaluate_validation = evaluator.Evaluator(
-        evaluator.make_eval_step(graphdef, dataset.num_classes, mesh, _PLAN),
+        evaluator.make_eval_step(
+            graphdef,
+            dataset.num_classes,
+            mesh,
+            inference.of_training(config),
+            objective.build(config.train, this.class_weights).loss
+            if config.train.validation_loss
+            else None,
+        ),
         data.evaluation_batches(config, dataset, 'validation'),
         mesh,
         loader=data.loader_options(config.data),
@@ -242,7 +249,9 @@ def _train(run: _Run, began: float) -> Evaluation | None:
     if since == start > 0:
         state = state.without_metrics()
     is_new_segment = _tell_segment(run.segments, start, workdir)
-    if start >= train.steps and not is_due:
+    before = start - 1 if is_due else start
+    mious = patience.history(metrics_log.read_rows(workdir), before) if first else []
+    if (start >= train.steps or _is_over(mious, train)) and not is_due:
         processes.log_once(f'{workdir}: finished at step {start}; only evaluating')
         return evaluate.evaluate_workdir(config, workdir, 'validation', 'best')
     if start:
@@ -272,12 +281,13 @@ def _train(run: _Run, began: float) -> Evaluation | None:
         progress.print(facts(plan))
         if idle:
             progress.print(f'warning: {idle}', style='yellow')
-        validation = _Validation(run, writer, progress, stop_requested)
+        validation = _Validation(run, mious, writer, progress, stop_requested)
         if is_new_segment:
             writer.scalars(start, {'run/segment': len(run.segments)})
         if is_due:
             evaluation = validation(start, state)
-        last = start if validation.interrupted else train.steps
+        over = is_due and _is_over(mious, train)
+        last = start if validation.interrupted or over else train.steps
         if start < last:
             batch = _compiled_together(run, state, progress)
         steps = clock.StepClock(start)
@@ -337,8 +347,14 @@ def _train(run: _Run, began: float) -> Evaluation | None:
                 paused = time.perf_counter()
                 evaluation = validation(step, state)
                 steps.leave_out(time.perf_counter() - paused)
-            if stop or validation.interrupted:
+                over = step < last and _is_over(mious, train)
+            if stop or validation.interrupted or over:
                 break
+    if over and not stop and not validation.interrupted:
+        processes.log_once(
+            f'stopped early: no better mIoU in {train.patience} evaluations; a higher '
+            '--config.train.patience, or 0, goes on'
+        )
     if validation.interrupted:
         processes.log_once(str(validation.interrupted))
     elif stop:
@@ -369,11 +385,13 @@ class _Validation:
 
     Attributes:
         interrupted: the stop request that ended an evaluation; None if there was none.
+        mious: validation mIoU of all evaluations of the run, on process 0.
     """
 
     def __init__(
         self,
         run: _Run,
+        mious: list[float],
         writer: Writer | NoWriter,
         progress: Progress,
         stop_requested: Callable[[], str | None],
@@ -384,6 +402,7 @@ class _Validation:
         self._stop_requested = stop_requested
         self._previous: list[float | None] | None = None
         self.interrupted: Interrupted | None = None
+        self.mious = mious
 
     def __call__(self, step: int, state: state_lib.TrainState) -> Evaluation | None:
         """Evaluates a state.
@@ -435,7 +454,8 @@ class _Validation:
         self._writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
         if processes.is_process_zero():
             config = self._run.start.config
-            made = evaluations.conditions('training', _PLAN, config, dataset, 'validation')
+            plan = inference.of_training(config)
+            made = evaluations.conditions('training', plan, config, dataset, 'validation')
             for name, panel in evaluations.save(evaluation, dataset, step, workdir, made):
                 self._writer.image(step, f'validation/{name}', panel)
         # Last, since a step with a score is not evaluated again.
@@ -444,7 +464,16 @@ class _Validation:
         self._progress.print(iou_table(dataset.classes, iou, evaluation.miou, self._previous))
         if line := metrics_line(evaluation.scores):
             self._progress.print(line)
+        if evaluation.loss is not None:
+            self._progress.print(f'validation loss {evaluation.loss:.4f}')
         self._previous = iou
+        self.mious.append(evaluation.miou)
+
+
+def _is_over(mious: Sequence[float], train: ConfigDict) -> bool:
+    """Whether patience is exhausted; process 0, which has the evaluations, decides for all."""
+    over = patience.is_exhausted(mious, train.patience)
+    return bool(processes.broadcast_from_process_zero(np.bool_(over)))
 
 
 def _is_evaluated(step: int, train: ConfigDict) -> bool:

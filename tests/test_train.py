@@ -1,6 +1,7 @@
 """Whole runs through `train_and_evaluate` and `main.py`, on a tiny CamVid."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import ggcf_jax
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models, train
 from ggcf_jax.data import pipeline
@@ -249,6 +251,51 @@ def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
     assert segment.step == 12 and segment.changes['train.clip_norm'] == (0.0, 1.0)
     report = (workdir / 'report.html').read_text()
     assert 'Segments' in report and 'train.clip_norm' in report
+
+
+@pytest.mark.slow
+def test_a_run_without_progress_stops_and_evaluates_its_loss_in_windows(tiny_run, tmp_path, capsys):
+    """After one evaluation that is no better than what stands in the log; it stays finished."""
+    config, whole, _ = tiny_run
+    workdir = shutil.copytree(whole, tmp_path / 'run')
+    log = workdir / 'metrics.jsonl'
+    log.write_text(re.sub(r'"val/miou": [\d.]+', '"val/miou": 1.0', log.read_text()))
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {
+            'train.steps': 20,
+            'train.schedule_steps': 12,
+            'train.eval_every': 2,
+            'train.patience': 2,  # with that of step 12, which is as good as that of step 6
+            'train.validation_loss': True,
+            'eval.window': (24, 32),
+        }
+    )
+    evaluation = train.train_and_evaluate(config, workdir)
+    assert 'stopped early: no better mIoU in 2 evaluations' in capsys.readouterr().out
+    row = _rows(workdir)[-1]
+    assert row['step'] == 14 and row['val/miou'] == evaluation.miou
+    saved = json.loads((workdir / 'evaluations' / 'validation_00000014.json').read_text())
+    assert saved['inference'] == 'windows 24x32 every 16x22'
+    assert workdir_config.segments(workdir)[0].changes['eval.window'] == ([], [24, 32])
+    # The mean over the labelled pixels of all images, with the weights of the classes.
+    model = ggcf_jax.load(workdir, 14)
+    dataset = data.build(config.data)
+    weights = np.array(data.class_weights_of(config, dataset))
+    total = weight = 0.0
+    for record in map(dataset.source('validation').__getitem__, range(3)):
+        label = dataset.decoder.label(record['label'], record['name'])
+        image = dataset.decoder.image(record['image'], record['name'])
+        found = model.probabilities(image)[label != 255]
+        truth = label[label != 255]
+        own = weights[truth]
+        total -= (own * np.log(found[np.arange(len(truth)), truth])).sum()
+        weight += own.sum()
+    assert row['val/loss'] == pytest.approx(total / weight, rel=1e-4)
+    assert 'validation loss' in (workdir / 'report.html').read_text()
+
+    train.train_and_evaluate(config, workdir)
+    assert 'finished at step 14; only evaluating' in capsys.readouterr().out
 
 
 @pytest.mark.slow

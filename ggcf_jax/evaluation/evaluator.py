@@ -2,15 +2,16 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, UInt8
+from jaxtyping import Array, Int32
 
 from ggcf_jax import models
 from ggcf_jax.data import pipeline
@@ -25,15 +26,23 @@ from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
 from ggcf_jax.models.layers import extent as extent_lib
 
 EvalStep = jax.stages.Wrapped  # see `make_eval_step`
+# (class scores, labels) -> (sum, normaliser), see `training.losses.Loss`
+Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 _FLUSH = 2**30  # pixels that are counted on the device, in int32, before the host adds them up
 
 _T = TypeVar('_T')
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, num_classes: int, mesh: Mesh, plan: inference.Plan
+    graphdef: nnx.GraphDef,
+    num_classes: int,
+    mesh: Mesh,
+    plan: inference.Plan,
+    loss: Loss | None = None,
 ) -> EvalStep:
     """Builds the compiled (params, stats, matrix, batch) -> (matrix + counts, ious, predictions).
+
+    With a loss there is a fourth output: its (sum, normaliser) over the batch.
 
     A batch has the padded images, their labels and their sizes ('image', 'label' and 'size' of
     `pipeline.EvaluationBatches.load`). Predictions are uint8 [b, h, w] at the resolution of the
@@ -44,24 +53,29 @@ def make_eval_step(
         graphdef: structure of the network.
         num_classes: number of classes C; matrices are int32 [C, C].
         mesh: devices that share a batch.
-        plan: how the class scores of an image are found.
+        plan: how the class scores of an image are found; with a loss its `average` must be that of
+            logits.
+        loss: loss of the logits at the resolution of the labels.
     """
+    assert loss is None or plan.average == 'logits', 'a loss is one of logits'
 
     def eval_step(
         params: nnx.State,
         stats: nnx.State,
         matrix: Int32[Array, 'classes classes'],
         batch: Mapping[str, jax.Array],
-    ) -> tuple[Int32[Array, 'classes classes'], Float[Array, ' b'], UInt8[Array, 'b h w']]:
+    ) -> tuple[Any, ...]:
         model = models.merge(graphdef, params, stats)
         extent = extent_lib.of_sizes(batch['size'])
         scores = inference.scores(model, batch['image'], plan, extent)
         predictions = scores.argmax(-1).astype(jnp.uint8)
         counts = metrics.confusion_matrices(batch['label'], predictions, num_classes, IGNORE)
-        return matrix + counts.sum(0), metrics.mean_ious(counts), predictions
+        found = (matrix + counts.sum(0), metrics.mean_ious(counts), predictions)
+        return found if loss is None else (*found, loss(scores, batch['label']))
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
-    return jax.jit(eval_step, donate_argnums=2, out_shardings=(replicated, replicated, by_batch))
+    shardings = (replicated, replicated, by_batch, replicated)
+    return jax.jit(eval_step, donate_argnums=2, out_shardings=shardings[: 3 if loss is None else 4])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +124,7 @@ class Evaluator:
         confusion = _Confusion(dataset.num_classes, self.mesh)
         samples: dict[int, Sample] = {}
         worst = Worst(self.num_worst)
+        losses: list[tuple[float, float]] = []
         near = BoundaryCounts(dataset.num_classes, self.boundary) if self.boundary else None
         with progress.evaluating(len(dataset.source(split)), split) as advance:
             batches = self._dispatch(params, stats, confusion, progress, check_stop)
@@ -122,6 +137,8 @@ class Evaluator:
                         samples[index] = ranked.sample
                 if near is not None:
                     self._count_boundaries(batch, near)
+                if batch.loss is not None:
+                    losses.append((float(batch.loss[0]), float(batch.loss[1])))
                 advance(batch.num_images)
             matrix = confusion.total()
         return Evaluation(
@@ -133,6 +150,7 @@ class Evaluator:
             worst.images(),
             self.metrics,
             near,
+            _mean(losses),
         )
 
     def _dispatch(
@@ -158,9 +176,10 @@ class Evaluator:
                         self.step, params, stats, confusion.on_device, images
                     )
                 self._compiled.add(images['label'].shape)
-            matrix, ious, predictions = self.step(params, stats, confusion.on_device, images)
+            matrix, ious, predictions, *loss = self.step(params, stats, confusion.on_device, images)
             confusion.update(matrix, pixels=batch['label'].size * shard.count)
-            yield _Batch(arrays, ious, predictions, int((indices >= 0).sum()))
+            count = int((indices >= 0).sum())
+            yield _Batch(arrays, ious, predictions, count, loss[0] if loss else None)
 
     def _wanted(self, batch: '_Batch', worst: Worst) -> Iterator[tuple[int, Ranked]]:
         """The images of a computed batch whose pictures are kept, with their index."""
@@ -202,12 +221,14 @@ class _Batch(NamedTuple):
         ious: mean IoU of each image, float32 [b].
         predictions: uint8 [b, h, w].
         num_images: number of its images, without those that fill it up.
+        loss: sum and normaliser of the loss, if it is computed.
     """
 
     arrays: dict[str, jax.Array]
     ious: jax.Array
     predictions: jax.Array
     num_images: int
+    loss: tuple[jax.Array, jax.Array] | None
 
 
 class _Confusion:
@@ -234,6 +255,14 @@ class _Confusion:
     def total(self) -> np.ndarray:
         """The matrix of everything counted, int64 [C, C]."""
         return self._total + np.asarray(self.on_device)
+
+
+def _mean(losses: list[tuple[float, float]]) -> float | None:
+    """Mean of a loss from the (sum, normaliser) of batches; None without any, NaN of nothing."""
+    if not losses:
+        return None
+    total, weight = (math.fsum(values) for values in zip(*losses))
+    return total / weight if weight else math.nan
 
 
 def _one_behind(items: Iterable[_T]) -> Iterator[_T]:

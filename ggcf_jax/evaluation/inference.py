@@ -104,7 +104,7 @@ class Plan:
         return ', '.join(parts)
 
 
-# The plan of evaluations during training: logits and probabilities of one view rank alike.
+# One view of the whole image: logits and probabilities of it rank alike.
 SINGLE = Plan(average='logits')
 
 
@@ -324,6 +324,25 @@ def _logits(model: Segmenter, images: jax.Array, plan: Plan, extent: Extent | No
     down, across = rows.cover(size[0], height), columns.cover(size[1], width)
     cover = down[..., :, None, None] * across[..., None, :, None]
     return total / (cover if extent is None else jnp.maximum(cover, 1))
+
+
+def of_training(config: ConfigDict) -> Plan:
+    """Builds the plan of evaluations during training: one view, in windows if there are any.
+
+    Args:
+        config: configuration of the run; `eval.window`, `eval.stride` and `eval.windows_at_once`
+            are read.
+
+    Raises:
+        InputError: names the field of `config.eval`, its value and what it may be.
+    """
+    asked = build(config)
+    return dataclasses.replace(
+        SINGLE,
+        window=asked.window,
+        stride=asked.stride,
+        windows_at_once=asked.windows_at_once,
+    )
 
 
 def build(config: ConfigDict) -> Plan:

@@ -58,6 +58,7 @@ class Evaluation:
         worst: the images of lowest mIoU over all processes, the lowest first.
         metrics: name -> function of the matrix, see `metrics.METRICS`.
         boundary: pixels close to contours, if they were counted.
+        loss: mean of the training's loss over the split, if it was computed; NaN of nothing.
     """
 
     split: str
@@ -68,6 +69,7 @@ class Evaluation:
     worst: tuple[Ranked, ...] = ()
     metrics: Mapping[str, Metric] = dataclasses.field(default_factory=metrics.default)
     boundary: BoundaryCounts | None = None
+    loss: float | None = None
 
     @property
     def scores(self) -> dict[str, float]:
@@ -120,6 +122,8 @@ class Evaluation:
         """The row for `metrics.jsonl`, where the validation split is called val."""
         prefix = {'validation': 'val'}.get(self.split, self.split)
         values = self.scores | {f'iou/{name}': value for name, value in self.iou.items()}
+        if self.loss is not None:
+            values['loss'] = self.loss
         return {f'{prefix}/{name}': value for name, value in values.items()}
 
 

@@ -34,14 +34,15 @@ MAY_DIFFER = frozenset(
         'mesh.space', 'train.remat',
         # When something is written, and when training gives up.
         'train.log_every', 'train.eval_every', 'train.checkpoint_every', 'train.max_skipped',
+        'train.patience',
         # How the images of an evaluation are grouped, and what is shown of it.
         'eval.batch_size', 'eval.size_multiple', 'eval.max_sizes',
         # What the start says.
         'model.backbone.expected_weights',
         'eval.panels', 'eval.worst', 'eval.metrics', 'eval.boundary',
         # What is measured on the way.
-        'train.profile',
-        # What only the modes after training read.
+        'train.profile', 'train.validation_loss',
+        # How what is trained is evaluated.
         'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
         'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',
         'predict.label_ids', 'predict.max_side',

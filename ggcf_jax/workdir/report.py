@@ -182,7 +182,11 @@ def _wall_time(elapsed: Sequence[float | None]) -> float:
 def _curves(rows: Rows) -> str:
     columns = {
         label: _column(rows, name)
-        for label, name in (('loss', 'train/loss'), ('auxiliary loss', 'train/aux_loss'))
+        for label, name in (
+            ('loss', 'train/loss'),
+            ('auxiliary loss', 'train/aux_loss'),
+            ('validation loss', 'val/loss'),
+        )
     }
     losses = {label: column for label, column in columns.items() if column[0]}
     rate, miou = _column(rows, 'train/learning_rate'), _column(rows, 'val/miou')
