@@ -63,7 +63,8 @@ def default() -> ConfigDict:
     # Bits that the samples of 16-bit images use, 8 to 16, such as 12 where their largest values are
     # 4095; also of the images of the modes predict and serve. --mode=doctor finds the number.
     config.data.image_bits = 16
-    # Only 'folder' reads this: file inside manual_dir with the class names (configs/folder.py).
+    # Only 'folder' reads this: file inside manual_dir with the class names (configs/folder.py), or
+    # 'published:NAME', a table of a published data set (docs/data.md).
     config.data.classes = 'classes.csv'
     # Only 'folder' reads this: label values that are neither trained on nor counted; '()': none.
     config.data.ignore = (255,)
@@ -78,8 +79,9 @@ def default() -> ConfigDict:
         '_gtFine_labelIds,_gtCoarse_labelIds,_mask,_label,_labels,_gt,_seg,_segmentation,_L,_P'
     )
     # Only 'folder' reads these: the images and labels of each split inside manual_dir, as two
-    # folders 'IMAGES,LABELS', as one folder that holds both, or as a list file with an image and a
-    # label on each line.
+    # folders or patterns of paths 'IMAGES,LABELS', with the names of those that are used
+    # 'IMAGES,LABELS,NAMES', as one folder that holds both, or as a list file with an image and a
+    # label on each line; several with semicolons between them (docs/data.md).
     config.data.splits = ConfigDict()
     config.data.splits.train = 'train/images,train/labels'  # Training images.
     config.data.splits.validation = 'validation/images,validation/labels'  # Validation images.

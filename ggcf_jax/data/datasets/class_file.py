@@ -14,9 +14,12 @@ semicolons or tabs. What a file is depends on its content, not on its ending.
 | name | class, label | name of the class |
 | red, green, blue | r, g, b | its colour, 0 to 255: in pictures, and in labels that hold colours |
 | ids | id | label values of the class, separated by spaces, 0 to 65535; `ignore`: no class |
+| group | | class that the line belongs to, where several lines are one class; empty: its name |
 
-Names of columns are read without capitals and spaces around them. Any other column is refused,
-unless its name begins with `#`.
+Lines of one group are one class, with the colour of the first. Names of columns are read without
+capitals and spaces around them. Any other column is refused, unless its name begins with `#`.
+
+The tables of published data sets lie in `class_files/`; the recipes that use them name the sources.
 """
 
 import colorsys
@@ -39,9 +42,12 @@ _COLUMNS = {
     'red': 'red', 'green': 'green', 'blue': 'blue',
     'r': 'red', 'g': 'green', 'b': 'blue',
     'ids': 'ids', 'id': 'ids',
+    'group': 'group',
 }  # fmt: skip
 _CHANNELS = ('red', 'green', 'blue')
 _IGNORED = 'ignore'  # in the column ids
+_PUBLISHED = 'published:'  # before the name of a table that comes with this package
+_TABLES = pathlib.Path(__file__).parent / 'class_files'
 _NUMBERED = re.compile(r'\s*\d+\s*[\s:,;.)]')
 
 
@@ -69,6 +75,29 @@ class _Row(NamedTuple):
     cells: dict[str, str]
 
 
+def locate(root: pathlib.Path, text: str) -> pathlib.Path:
+    """Returns the path of a class file.
+
+    Args:
+        root: folder that the path is relative to, `config.data.manual_dir`.
+        text: path, or 'published:NAME' for a table that comes with this package;
+            `config.data.classes`.
+
+    Raises:
+        InputError: there is no such table.
+    """
+    if not text.startswith(_PUBLISHED):
+        return root / text
+    known = sorted(path.stem for path in _TABLES.glob('*.csv'))
+    name = text.removeprefix(_PUBLISHED)
+    if name not in known:
+        raise InputError(
+            f'config.data.classes={text!r}: {name!r} is none of the published tables '
+            f'{", ".join(known)}'
+        )
+    return _TABLES / f'{name}.csv'
+
+
 def read(path: pathlib.Path, ignore: tuple[int, ...]) -> Classes:
     """Reads a class file.
 
@@ -86,28 +115,30 @@ def read(path: pathlib.Path, ignore: tuple[int, ...]) -> Classes:
     classes = [row for row, counts in zip(rows, is_class) if counts]
     if not classes:
         raise InputError(f'{path}: no classes; write one name a line, or a CSV with a column name')
-    if len(classes) > NOT_ALLOWED:
-        raise InputError(f'{path}: {len(classes)} classes; at most {NOT_ALLOWED} fit 8-bit labels')
-    names = tuple(row.cells['name'] for row in classes)
+    names = [row.cells['name'] for row in classes]
     for row in classes:
         if not row.cells['name'] or names.count(row.cells['name']) > 1:
             raise InputError(
                 f'{path}:{row.line}: class name {row.cells["name"]!r} is empty or duplicated'
             )
+    groups = [row.cells.get('group') or row.cells['name'] for row in classes]
+    index = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    if len(index) > NOT_ALLOWED:
+        raise InputError(f'{path}: {len(index)} classes; at most {NOT_ALLOWED} fit 8-bit labels')
+    of_row = [index[group] for group in groups]
     given = [_color(path, row) for row in rows]
     label_colors: dict[Color, int] = {}
     if None not in given and len(set(given)) == len(given):
-        numbers = iter(range(len(classes)))
+        numbers = iter(of_row)
         label_colors = {
             color: next(numbers) if counts else IGNORE
             for color, counts in zip(given, is_class)
             if color is not None
         }
-    colors = tuple(
-        color or _color_of_number(i)
-        for i, color in enumerate(c for c, counts in zip(given, is_class) if counts)
-    )
-    return Classes(names, colors, _label_map(path, classes, ignore), label_colors)
+    of_classes = [color for color, counts in zip(given, is_class) if counts]
+    colors = tuple(of_classes[of_row.index(i)] or _color_of_number(i) for i in index.values())
+    label_map = _label_map(path, classes, of_row, ignore)
+    return Classes(tuple(index), colors, label_map, label_colors)
 
 
 def _rows(path: pathlib.Path, text: str) -> list[_Row]:
@@ -141,8 +172,8 @@ def _table(
     for column, meaning in zip(columns, known):
         if meaning is None:
             raise InputError(
-                f'{path}: column {column!r} is not one of name, red, green, blue, ids; remove it, '
-                'or begin its name with # to have it left out'
+                f'{path}: column {column!r} is not one of name, red, green, blue, ids, group; '
+                'remove it, or begin its name with # to have it left out'
             )
         if known.count(meaning) > 1 and not meaning.startswith('#'):
             raise InputError(f'{path}: there are two columns {meaning!r}')
@@ -177,7 +208,7 @@ def _color_of_number(index: int) -> Color:
 
 
 def _label_map(
-    path: pathlib.Path, rows: list[_Row], ignore: tuple[int, ...]
+    path: pathlib.Path, rows: list[_Row], of_row: list[int], ignore: tuple[int, ...]
 ) -> UInt8[np.ndarray, ' values']:
     """Label values of the column ids, or the next ones, and those to ignore."""
     label_map = np.full(LABEL_VALUES, NOT_ALLOWED, np.uint8)
@@ -186,7 +217,7 @@ def _label_map(
             raise InputError(f'config.data.ignore={ignore} must hold values in 0..65535')
         label_map[value] = IGNORE
     free = iter(np.flatnonzero(label_map == NOT_ALLOWED).tolist())
-    for index, row in enumerate(rows):
+    for row, index in zip(rows, of_row):
         if 'ids' not in row.cells:
             label_map[next(free)] = index
             continue

@@ -40,10 +40,11 @@ def build(data: ConfigDict) -> Dataset:
     root = pathlib.Path(data.manual_dir).expanduser()
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={data.manual_dir!r} is not a directory')
-    classes = class_file.read(root / data.classes, tuple(data.ignore))
+    table = class_file.locate(root, data.classes)
+    classes = class_file.read(table, tuple(data.ignore))
     if data.label_form == 'colors' and not classes.label_colors:
         raise InputError(
-            f"config.data.label_form='colors': {root / data.classes} must give every class a "
+            f"config.data.label_form='colors': {table} must give every class a "
             'colour of its own, in the columns red, green and blue'
         )
     endings = pairing.Endings.parse(data.image_endings, data.label_endings)

@@ -1,6 +1,8 @@
-"""Which label file belongs to which image: two folders, one folder of both, or a list file."""
+"""Which label file belongs to which image: folders, patterns of paths, or a list file."""
 
+import os
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -11,6 +13,7 @@ from ggcf_jax.errors import InputError
 
 # Extensions of label files, in lower case; the content decides what a file is.
 LABELS = ('.png', '.tif', '.tiff', '.gif', '.bmp', '.npy')
+_WILDCARD = re.compile(r'\*|\?|\[[^\]/]+\]')  # of a pattern, as the shell has them
 _LOSSY = ('.jpg', '.jpeg', '.webp')  # beside a label of the same name these are the images
 
 
@@ -57,28 +60,50 @@ def find(root: pathlib.Path, text: str, field: str, endings: Endings) -> Pairs:
 
     Args:
         root: folder that paths are relative to.
-        text: value of the field: 'IMAGES,LABELS' folders, one folder of both, or a list file.
+        text: value of the field: 'IMAGES,LABELS' as folders, or as patterns such as
+            '*/images/*.png,*/masks/*.png', where each wildcard of the labels stands for what that
+            of the images has matched; one folder of both; or a list file. A third part,
+            'IMAGES,LABELS,NAMES', names those images that are used: a file with a name at the
+            start of each line, or the names themselves, separated by spaces. Several of these
+            are separated by semicolons.
         field: field of the configuration, for error messages.
         endings: endings of names that are not part of what images and labels have in common.
 
     Raises:
         InputError: a folder or file that does not exist, an image without label, or no images.
     """
-    parts = [pathlib.Path(part.strip()).expanduser() for part in text.split(',')]
-    if len(parts) > 2:
-        raise InputError(f"{field}={text!r} must be two folders, 'IMAGES,LABELS', or a list file")
-    if len(parts) == 1 and not (root / parts[0]).is_dir():
-        return _of_list(root, parts[0], field, text)
-    for folder in parts:
+    if ';' in text:
+        found = [find(root, part.strip(), field, endings) for part in text.split(';')]
+        return Pairs(
+            [pair for each in found for pair in each.pairs],
+            tuple(note for each in found for note in each.notes),
+        )
+    parts = [part.strip() for part in text.split(',')]
+    where = f'{field}={text!r}'
+    if len(parts) > 3:
+        raise InputError(
+            f"{where} must be 'IMAGES,LABELS' or 'IMAGES,LABELS,NAMES', or a list file"
+        )
+    names = _names_of(root, parts.pop(), where) if len(parts) == 3 else None
+    paths = [pathlib.Path(part).expanduser() for part in parts]
+    if len(paths) == 2 and _WILDCARD.search(parts[0]) and not (root / paths[0]).is_dir():
+        return _of_patterns(root, str(paths[0]), str(paths[1]), where, names)
+    if len(paths) == 1 and not (root / paths[0]).is_dir():
+        return _of_list(root, paths[0], field, text)
+    for folder in paths:
         if not (root / folder).is_dir():
-            raise InputError(f'{field}={text!r}: {root / folder} is not a directory')
-    return _of_folders(root / parts[0], root / parts[-1], f'{field}={text!r}', endings)
+            raise InputError(f'{where}: {root / folder} is not a directory')
+    return _of_folders(root / paths[0], root / paths[-1], where, endings, names)
 
 
 def _of_folders(
-    image_folder: pathlib.Path, label_folder: pathlib.Path, where: str, endings: Endings
+    image_folder: pathlib.Path,
+    label_folder: pathlib.Path,
+    where: str,
+    endings: Endings,
+    names: list[str] | None,
 ) -> Pairs:
-    """The pairs of two folders, or of one that holds both."""
+    """The pairs of two folders, or of one that holds both; all, or those of some names."""
     found = finder.find(image_folder, formats.EXTENSIONS)
     images, notes = found.files, list(finder.describe(found.left_out))
     if label_folder.resolve() == image_folder.resolve():
@@ -93,6 +118,8 @@ def _of_folders(
             f'{where}: no images found; supported extensions: {", ".join(formats.EXTENSIONS)}'
             + _also(notes)
         )
+    if names is not None:
+        images = _named(images, image_folder, names, where)
     matched = _match(images, labels, image_folder, label_folder, endings)
     alone = [image for image in images if image not in matched]
     used = set(matched.values())
@@ -106,9 +133,116 @@ def _of_folders(
             + _also([f'{len(left)} labels without image ({_names(left)})'] if left else [])
             + _also(notes)
         )
-    if left:
+    if left and names is None:
         notes.append(f'{len(left)} labels without image ({_names(left)})')
     return Pairs([(image, matched[image]) for image in images], tuple(notes))
+
+
+def _of_patterns(
+    root: pathlib.Path, images: str, labels: str, where: str, names: list[str] | None
+) -> Pairs:
+    """The pairs whose paths match two patterns."""
+    wildcards, places = _WILDCARD.findall(images), _WILDCARD.findall(labels)
+    if len(wildcards) != len(places):
+        raise InputError(
+            f'{where}: the images have {len(wildcards)} wildcards and the labels {len(places)}; '
+            'each wildcard of the labels stands for what that of the images has matched'
+        )
+    fixed = _WILDCARD.split(images)[0].rpartition('/')[0]
+    if not (root / fixed).is_dir():
+        raise InputError(f'{where}: {root / fixed} is not a directory')
+    pattern = _pattern(images)
+    found = []
+    for path in finder.find(root / fixed, formats.EXTENSIONS).files:
+        if match := pattern.fullmatch(path.relative_to(root).as_posix()):
+            found.append((path, root / _filled(labels, match.groups())))
+    if not found:
+        raise InputError(f'{where}: no images found; nothing in {root / fixed} matches the pattern')
+    if names is not None:
+        label_of = dict(found)
+        kept = _named([image for image, _ in found], root, names, where)
+        found = [(image, label_of[image]) for image in kept]
+    pairs = [(image, finder.existing(label)) for image, label in found]
+    alone = [at for at, (_, label) in enumerate(pairs) if label is None]
+    if alone:
+        image, expected = found[alone[0]]
+        raise InputError(
+            f'{where}: {len(alone)} of {len(found)} images have no label, the first is '
+            f'{finder.printable(image)}; its label would be {finder.printable(expected)}'
+        )
+    return Pairs([(image, label) for image, label in pairs if label is not None], ())
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """A pattern of paths as a regular expression, with a group for each wildcard."""
+    expression = ''
+    end = 0
+    for wildcard in _WILDCARD.finditer(text):
+        expression += re.escape(text[end : wildcard.start()])
+        end = wildcard.end()
+        if wildcard[0] in '*?':
+            expression += '([^/]*)' if wildcard[0] == '*' else '([^/])'
+        else:
+            negated = '^' if wildcard[0][1] == '!' else ''
+            expression += f'([{negated}{wildcard[0][1:-1].removeprefix("!")}])'
+    return re.compile(expression + re.escape(text[end:]))
+
+
+def _filled(pattern: str, parts: Sequence[str]) -> str:
+    """The path that a pattern is with a text for each of its wildcards."""
+    fixed = _WILDCARD.split(pattern)
+    return fixed[0] + ''.join(part + text for part, text in zip(parts, fixed[1:]))
+
+
+def _names_of(root: pathlib.Path, text: str, where: str) -> list[str]:
+    """The names that the third part gives: of a file, or separated by spaces."""
+    path = root / pathlib.Path(text).expanduser()
+    if os.path.isfile(path):  # False, not an error, for what is too long to be a name
+        lines = text_files.read(path, any_bytes=True).splitlines()
+        names = [line.split()[0] for line in lines if line.strip() and not line.startswith('#')]
+    else:
+        names = text.split()
+    if not names:
+        raise InputError(f'{where}: no images found; {finder.printable(path)} names none')
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f'{where}: {finder.printable(twice)} is named twice')
+    return names
+
+
+def _named(
+    images: Sequence[pathlib.Path], folder: pathlib.Path, names: list[str], where: str
+) -> list[pathlib.Path]:
+    """The images of these names, in their order.
+
+    Args:
+        images: images to choose from.
+        folder: folder that holds them.
+        names: paths relative to the folder, or names of files; with or without extension.
+        where: field and value, for error messages.
+    """
+    by_name: dict[str, set[pathlib.Path]] = defaultdict(set)
+    for image in images:
+        path = finder.composed(image.relative_to(folder).as_posix())
+        for name in (path, finder.composed(image.name)):
+            by_name[name].add(image)
+            by_name[name.removesuffix(image.suffix)].add(image)
+    found = [by_name.get(finder.composed(name), set()) for name in names]
+    missing = [name for name, its in zip(names, found) if not its]
+    if missing:
+        raise InputError(
+            f'{where}: {len(missing)} of {len(names)} names are no image of '
+            f'{finder.printable(folder)}, the first is {finder.printable(missing[0])}'
+            + ('; there is no file of that name either' if len(names) == 1 else '')
+        )
+    for name, its in zip(names, found):
+        if len(its) > 1:
+            first, second = sorted(its)[:2]
+            raise InputError(
+                f'{where}: {finder.printable(name)} names {finder.printable(first)} and '
+                f'{finder.printable(second)}; write the path'
+            )
+    return [next(iter(its)) for its in found]
 
 
 def _also(notes: Iterable[str]) -> str:
@@ -148,6 +282,7 @@ def _match(
         (lambda path, _, ends: _without_ending(_stem(pathlib.Path(path.name)), ends), False),
     )
     left_images, left_labels = list(images), list(labels)
+    used: set[pathlib.Path] = set()
     for keys, is_definite in rounds:
         by_key: tuple[dict[str, list[pathlib.Path]], ...] = (defaultdict(list), defaultdict(list))
         for path in left_images:
@@ -157,7 +292,7 @@ def _match(
             for key in keys(path, label_folder, endings.labels):
                 by_key[1][key].append(path)
         for key, its_images in by_key[0].items():
-            its_labels = [p for p in by_key[1].get(key, []) if p not in matched.values()]
+            its_labels = [p for p in by_key[1].get(key, []) if p not in used]
             its_images = [p for p in its_images if p not in matched]
             if not its_labels or not its_images:
                 continue
@@ -166,8 +301,8 @@ def _match(
                     _refuse_several(its_images, its_labels)
                 continue
             matched[its_images[0]] = its_labels[0]
+            used.add(its_labels[0])
         left_images = [path for path in left_images if path not in matched]
-        used = set(matched.values())
         left_labels = [path for path in left_labels if path not in used]
         if not left_images:
             break

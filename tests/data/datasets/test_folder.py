@@ -62,6 +62,39 @@ def test_list_files(folder, tmp_path):
     assert [source[i]['name'] for i in range(len(source))] == ['2', '0']
 
 
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('train/images,train/labels,2 0', ['2', '0']),
+        ('train/images,train/labels,a/1.jpg', ['1']),
+        ('train/images/*/[!1].jpg,train/labels/*/?.png', ['0', '2']),
+        ('train/images/*/*.jpg,train/labels/*/*.png,1', ['1']),
+        ('train/images/a/[12].jpg,train/labels/a/*.png', ['1', '2']),
+        (
+            'train/images,train/labels,1; validation/images,validation/labels',
+            ['1', '0', '1'],
+        ),
+    ],
+)
+def test_patterns_and_names(folder, tmp_path, text, expected):
+    source = _build(folder, tmp_path, **{'splits.train': text}).source('train')
+    assert [source[i]['name'] for i in range(len(source))] == expected
+    for i in range(len(source)):
+        image, label = (pathlib.Path(source[i][k]) for k in ('image_file', 'label_file'))
+        assert str(label) == str(image.with_suffix('.png')).replace('images', 'labels')
+
+
+def test_lines_of_one_group_are_one_class(folder, tmp_path):
+    (folder / 'classes.csv').write_text(
+        'name,red,green,blue,ids,group\nroad,9,9,9,7,\ncar 1,1,2,3,8,car\ncar 2,4,5,6,26,car\n'
+    )
+    dataset = _build(folder, tmp_path)
+    assert dataset.classes == ('road', 'car')
+    assert dataset.colors == ((9, 9, 9), (1, 2, 3))
+    assert dataset.decoder.label_map[[7, 8, 26]].tolist() == [0, 1, 1]
+    assert dataset.decoder.label_colors == {(9, 9, 9): 0, (1, 2, 3): 1, (4, 5, 6): 1}
+
+
 def test_a_text_file_of_names_numbers_the_classes(folder, tmp_path):
     (folder / 'names.txt').write_text('\n'.join(f'class {i}' for i in range(30)))
     dataset = _build(folder, tmp_path, classes='names.txt')
@@ -103,6 +136,61 @@ def _append(folder, text):
             {'splits.train': 'a,b'},
             "splits.train='a,b': no images found; supported extensions: ",
         ),
+        (lambda f: None, {'splits.train': 'a,b,c,d'}, "must be 'IMAGES,LABELS' or 'IMAGES,LABE"),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images/*/*.jpg,train/labels/a/*.png'},
+            'the images have 2 wildcards and the labels 1; each wildcard',
+        ),
+        (lambda f: None, {'splits.train': 'no/*.jpg,no/*.png'}, 'no is not a directory'),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images/b/*.jpg,train/labels/b/*.png'},
+            'train/images/b is not a directory',
+        ),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images/*/*.png,train/labels/*/*.png'},
+            'no images found; nothing in .*train/images matches the pattern',
+        ),
+        (
+            lambda f: (f / 'train/labels/a/1.png').unlink(),
+            {'splits.train': 'train/images/*/?.jpg,train/labels/*/?.png'},
+            '1 of 3 images have no label, .*images/a/1.jpg; its label would be .*labels/a/1.png',
+        ),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images,train/labels,0 7 8'},
+            '2 of 3 names are no image of .*train/images, the first is 7',
+        ),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images,train/labels,names.txt'},
+            '1 of 1 names are no image of .*the first is names.txt; there is no file of that',
+        ),
+        (
+            lambda f: (f / 'n.txt').write_text('# none'),
+            {'splits.train': 'train/images,train/labels,n.txt'},
+            'no images found; .*n.txt names none',
+        ),
+        (
+            lambda f: None,
+            {'splits.train': 'train/images,train/labels,0 1 0'},
+            ': 0 is named twice',
+        ),
+        (
+            lambda f: [
+                (f / 'train/images/b').mkdir(),
+                (f / 'train/images/b/0.jpg').write_bytes((f / 'train/images/a/0.jpg').read_bytes()),
+            ],
+            {'splits.train': 'train/images,train/labels,0'},
+            '0 names .*a/0.jpg and .*b/0.jpg; write the path',
+        ),
+        (
+            lambda f: None,
+            {'classes': 'published:voc'},
+            "classes='published:voc': 'voc' is none of the published tables a2d2, bdd100k",
+        ),
         (lambda f: None, {'ignore': (70000,)}, r'ignore=\(70000,\) must hold values in 0..65535'),
     ],
 )
@@ -141,7 +229,7 @@ def test_class_files_by_content(tmp_path, text, expected, name):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('name,value\nsky,2\n', "column 'value' is not one of name, red, green, blue, ids"),
+        ('name,value\nsky,2\n', "column 'value' is not one of name, red, green, blue, ids, gr"),
         ('name,ids,ids\nsky,2,3\n', "there are two columns 'ids'"),
         ('name,id,ids\nsky,2,3\n', "there are two columns 'ids'"),
         ('name,red\nsky,2\n', 'a colour has the three columns red, green and blue'),
