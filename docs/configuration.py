@@ -40,7 +40,7 @@ _SECTION = """
 """
 
 # An assignment with or without a comment behind it, or a comment alone.
-_LINE = re.compile(r' +(?:config\.(?P<name>[a-z_.]+) = [^#]+)?(?:# (?P<comment>.*))?')
+_LINE = re.compile(r' +(?:config\.(?P<name>[a-z0-9_.]+) = [^#]+)?(?:# (?P<comment>.*))?')
 
 
 def page() -> str:
