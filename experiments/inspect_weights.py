@@ -62,7 +62,12 @@ def _describe_file(path: pathlib.Path, *, list_tensors: bool) -> None:
     if prefix:
         print(f'names: without the prefix {prefix}')
     print(f'network:\n  {_flags(fields)}')
-    print(f'input: config.model.input={" or ".join(map(repr, layout.inputs))}')
+    print(f'activation: --config.model.backbone.activation={layout.activation}')
+    trained = layout.trained_input
+    print(
+        f'input: config.model.input={" or ".join(map(repr, layout.inputs))}; '
+        + ("'auto' cannot tell which" if trained is None else f"'auto' takes {trained!r}")
+    )
     imported = pretrained.load(path, _shapes(fields), layout.norm)
     used = sum(array.size for array in imported.arrays.values())
     print(f'backbone: {imported.matched} tensors, {used:,} numbers: all fit, none is missing')

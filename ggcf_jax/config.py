@@ -102,7 +102,7 @@ def default() -> ConfigDict:
     # in proportion. Published networks: 64; mobilenet_v2: 32.
     config.model.backbone.width = 64
     # First convolutions of a ResNet: '7x7' (torchvision), '64-64-128' (openseg, OCNet, CCNet) or
-    # '32-32-64' (ResNet v1c of mmseg). Other backbones have one stem.
+    # '32-32-64' (ResNet v1c of mmseg), 'auto': that of the weights. Other backbones have one stem.
     config.model.backbone.stem = '7x7'
     # Output stride, the pixels between two positions of the feature map: 8, 16 or 32.
     config.model.backbone.stride = 8
@@ -119,14 +119,15 @@ def default() -> ConfigDict:
     config.model.backbone.weights = config_dict.placeholder(str)
     # What the published figures of a recipe start from; training says it where `weights` is None.
     config.model.backbone.expected_weights = ''
-    # Activation of the backbone; None: `model.activation`. OCNet, CCNet: 'relu' below heads of
-    # 'leaky_relu'. mobilenet_v2 always has relu6.
+    # Activation of the backbone; None: `model.activation`; 'auto': that of the weights. OCNet,
+    # CCNet: 'relu' below heads of 'leaky_relu'. mobilenet_v2 always has relu6.
     config.model.backbone.activation = config_dict.placeholder(str)
     # Batch norm in training: statistics of the batch ('batch'), or frozen at those that come with
     # the weights ('running').
     config.model.backbone.statistics = 'batch'
     # Normalisation of the images, the one the weights were trained with: 'imagenet' (torchvision,
-    # mmseg), 'caffe' (openseg), 'ocnet', 'ccnet' or 'vistas' (InPlace-ABN on Mapillary Vistas).
+    # mmseg), 'caffe' (openseg), 'ocnet', 'ccnet' or 'vistas' (InPlace-ABN on Mapillary Vistas);
+    # 'auto': the one of the weights.
     config.model.input = 'imagenet'
     # Activation of context module and heads, and of the backbone unless it has its own: 'relu',
     # 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.

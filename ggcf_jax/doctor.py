@@ -30,6 +30,7 @@ from ggcf_jax.distributed import platforms
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference
 from ggcf_jax.training import (
+    auto_fields,
     memory,
     objective,
     optim,
@@ -144,6 +145,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
     with _reported(found):
         config_lib.check(config, len(devices))
     with _reported(found):
+        config = auto_fields.resolve(config, None)
         network = models.abstract(config, num_classes=1)
         inference.build(config)
         stacks = models.stacks(*network)

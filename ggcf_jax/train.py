@@ -29,6 +29,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
 from ggcf_jax.training import (
+    auto_fields,
     clock,
     flops,
     memory,
@@ -95,7 +96,9 @@ def train_and_evaluate(
         NotFinite: training diverged; the workdir keeps the last checkpoints.
     """
     began = time.perf_counter()
-    this = _checked(config, pathlib.Path(workdir), accept_changes=accept_changes)
+    workdir = pathlib.Path(workdir)
+    config = _resolved(config, workdir)
+    this = _checked(config, workdir, accept_changes=accept_changes)
     with contextlib.ExitStack() as stack:
         if processes.is_process_zero():
             held = stack.enter_context(lease.taken(this.workdir))
@@ -153,6 +156,17 @@ class _Run:
     segments: tuple[Segment, ...]
     weights: str
     work: float | None
+
+
+@interruptible(_NOTHING_LOST)
+def _resolved(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """Fields that are 'auto' get their values: process 0 reads the weights for all."""
+    if not auto_fields.asked(config):
+        return config
+    text = ''
+    if processes.is_process_zero():
+        text = workdir_config.to_text(auto_fields.resolve(config, workdir))
+    return workdir_config.from_text(processes.text_from_process_zero(text))
 
 
 @interruptible(_NOTHING_LOST)

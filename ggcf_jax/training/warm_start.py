@@ -123,6 +123,12 @@ def _read(
             f'warning: such files are trained with config.model.input='
             f'{" or ".join(map(repr, imported.inputs))}, this run has {config.model.input!r}'
         )
+    activation = config.model.backbone.activation or config.model.activation
+    if activation != imported.activation and config.model.backbone.name != 'mobilenet_v2':
+        report(
+            'warning: such files are trained with config.model.backbone.activation='
+            f'{imported.activation!r}, this run has {activation!r}'
+        )
     return imported.arrays
 
 

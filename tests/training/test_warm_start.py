@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ggcf_jax import config as config_lib
 from ggcf_jax import data, models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
+from ggcf_jax.models.layers.norm import ACTIVATIONS
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.models.segmenter import INPUTS
-from ggcf_jax.training import optim, warm_start
+from ggcf_jax.training import auto_fields, optim, warm_start
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.workdir import checkpoints, classes
 from ggcf_jax.workdir import config as workdir_config
@@ -45,11 +47,11 @@ def _leaves(tree):
     }
 
 
-def _write_weights(config, path):
-    """A torchvision file that fits the config's backbone; returns its tensors."""
+def _write_weights(config, path, layout='torchvision ResNet'):
+    """A file that fits the config's backbone, of a layout; returns its tensors."""
     _, params, stats = models.abstract(config, 1)
     shapes = pretrained.shapes_of(params['backbone']) | pretrained.shapes_of(stats['backbone'])
-    layout = next(x for x in layouts.LAYOUTS if x.name == 'torchvision ResNet')
+    layout = next(x for x in layouts.LAYOUTS if x.name == layout)
     rng = np.random.default_rng(7)
     tensors = {}
     for name, slot in slots.expand(shapes).items():
@@ -191,6 +193,82 @@ def test_the_start_says_what_is_missing_or_unusual(tiny_config, tmp_path):
             True
         ] * warned
 
+    tiny_config.model.input, tiny_config.model.activation = 'imagenet', 'leaky_relu'
+    lines.clear()
+    warm_start.with_weights(tiny_config, state, lines.append)
+    assert "activation='relu', this run has 'leaky_relu'" in lines[1]
+    tiny_config.model.backbone.activation = 'relu'
+    lines.clear()
+    warm_start.with_weights(tiny_config, state, lines.append)
+    assert len(lines) == 1
 
-def test_layouts_name_inputs_that_exist():
+
+def test_layouts_name_inputs_and_activations_that_exist():
     assert {name for layout in layouts.LAYOUTS for name in layout.inputs} <= INPUTS.keys()
+    for layout in layouts.LAYOUTS:
+        assert layout.trained_input is None or layout.trained_input in layout.inputs
+        assert layout.activation in ACTIVATIONS
+
+
+AUTO = {name: 'auto' for name in auto_fields.FIELDS}
+
+
+def _values(config):
+    return {name: config_lib.get(config, name) for name in AUTO}
+
+
+def test_automatic_fields_are_those_of_a_file(tiny_config, tmp_path):
+    """CSAIL's: another input, stem and channel order than torchvision's."""
+    tiny_config.model.backbone.stem = '64-64-128'
+    path = tmp_path / 'csail.safetensors'
+    _write_weights(tiny_config, path, 'openseg deep-stem ResNet')
+    tiny_config.model.backbone.weights = str(path)
+    tiny_config.model.activation = 'leaky_relu'
+    tiny_config.update_from_flattened_dict(AUTO)
+    resolved = auto_fields.resolve(tiny_config, tmp_path / 'run')
+    expected = {
+        'model.input': 'caffe',
+        'model.backbone.stem': '64-64-128',
+        'model.backbone.activation': 'relu',
+    }
+    assert _values(resolved) == expected
+    assert _values(tiny_config) == AUTO
+    assert workdir_config.differing(resolved, tiny_config).keys() == AUTO.keys()
+    state, lines = _state(resolved, 1), []
+    warm_start.with_weights(resolved, state, lines.append)
+    assert len(lines) == 1  # nothing to warn of
+
+    # A run keeps them when the file is gone, and hands them on.
+    path.unlink()
+    workdir_config.save(resolved, tmp_path / 'run')
+    (tmp_path / 'run' / 'checkpoints' / '3').mkdir(parents=True)
+    assert _values(auto_fields.resolve(tiny_config, tmp_path / 'run')) == expected
+    tiny_config.model.backbone.weights = str(tmp_path / 'run')
+    assert _values(auto_fields.resolve(tiny_config, None)) == expected
+
+
+def test_automatic_fields_that_nothing_tells(tiny_config, tmp_path, monkeypatch):
+    assert auto_fields.resolve(tiny_config, None) is tiny_config
+    tiny_config.model.input = 'auto'
+    with pytest.raises(InputError, match=r"config.model.input='auto' is what the weights imply"):
+        auto_fields.resolve(tiny_config, tmp_path / 'run')
+    tiny_config.model.backbone.weights = 'wide.safetensors'
+    monkeypatch.setattr(pretrained, 'fields', lambda path: {'input': None})
+    with pytest.raises(InputError, match=r"config.model.input='auto': the weights leave it open"):
+        auto_fields.resolve(tiny_config, None)
+
+
+@pytest.mark.slow
+def test_a_run_with_automatic_fields_resumes(tiny_config, tmp_path, capsys, monkeypatch):
+    idle = jax.jit(lambda state, batch: state.replace(step=state.step + 1))
+    monkeypatch.setattr(train.train_step, 'build', lambda *unused: idle)
+    path = tmp_path / 'weights.safetensors'
+    _write_weights(tiny_config, path)
+    tiny_config.model.backbone.weights = str(path)
+    tiny_config.update_from_flattened_dict({'train.steps': 1, **AUTO})
+    train.train_and_evaluate(tiny_config, tmp_path / 'run')
+    saved = workdir_config.load(tmp_path / 'run')
+    assert list(_values(saved).values()) == ['imagenet', '7x7', 'relu']
+    path.unlink()
+    train.train_and_evaluate(tiny_config, tmp_path / 'run')
+    assert 'finished at step 1' in capsys.readouterr().out

@@ -32,6 +32,7 @@ class Imported:
         left_out: names of the file's tensors that belong to classifiers and heads.
         inputs: values of `config.model.input` that published files of the layout are used with.
         prefix: what stands before the backbone's names in the file; '' if nothing.
+        activation: activation that published files of the layout were trained with.
     """
 
     arrays: dict[str, Float32[np.ndarray, '...']]
@@ -40,6 +41,27 @@ class Imported:
     left_out: tuple[str, ...]
     inputs: tuple[str, ...]
     prefix: str
+    activation: str
+
+
+def fields(path: str | pathlib.Path) -> dict[str, Any]:
+    """Returns the fields of `config.model` that fit a published file.
+
+    Args:
+        path: a `.safetensors`, `.pth` or `.pt` file.
+
+    Returns:
+        Dotted name, without `model.` -> value; None where files of the layout differ.
+
+    Raises:
+        InputError: the file cannot be read or matches none of the supported layouts.
+    """
+    tensors, _, _ = layouts.trunk(files.read(path))
+    layout = layouts.detect(tensors, path)
+    return layout.describe(tensors) | {
+        'backbone.activation': layout.activation,
+        'input': layout.trained_input,
+    }
 
 
 def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: Norm) -> Imported:
@@ -62,7 +84,15 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     hint = layouts.fields_text(layout.describe(used))
     arrays = fill(shapes, used, layout.rename, where=where, hint=f'the file fits {hint}')
     arrays = convert_scales(arrays, source=layout.norm, target=norm, where=where)
-    return Imported(arrays, layout.name, len(used), (*left_out, *heads), layout.inputs, prefix)
+    return Imported(
+        arrays,
+        layout.name,
+        len(used),
+        (*left_out, *heads),
+        layout.inputs,
+        prefix,
+        layout.activation,
+    )
 
 
 def shapes_of(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from numpy import ndarray
 
-from ggcf_jax.models.layers.norm import Norm
+from ggcf_jax.models.layers.norm import Activation, Norm
 
 # Name of an array in our networks -> its name in PyTorch's.
 _LEAVES = {
@@ -38,6 +38,8 @@ class Layout:
         describe: tensors of the backbone -> fields of `config.model` that fit them.
         norm: form of the scales of the file's norms.
         inputs: values of `config.model.input` that published files of the layout are used with.
+        trained_input: the one that all of them were trained with; None if they differ.
+        activation: activation that they were trained with.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Layout:
     describe: Callable[[Tensors], dict[str, Any]]
     norm: Norm = 'batch_norm'
     inputs: tuple[str, ...] = ('imagenet',)
+    trained_input: str | None = 'imagenet'
+    activation: Activation = 'relu'
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether tensors of these names are a file of this layout."""

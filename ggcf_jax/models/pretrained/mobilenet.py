@@ -51,6 +51,7 @@ def _layout(name: str, source: str, *, grouped: bool, mark: str) -> Layout:
         # features.18, or conv beside the features, is the 1x1 convolution before the classifier.
         heads=rf'(classifier|features\.{1 + sum(DEPTHS)}|conv)\.',
         describe=_describe,
+        activation='relu6',
     )
 
 

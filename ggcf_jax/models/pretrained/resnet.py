@@ -74,6 +74,7 @@ def _layout(
     marks: tuple[str, ...] = (),
     absent: tuple[str, ...] = (),
     inputs: tuple[str, ...] = ('imagenet',),
+    trained_input: str = 'imagenet',
 ) -> Layout:
     """A layout of a ResNet; `first` names the kernel of its first convolution."""
     return Layout(
@@ -85,6 +86,7 @@ def _layout(
         heads=_HEADS,
         describe=functools.partial(_describe, first),
         inputs=inputs,
+        trained_input=trained_input,
     )
 
 
@@ -110,6 +112,7 @@ LAYOUTS = [
         stem=_numbered,
         marks=(r'conv2\.weight', r'conv3\.weight'),
         inputs=('caffe', 'ocnet', 'ccnet'),
+        trained_input='caffe',  # CSAIL's data loader
     ),
     _layout(
         'mmseg ResNet v1c',

@@ -33,7 +33,6 @@ def _describe(tensors: Tensors) -> dict[str, Any]:
     return {
         'backbone.name': 'wide_resnet38',
         'backbone.width': tensors['mod1.conv1.weight'].shape[-1],
-        'activation': 'leaky_relu',
     }
 
 
@@ -48,5 +47,7 @@ LAYOUTS = [
         describe=_describe,
         norm='abs_gamma',
         inputs=('imagenet', 'vistas'),
+        trained_input=None,  # classification or segmentation
+        activation='leaky_relu',
     )
 ]
