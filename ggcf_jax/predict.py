@@ -30,7 +30,6 @@ from ggcf_jax.prediction.ledger import Entry, Ledger
 from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
-from ggcf_jax.workdir.checkpoint_files import checksums
 from ggcf_jax.workdir.checkpoints import Which
 from ggcf_jax.workdir.classes import Classes
 from ggcf_jax.workdir.model import TrainedModel
@@ -245,11 +244,10 @@ def _why(each: Input, results: outputs.Results, ledger: Ledger) -> str | None:
 
 def _key(model: TrainedModel) -> dict[str, str]:
     """What the results depend on, for `predict.json`."""
-    sums = np.asarray(checksums((model.params, model.stats)))
     config = model.config
     classes = repr((model.classes, model.colors)).encode()
     return {
-        'checkpoint': f'step {model.step}, {hashlib.sha256(sums.tobytes()).hexdigest()[:12]}',
+        'checkpoint': f'step {model.step}, {model.digest}',
         'inference': str(model.plan),
         'config.train.dtype': config.train.dtype,
         'config.predict.label_ids': config.predict.label_ids,

@@ -27,7 +27,7 @@ RULES = {
     # What people look at
     'display': 'atomic',
     # Data: never jax, since worker processes load it
-    'data.records': 'errors atomic registry',
+    'data.records': 'errors atomic json_files registry',
     'data.datasets.street_painter': '',
     'data.datasets': 'errors atomic registry data.records data.datasets.street_painter',
     'data': 'errors atomic json_files registry data.records data.datasets',

@@ -104,6 +104,20 @@ class LoadedRun:
     model: TrainedModel
     dataset: Dataset
 
+    def identity(self, split: str) -> dict[str, str | int]:
+        """What results on a split depend on besides the experiment: for keys of `cache`.
+
+        Args:
+            split: name of the split.
+        """
+        return {
+            'workdir': str(self.model.workdir.resolve()),
+            'step': self.model.step,
+            'weights': self.model.digest,
+            'split': split,
+            'data': self.dataset.identity_of(split),
+        }
+
 
 def load(
     workdir: pathlib.Path,
@@ -179,12 +193,17 @@ def common_dataset(selected: Sequence[SelectedRun]) -> Dataset:
     first = datasets[configs[0].to_json()]
     for run, each in zip(selected, configs):
         other = datasets[each.to_json()]
-        if (other.name, other.identity) != (first.name, first.identity):
+        if _identity(other) != _identity(first):
             raise InputError(
                 f'{run.workdir} and {selected[0].workdir} are not of the same data: '
-                f'{other.identity!r}, {first.identity!r}'
+                f'{_identity(other)!r}, {_identity(first)!r}'
             )
     return first
+
+
+def _identity(dataset: Dataset) -> str:
+    # Not of all splits: some are prepared on first use.
+    return f'{dataset.name}: {dataset.identity_of("validation")}'
 
 
 _NAMES = {'none': 'Baseline', 'nonlocal': 'Non-local', 'psp': 'PSPNet', 'ccnet': 'CCNet'}

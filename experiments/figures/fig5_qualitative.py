@@ -180,9 +180,7 @@ def count_all(
     found = []
     for column, loaded in _load_columns(wanted, checkpoint):
         key = {
-            'workdir': str(column.run.workdir.resolve()),
-            'step': loaded.model.step,
-            'split': split,
+            **loaded.identity(split),
             'plan': str(column.plan),
             'families': [group.name for group in groups],
         }

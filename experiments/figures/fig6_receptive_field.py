@@ -130,9 +130,7 @@ def _maps(
     """Returns the maps [h, w] of each form, one for each query point, computed or cached."""
     sliding = comparison.sliding
     key = {
-        'workdir': str(run.workdir.resolve()),
-        'step': loaded.model.step,
-        'split': comparison.split,
+        **loaded.identity(comparison.split),
         'image': image.name,
         'queries': image.queries,
         'window': sliding.window,

@@ -318,9 +318,7 @@ def main(options: argparse.Namespace) -> None:
             print(f'{run.title} has no heads and is left out')
             continue
         key = {
-            'workdir': str(run.workdir.resolve()),
-            'step': loaded.model.step,
-            'split': options.split,
+            **loaded.identity(options.split),
             'families': [group.name for group in groups],
             'queries': options.queries,
             'images': options.images,

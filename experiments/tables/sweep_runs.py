@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from experiments.common import cli
 from experiments.common.tables import slug
 from ggcf_jax.errors import InputError
@@ -26,12 +28,22 @@ class Row:
     Attributes:
         name: name of the row, as in the paper's table where it has one.
         overrides: fields of the configuration and their values as on the command line.
-        result: evaluation file of the last step; it exists once the row is finished.
+        workdir: workdir of the run.
+        config: configuration with these values.
+        plan: inference plan of the evaluation; None for that of training itself, which evaluates
+            whole images once, whatever `eval` asks for.
     """
 
     name: str
     overrides: tuple[tuple[str, str], ...]
-    result: pathlib.Path
+    workdir: pathlib.Path
+    config: ConfigDict
+    plan: inference.Plan | None
+
+    @property
+    def result(self) -> pathlib.Path:
+        """Evaluation file of the last step; it exists once the row is finished."""
+        return evaluations.last(self.config, self.workdir, self.plan)
 
     @property
     def finished(self) -> bool:
@@ -148,11 +160,8 @@ def runs(
                     overrides = (*shared, *own[name].items(), ('seed', str(seed)))
                     fields_and_values = [f'{field}={value}' for field, value in overrides]
                     config = cli.load_config(path, fields_and_values).config
-                    # Training evaluates the whole image once, whatever `eval` asks for.
                     plan = None if name == row else inference.build(config)
-                    stem = evaluations.stem('validation', config.train.steps, plan)
-                    result = workdir / 'evaluations' / f'{stem}.json'
-                    rows.append(Row(name, overrides, result))
+                    rows.append(Row(name, overrides, workdir, config, plan))
             claim.check_config(config, workdir)
             found.append(Run(len(found), seed, workdir, rows[0], tuple(rows[1:])))
     return found

@@ -120,7 +120,8 @@ def load_or_build(records: Records, directory: pathlib.Path, threads: int) -> Cl
     Raises:
         InputError: as `build`.
     """
-    identity = f'{records.dataset.identity} {"+".join(records.splits)} {len(records)} {GRID}'
+    whole = records.dataset.identity_of(*records.splits)
+    identity = f'{whole} {"+".join(records.splits)} {len(records)} {GRID}'
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = directory / 'ggcf_jax_class_index' / f'{digest}.npy'
     if path.exists():

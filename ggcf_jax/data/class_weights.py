@@ -93,7 +93,8 @@ def _pixels(
     dataset = records[0].dataset
     splits = sorted({split for part in records for split in part.splits})
     counts = [len(dataset.source(split)) for split in splits]
-    digest = hashlib.sha256(f'{dataset.identity} {splits} {counts}'.encode()).hexdigest()[:16]
+    identity = f'{dataset.identity_of(*splits)} {splits} {counts}'
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = directory / 'ggcf_jax_class_pixels' / f'{digest}.json'
     if path.exists():
         return np.array(json.loads(path.read_text()), np.int64)

@@ -1,10 +1,12 @@
 """`classes.json`: the classes that a run was trained on, and what else of its data it depends on.
 
 Prediction needs their names and colours, but not the data set. A start is compared with names,
-colours, label values and number of training images, which no field of the configuration holds.
+colours, label values, and number and content of the training images and labels, which no field of
+the configuration holds.
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,6 +24,8 @@ FILE_NAME = 'classes.json'
 
 # Name under which `changes` has the number of classes.
 NUMBER = 'number of classes'
+
+_SAMPLES = 32  # records of a split whose content is compared, whatever else is known of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +85,7 @@ def changes(
 
     Returns:
         What changed -> (value there, value now): names, label values and colours of classes, values
-        that are ignored, and the number of images of each of the splits.
+        that are ignored, and the number of images of each of the splits, or their content.
 
     Raises:
         InputError: `classes.json` is damaged.
@@ -103,6 +107,11 @@ def changes(
         before = saved.get('images', {}).get(split, count)
         if before != count:
             found[f'number of images of {split}'] = (before, count)
+            continue
+        content = saved.get('contents', {}).get(split, {})
+        for kind, digest in now['contents'][split].items():
+            if content.get(kind, digest) != digest:
+                found[f'content of the images and labels of {split}'] = (content[kind], digest)
     return found
 
 
@@ -164,7 +173,30 @@ def _content(dataset: Dataset, training_splits: Sequence[str]) -> dict[str, Any]
         'label_values': values,
         'ignored': ignored,
         'images': {split: len(dataset.source(split)) for split in training_splits},
+        'contents': {split: _contents(dataset, split) for split in training_splits},
     }
+
+
+def _contents(dataset: Dataset, split: str) -> dict[str, str]:
+    """Digests of the images and labels of a split by their kind; equal kinds can be compared.
+
+    That of the files that the records were made from sees every change. It need not be known, and
+    not in the same way as it was; some of the records are therefore read as well.
+    """
+    source = dataset.source(split)
+    count = len(source)
+    some = np.unique(np.linspace(0, count - 1, min(_SAMPLES, count)).astype(int)) if count else ()
+    digest = hashlib.sha256()
+    for index in some:
+        record = source[int(index)]
+        for part in (
+            record['name'].encode(errors='surrogateescape'),
+            record['image'],
+            record.get('label', b''),
+        ):
+            digest.update(hashlib.sha256(part).digest())
+    kind, _, value = getattr(source, 'made_from', '').partition(':')
+    return {'records': digest.hexdigest()[:16]} | ({kind: value} if value else {})
 
 
 def _load(workdir: pathlib.Path) -> Mapping[str, Any] | None:
@@ -186,7 +218,7 @@ def _load(workdir: pathlib.Path) -> Mapping[str, Any] | None:
 def _check_record(content: Mapping[str, Any]) -> None:
     """Raises ValueError for what `changes` compares and `save` does not write."""
     count = len(content['names'])
-    full = {'label_values': None, 'ignored': None, 'images': {}} | dict(content)
+    full = {'label_values': None, 'ignored': None, 'images': {}, 'contents': {}} | dict(content)
     json_files.need(
         full,
         'label_values',
@@ -199,6 +231,15 @@ def _check_record(content: Mapping[str, Any]) -> None:
         'images',
         lambda value: isinstance(value, dict) and all(map(json_files.is_count, value.values())),
         'a number of images for each split',
+    )
+    json_files.need(
+        full,
+        'contents',
+        lambda x: (
+            isinstance(x, dict)
+            and all(json_files.is_mapping(y, json_files.is_text) for y in x.values())
+        ),
+        'an object of digests for each split',
     )
 
 

@@ -40,6 +40,7 @@ class Conditions:
         size_multiple: number of pixels that sides were padded to multiples of.
         max_sizes: maximum number of padded sizes.
         dtype: precision of the network.
+        boundary: distance to contours of the boundary IoU; 0 if it was not computed.
     """
 
     by: Literal['training', 'evaluate']
@@ -50,11 +51,15 @@ class Conditions:
     size_multiple: int
     max_sizes: int
     dtype: str
+    boundary: float
 
     @property
     def content(self) -> dict[str, Any]:
-        """As the file holds them."""
-        return dataclasses.asdict(self) | {'plan': str(self.plan)}
+        """As the file holds them; older files know no boundary."""
+        content = dataclasses.asdict(self) | {'plan': str(self.plan)}
+        if not self.boundary:
+            del content['boundary']
+        return content
 
 
 def conditions(
@@ -69,19 +74,34 @@ def conditions(
     Args:
         by: who evaluates.
         plan: how the class scores of an image are found.
-        config: configuration; reads `eval.size_multiple`, `eval.max_sizes` and `train.dtype`.
+        config: configuration; reads `eval.size_multiple`, `eval.max_sizes`, `eval.boundary` and
+            `train.dtype`.
         dataset: data set that is evaluated.
         split: split of it.
     """
+    return _conditions(
+        by, plan, config, dataset.identity_of(split), len(dataset.source(split)), split
+    )
+
+
+def _conditions(
+    by: Literal['training', 'evaluate'],
+    plan: inference.Plan,
+    config: ConfigDict,
+    data: str,
+    images: int,
+    split: str,
+) -> Conditions:
     return Conditions(
         by,
         plan,
         split,
-        dataset.identity,
-        len(dataset.source(split)),
+        data,
+        images,
         config.eval.size_multiple,
         config.eval.max_sizes,
         config.train.dtype,
+        config.eval.boundary if by == 'evaluate' else 0.0,
     )
 
 
@@ -175,6 +195,31 @@ def stem(split: str, step: int, plan: inference.Plan | None = None) -> str:
     """
     own = f'{_slug(split)}_{step:08d}'
     return own if plan is None else f'{own}_{_slug(str(plan))}'
+
+
+def last(config: ConfigDict, workdir: pathlib.Path, plan: inference.Plan | None) -> pathlib.Path:
+    """The file, existing or not, of the validation split at the last step of a run.
+
+    Of evaluations of the mode `evaluate` it is the one of the data that training measured on and of
+    the conditions that the configuration gives.
+
+    Args:
+        config: configuration of the evaluation; reads `train.steps` and what `conditions` reads.
+        workdir: directory of the run.
+        plan: how the class scores of an image were found; None for what training measured.
+
+    Raises:
+        InputError: an evaluation of the run is damaged.
+    """
+    split, step = 'validation', config.train.steps
+    path = workdir / 'evaluations' / f'{stem(split, step)}.json'
+    if plan is None:
+        return path
+    own = read(path)['conditions'] if path.exists() else {}
+    if not {'data', 'images'} <= own.keys():  # of an older version, which could hold one alone
+        return path.with_name(f'{stem(split, step, plan)}.json')
+    made = _conditions('evaluate', plan, config, own['data'], own['images'], split)
+    return path.with_name(f'{_stem_of(step, workdir, made)}.json')
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:

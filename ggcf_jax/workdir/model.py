@@ -7,6 +7,7 @@ labels = model.predict(['a.png', 'b.png'])     # a list of such arrays
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -37,6 +38,7 @@ from ggcf_jax.prediction.batches import Prediction
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir.checkpoint_files import checksums
 
 Image = str | os.PathLike | UInt8[np.ndarray, 'h w 3']
 Labels = UInt8[np.ndarray, 'h w']
@@ -199,6 +201,12 @@ class TrainedModel:
             truth = codec.map_labels(truth, identity_label_map(count, IGNORE), name)
             matrix += metrics.confusion_matrix(truth, found.labels, count, IGNORE)
         return Evaluation('images', self.classes, categories=(), matrix=matrix, metrics=shown)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A text that changes with the parameters and statistics."""
+        sums = np.asarray(checksums((self.params, self.stats)))
+        return hashlib.sha256(sums.tobytes()).hexdigest()[:12]
 
     @functools.cached_property
     def network(self) -> Segmenter:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -161,6 +162,60 @@ def test_the_data_belong_to_the_run(run, change, named):
     claim.check(config, change(dataset), workdir)
 
 
+def test_labels_that_were_replaced_are_noticed(run, camvid_folder, tmp_path):
+    """One label under its old name, in the same folder or in a copy of it."""
+    config, _, workdir = run
+    moved = tmp_path / 'moved'
+    shutil.copytree(camvid_folder, moved)
+    config.data.manual_dir = str(moved)
+    claim.check(config, data.build(config.data), workdir)  # the same data elsewhere
+    label = moved / 'trainannot' / 'train_3.png'
+    shutil.copy2(moved / 'trainannot' / 'train_4.png', label)
+    before = _files(workdir)
+    named = "content of the images and labels of train: '.*' there, '.*' now\n.*--accept_changes"
+    with pytest.raises(InputError, match=f'(?s){named}'):
+        claim.check(config, data.build(config.data), workdir)
+    assert _files(workdir) == before
+    assert claim.check(config, data.build(config.data), workdir, accept_changes=True).save(3)
+    claim.check(config, data.build(config.data), workdir)
+
+
+class _Many:
+    """A hundred records, some with another label."""
+
+    def __init__(self, made_from, other=()):
+        self.made_from, self._other = made_from, other
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        label = b'other' if index in self._other else b'label'
+        return {'name': str(index), 'image': b'image', 'label': label}
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'is_noticed'),
+    [
+        (_Many('a:1'), _Many('a:1'), False),
+        (_Many('a:1'), _Many('a:2'), True),
+        (_Many('a:1'), _Many('b:2'), False),  # known in another way, and what is read is the same
+        (_Many('a:1'), _Many('b:2', range(100)), True),
+        (_Many(''), _Many('', range(100)), True),
+        (_Many(''), _Many('', [0]), True),
+    ],
+)
+def test_contents_are_compared_as_far_as_they_are_known(run, before, after, is_noticed):
+    _, dataset, workdir = run
+    trained, now = (
+        dataclasses.replace(dataset, sources=dataset.sources | {'train': source})
+        for source in (before, after)
+    )
+    classes.save(trained, workdir, ('train',))
+    named = 'content of the images and labels of train'
+    assert list(classes.changes(now, workdir, ('train',))) == [named] * is_noticed
+
+
 def test_another_number_of_classes_is_never_accepted(run):
     config, dataset, workdir = run
     more = dataclasses.replace(
@@ -173,7 +228,7 @@ def test_another_number_of_classes_is_never_accepted(run):
 def test_classes_of_an_older_run_have_names_and_colors_alone(run):
     config, dataset, workdir = run
     content = json.loads((workdir / 'classes.json').read_text())
-    for name in ('label_values', 'ignored', 'images'):
+    for name in ('label_values', 'ignored', 'images', 'contents'):
         del content[name]
     (workdir / 'classes.json').write_text(json.dumps(content))
     claim.check(config, _with_label_map(dataset, _swap), workdir)

@@ -53,6 +53,8 @@ def test_other_conditions_are_other_results(tmp_path):
         {'eval.max_sizes': 1},
         {'train.dtype': 'float32'},
         {'plan': inference.Plan(flip=True)},
+        {'eval.boundary': 0.02},
+        {'eval.boundary': 0.01},
         {'split': 'test'},
         {'split': 'test', 'train.dtype': 'float32'},
     )

@@ -22,7 +22,7 @@ from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Color, Dataset, own_ids
-from ggcf_jax.data.records.zip_files import Archive, open_zips
+from ggcf_jax.data.records.zip_files import Archive, open_zips, origin
 from ggcf_jax.errors import InputError
 
 # Number of images as published, by split.
@@ -119,6 +119,7 @@ def _records(archive: Archive, folder: str) -> list[Record]:
             name,
             archive.sizes[image] + archive.sizes[label],
             functools.partial(_read, name, archive, image, label),
+            origin((archive, image), (archive, label)),
         )
         for name, image, label in pairs
     ]

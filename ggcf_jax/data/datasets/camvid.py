@@ -6,14 +6,13 @@ testannot/: images as jpg or png, labels as PNG of the same name with ids 0..10 
 
 import contextlib
 import functools
-import hashlib
 import pathlib
 from typing import Any
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from ggcf_jax.data.records import prepare
+from ggcf_jax.data.records import contents, prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, Pair, identity_label_map
@@ -60,14 +59,14 @@ class Builder(RecordBuilder):
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, pairs: dict[str, list[Pair]], data_dir: str):
-        """Names the data set; nothing is read or written yet.
+        """Names the data set after what its files hold; nothing is prepared yet.
 
         Args:
             pairs: split name -> image and label files.
             data_dir: folder of prepared data sets.
         """
         self._pairs = pairs
-        config = tfds.core.BuilderConfig(name=_fingerprint(pairs))
+        config = tfds.core.BuilderConfig(name=_fingerprint(pairs, pathlib.Path(data_dir)))
         super().__init__(data_dir=data_dir, config=config)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -197,14 +196,11 @@ def check_pairs(pairs: dict[str, list[Pair]]) -> None:
         raise InputError(f'files that cannot be used ({len(problems)}), among them\n  {shown}')
 
 
-def _fingerprint(pairs: dict[str, list[Pair]]) -> str:
-    """A name that changes with names, sizes and times of the files, so that it is prepared anew."""
-    digest = hashlib.sha256()
-    for split, files in pairs.items():
-        for path in (path for pair in files for path in pair):
-            stat = path.stat()
-            digest.update(f'{split}/{path.name} {stat.st_size} {stat.st_mtime_ns}\n'.encode())
-    return digest.hexdigest()[:12]
+def _fingerprint(pairs: dict[str, list[Pair]], data_dir: pathlib.Path) -> str:
+    """A name that changes with the content of the files, so that they are prepared anew."""
+    return contents.combined(
+        f'{split} {contents.of_pairs(files, data_dir)}' for split, files in pairs.items()
+    )
 
 
 DATASETS = {'camvid': build}

@@ -25,7 +25,7 @@ from ggcf_jax.data.records import prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import IGNORE, MAX_PIXELS, NOT_ALLOWED, ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, EncodedRecord, PreparedSource, own_ids
-from ggcf_jax.data.records.zip_files import Archive, Zip, open_zips
+from ggcf_jax.data.records.zip_files import Archive, Zip, open_zips, origin
 from ggcf_jax.errors import InputError
 
 _TRAINED = sorted((x for x in _LABELS if 0 <= x.trainId < IGNORE), key=lambda x: x.trainId)
@@ -197,6 +197,7 @@ def _records(images: Archive, labels: Archive, files: _Files) -> list[Record]:
             image_id,
             images.sizes[image] + labels.sizes[label],
             functools.partial(_read, image_id, images, image, labels, label),
+            origin((images, image), (labels, label)),
         )
         for image_id, image, label in pairs
     ]
@@ -264,6 +265,11 @@ class CoarseImages:
         if is_new:
             print(f'cityscapes: left {BROKEN} out of train_extra, it was published broken')
         return records
+
+    @property
+    def made_from(self) -> str:
+        """Text that changes with the files that the images were prepared from."""
+        return self._records.made_from
 
     def __len__(self) -> int:
         """Returns the number of images; InputError if they need zips that are missing."""

@@ -5,7 +5,6 @@ relative to `config.data.manual_dir`.
 """
 
 import hashlib
-import os
 import pathlib
 import sys
 
@@ -13,8 +12,9 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.data.datasets import class_file, pairing
 from ggcf_jax.data.datasets.class_file import Classes
+from ggcf_jax.data.records import contents, prepare
 from ggcf_jax.data.records.codec import FileDecoder
-from ggcf_jax.data.records.dataset import Dataset, FileSource, Pair, own_ids
+from ggcf_jax.data.records.dataset import Dataset, FileSource, own_ids
 from ggcf_jax.errors import InputError
 
 SPLITS = ('train', 'validation', 'test')
@@ -26,8 +26,8 @@ def build(data: ConfigDict) -> Dataset:
     Prints what was left out of the folders, and why.
 
     Args:
-        data: `config.data`; reads `manual_dir`, `classes`, `ignore`, `label_form`, `splits`,
-            `image_endings` and `label_endings`.
+        data: `config.data`; reads `manual_dir`, `data_dir`, `classes`, `ignore`, `label_form`,
+            `splits`, `image_endings` and `label_endings`.
 
     Raises:
         InputError: a folder, list or class file is missing or malformed, or an image has no label.
@@ -60,26 +60,33 @@ def build(data: ConfigDict) -> Dataset:
             raise InputError(
                 f"config.data.splits.{split} is empty; give 'IMAGES,LABELS' folders or a list file"
             )
+    directory = _derived(data.data_dir)
+    contents_of = {split: contents.of_pairs(found, directory) for split, found in pairs.items()}
     return Dataset(
         name='folder',
         classes=classes.names,
         colors=classes.colors,
-        sources={split: FileSource(found) for split, found in pairs.items()},
+        sources={split: FileSource(pairs[split], contents_of[split]) for split in pairs},
         decoder=FileDecoder(classes.label_map, classes.label_colors, data.label_form),
-        identity=_identity(pairs, classes, data.label_form),
+        identity=_identity(contents_of, classes, data.label_form),
         ids=own_ids(classes.label_map, len(classes.names)),
     )
 
 
-def _identity(pairs: dict[str, list[Pair]], classes: Classes, label_form: str) -> str:
-    """A text that changes with names, sizes and times of the files and with their meaning."""
+def _derived(data_dir: str | None) -> pathlib.Path | None:
+    """Folder of derived files; None if there is none, which images that are read in place allow."""
+    try:
+        return prepare.data_directory(data_dir)
+    except (InputError, RuntimeError):  # no home directory
+        return None
+
+
+def _identity(contents_of: dict[str, str], classes: Classes, label_form: str) -> str:
+    """A text that changes with the content of the files and with their meaning."""
     digest = hashlib.sha256(classes.label_map.tobytes())
     if classes.label_colors and label_form != 'ids':
         digest.update(f'{label_form} {sorted(classes.label_colors.items())}'.encode())
-    for split, files in pairs.items():
-        for path in (path for pair in files for path in pair):
-            stat = path.stat()
-            digest.update(os.fsencode(f'{split}/{path} {stat.st_size} {stat.st_mtime_ns}\n'))
+    digest.update(repr(sorted(contents_of.items())).encode())
     return f'folder/{digest.hexdigest()[:16]}'
 
 

@@ -13,24 +13,42 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import pathlib
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from ggcf_jax.data.records import progress
+from ggcf_jax.data.records import contents, progress
 from ggcf_jax.data.records.codec import check_sizes
 from ggcf_jax.data.records.dataset import Decoder
 from ggcf_jax.errors import InputError
 
 # Marks a directory that this program is writing, to tell it from those that others write.
 OWNER_FILE = 'ggcf_jax_is_preparing'
+# What the files held that a data set was prepared from (`Origin`).
+ORIGIN_FILE = 'ggcf_jax_origin.json'
 
 _SHARD_BYTES = 128 << 20
+
+
+class Origin(NamedTuple):
+    """What the files of a record, or of all, hold, as far as that is known without reading them.
+
+    Attributes:
+        sizes: text that changes with the sizes of the files.
+        checksums: text that changes with their checksums; '' where there are none.
+    """
+
+    sizes: str
+    checksums: str
+
+    def __str__(self) -> str:
+        return f'checksums:{self.checksums}' if self.checksums else f'sizes:{self.sizes}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +59,39 @@ class Record:
         name: key of the record, unique within its split.
         size: estimate of its size in bytes.
         read: returns its encoded features, or raises InputError; called once, in any thread.
+        origin: what it is made from, where the name of the data set does not tell.
     """
 
     name: str
     size: int
     read: Callable[[], dict[str, Any]]
+    origin: Origin | None = None
 
 
 Splits = Mapping[str, Sequence[Record]]
+
+
+def origin_of(splits: Splits) -> Origin | None:
+    """What a data set is made from; None where its name tells.
+
+    Args:
+        splits: its records.
+    """
+    records = [
+        (f'{split}/{record.name}', record.origin)
+        for split in sorted(splits)
+        for record in sorted(splits[split], key=lambda each: each.name)
+        if record.origin is not None
+    ]
+    if not records:
+        return None
+    summed = all(origin.checksums for _, origin in records)
+    return Origin(
+        contents.combined(f'{name} {origin.sizes}' for name, origin in records),
+        contents.combined(f'{name} {origin.checksums}' for name, origin in records)
+        if summed
+        else '',
+    )
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -87,6 +130,9 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
                 'preparing', 'prepared', self.info.full_name, total
             ) as self._advance:
                 super()._download_and_prepare(dl_manager, download_config)
+            if (origin := origin_of(splits)) is not None:
+                text = json.dumps(origin._asdict())
+                (directory / ORIGIN_FILE).write_text(text, encoding='utf-8')
         owner.unlink()
 
     def _check_disk(self, splits: Splits, directory: pathlib.Path) -> None:

@@ -89,7 +89,7 @@ class Builder(RecordBuilder):
             threads: number of threads that convert records.
         """
         self._dataset, self._split, self.threads = dataset, split, threads
-        identity = f'{dataset.identity} {split} {len(dataset.source(split))}'
+        identity = f'{dataset.identity_of(split)} {split} {len(dataset.source(split))}'
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         config = tfds.core.BuilderConfig(name=f'{dataset.name}-{split}-{digest}')
         super().__init__(data_dir=data_dir, config=config)
@@ -150,5 +150,5 @@ def dataset(
         original,
         sources=sources,
         decoder=CompactDecoder(),
-        identity=f'{original.identity} compact',
+        identity=f'{original.identity_of(*splits)} compact',
     )

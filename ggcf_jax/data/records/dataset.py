@@ -163,8 +163,9 @@ class Dataset:
         sources: split name -> records. Training reads the splits of `config.data.train_split`,
             evaluation 'validation' and, if asked to, any other.
         decoder: decodes the records of all splits.
-        identity: text that changes when the records or the label map do. Files derived from the
-            data set (compact copy, class index, class counts) are named after it.
+        identity: text that changes when the records or the label map do, but for what an attribute
+            `made_from` of a source tells of its records. Files derived from the data set (compact
+            copy, class index, class counts) and evaluations are named after both (`identity_of`).
         unlabeled: splits whose labels are not usable, such as those of a test server.
         categories: category of each class, whose IoU is then reported as well; () for none.
         server_ids: label value of each class in files for the evaluation server of the data set;
@@ -220,6 +221,18 @@ class Dataset:
                 f'data set {self.name!r} has no split {split!r}; it has {", ".join(self.sources)}'
             )
         return self.sources[split]
+
+    def identity_of(self, *splits: str) -> str:
+        """The identity of the data set and of what the records of some splits are made from.
+
+        Args:
+            splits: names of the splits.
+
+        Raises:
+            InputError: there is no such split.
+        """
+        origins = (getattr(self.source(split), 'made_from', '') for split in splits)
+        return ' '.join([self.identity, *filter(None, origins)])
 
     def check_labeled(self, split: str, purpose: str) -> None:
         """Refuses a split without usable labels.
@@ -317,9 +330,12 @@ class FileSource:
 
     Attributes:
         pairs: image and label file of each record.
+        made_from: text that changes with the content of the files (`contents.of_pairs`); '' if it
+            is not known.
     """
 
     pairs: Sequence[Pair]
+    made_from: str = ''
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -353,6 +369,8 @@ class PreparedSource:
         label: name of the TFDS feature that holds the label.
         name: name of the TFDS feature that holds the name.
         split: name of the split, for error messages.
+        made_from: text that changes with the files that the data set was prepared from
+            (`builder.Origin`); '' if that was not noted.
     """
 
     source: Sequence[Mapping[str, Any]]
@@ -361,6 +379,7 @@ class PreparedSource:
     label: str
     name: str
     split: str
+    made_from: str = ''
 
     def __len__(self) -> int:
         return len(self.source)

@@ -12,12 +12,20 @@ from collections.abc import Iterator, Mapping
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from ggcf_jax.data.records.builder import OWNER_FILE, RecordBuilder
+from ggcf_jax import json_files
+from ggcf_jax.data.records.builder import (
+    ORIGIN_FILE,
+    OWNER_FILE,
+    Origin,
+    RecordBuilder,
+    origin_of,
+)
 from ggcf_jax.data.records.dataset import PreparedSource, RecordSource, prepare_again
 from ggcf_jax.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+_ORIGIN = ('sizes', 'checksums')  # fields of `Origin`
 
 
 def prepared_sources(
@@ -44,7 +52,8 @@ def prepared_sources(
 
     Raises:
         InputError: the data directory cannot be written or is full, the files that the data set
-            is made from are wrong, or the prepared files are damaged or not array_record.
+            is made from are wrong or others than those that it was prepared from, or the prepared
+            files are damaged or not array_record.
     """
     try:
         _prepare(builder)
@@ -62,17 +71,22 @@ def prepared_sources(
                 'larger disk'
             ) from error
         raise
+    directory = pathlib.Path(builder.data_dir)
+    origin = _read_origin(directory)
+    if origin is not None and isinstance(builder, RecordBuilder):
+        _compare_origin(origin, builder)
     # Opened from the files alone: this builder may have been constructed before they existed.
-    builder = _open(pathlib.Path(builder.data_dir))
+    builder = _open(directory)
     skip = tfds.decode.SkipDecoding()
     return {
         split: PreparedSource(
             source=builder.as_data_source(split, decoders={image: skip, label: skip}),
-            directory=pathlib.Path(builder.data_dir),
+            directory=directory,
             image=image,
             label=label,
             name=name,
             split=split,
+            made_from='' if origin is None else str(origin),
         )
         for split in builder.info.splits
     }
@@ -121,6 +135,40 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
         if locked:
             _remove_leftovers(path)
         builder.download_and_prepare(file_format='array_record')
+
+
+def _read_origin(directory: pathlib.Path) -> Origin | None:
+    """What a data set was prepared from; None if other programs or older versions prepared it."""
+    path = directory / ORIGIN_FILE
+    try:
+        content = json_files.parse_object(path.read_bytes())
+        return Origin(*(json_files.need(content, x, json_files.is_text, 'a text') for x in _ORIGIN))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f'{path} is damaged ({error}): what the data set was made from is not known; '
+            f'{prepare_again(directory)}'
+        ) from error
+
+
+def _compare_origin(prepared: Origin, builder: RecordBuilder) -> None:
+    """Refuses a prepared data set if the files that it was made from have been replaced."""
+    try:
+        with builder.records() as splits:
+            now = origin_of(splits)
+    except InputError:  # the files are not there any more, and are not needed
+        return
+    if now is None:
+        return
+    kind = 'checksums' if now.checksums and prepared.checksums else 'sizes'
+    if getattr(now, kind) != getattr(prepared, kind):
+        directory = pathlib.Path(builder.data_dir)
+        raise InputError(
+            f'{directory} was prepared from other files than config.data.manual_dir has now: their '
+            f'{kind} differ; {prepare_again(directory)}, or pass --config.data.manual_dir= to use '
+            'it as it is'
+        )
 
 
 @contextlib.contextmanager

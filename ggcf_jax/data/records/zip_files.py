@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 
+from ggcf_jax.data.records.builder import Origin
 from ggcf_jax.errors import InputError
 
 
@@ -16,6 +17,7 @@ class Zip:
     Attributes:
         path: path of the zip file.
         sizes: member name -> unpacked size in bytes.
+        checksums: member name -> CRC-32.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -37,6 +39,7 @@ class Zip:
                 'the published file and download it again'
             ) from error
         self.sizes = {info.filename: info.file_size for info in self._file.infolist()}
+        self.checksums = {info.filename: info.CRC for info in self._file.infolist()}
 
     def read(self, member: str) -> bytes:
         """Reads a member and verifies its checksum.
@@ -66,6 +69,7 @@ class Unpacked:
     Attributes:
         path: folder that the names of members are relative to.
         sizes: member name -> size in bytes.
+        checksums: nothing; files would have to be read for it.
     """
 
     def __init__(self, path: pathlib.Path, top: str):
@@ -77,6 +81,7 @@ class Unpacked:
         """
         self.path = path
         self.sizes: dict[str, int] = {}
+        self.checksums: dict[str, int] = {}
         for parent, folders, names in os.walk(path / top, followlinks=True):
             folders.sort()
             place = pathlib.Path(parent)
@@ -104,6 +109,17 @@ class Unpacked:
 
 
 Archive = Zip | Unpacked
+
+
+def origin(*members: tuple[Archive, str]) -> Origin:
+    """What a record is made from.
+
+    Args:
+        members: archive and name of each file of the record.
+    """
+    sizes = [archive.sizes[name] for archive, name in members]
+    checksums = [archive.checksums.get(name) for archive, name in members]
+    return Origin(f'{sizes}', '' if None in checksums else f'{checksums}')
 
 
 @contextlib.contextmanager

@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import cv2
 import numpy as np
 import pytest
@@ -50,6 +53,28 @@ def test_changed_files_are_prepared_anew(camvid_folder, tmp_path):
         for e in map(dataset.decode, map(dataset.source('train').__getitem__, range(6)))
     }
     assert not examples['train_1'].any()
+
+
+def test_another_folder_is_other_data(camvid_folder, tmp_path):
+    """Even if names, sizes and times of its files are those of the first."""
+    first = data.build(_config(camvid_folder, tmp_path))
+    other = tmp_path / 'other'
+    shutil.copytree(camvid_folder, other)
+    assert data.build(_config(other, tmp_path)).identity == first.identity
+    path = other / 'trainannot' / 'train_1.png'
+    stat = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(_label(camvid_folder, 'train_2').read_bytes().ljust(len(content), b'\0'))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size >= len(content)
+    second = data.build(_config(other, tmp_path))
+    assert second.identity != first.identity
+    labels = [
+        {e['name']: e['label'] for e in map(d.decode, map(d.source('train').__getitem__, range(6)))}
+        for d in (first, second)
+    ]
+    np.testing.assert_array_equal(labels[1]['train_1'], labels[0]['train_2'])
+    assert not np.array_equal(labels[1]['train_1'], labels[0]['train_1'])
 
 
 @pytest.mark.parametrize(

@@ -332,6 +332,42 @@ def test_bad_zips_leave_nothing_that_loads(folder, tmp_path, damage, message):
         assert not shards(tmp_path)
 
 
+def test_replaced_zips_are_noticed(coarse_folder, tmp_path):
+    """By their checksums: names, numbers and sizes may all be the same."""
+    first = data.build(config(coarse_folder, tmp_path))
+    identities = [first.identity_of(split) for split in ('train', 'train_extra')]
+    assert [data.build(config(coarse_folder, tmp_path)).identity_of('train')] == identities[:1]
+    write_zip(coarse_folder / LABELS, {**members(coarse_folder / LABELS), 'more': b'is not read'})
+    data.build(config(coarse_folder, tmp_path))
+    replace(coarse_folder / LABELS, LABEL_MEMBER, small_png(7, (4 * 4, 8 * 4)))
+    message = (
+        r'segmentation/1\.0\.0 was prepared from other files than config\.data\.manual_dir '
+        r'has now: their checksums differ; remove .* or pass --config\.data\.manual_dir= to use it'
+    )
+    with pytest.raises(InputError, match=message):
+        data.build(config(coarse_folder, tmp_path))
+    # What is prepared may be used without the zips, whether the field is empty or they are gone.
+    assert data.build(config('', tmp_path)).identity_of('train') == identities[0]
+    (coarse_folder / LABELS).rename(tmp_path / LABELS)
+    assert data.build(config(coarse_folder, tmp_path)).identity_of('train') == identities[0]
+    (tmp_path / LABELS).rename(coarse_folder / LABELS)
+    shutil.rmtree(tmp_path / 'prepared' / 'cityscapes' / 'semantic_segmentation')
+    again = data.build(config(coarse_folder, tmp_path))
+    assert again.identity_of('train') != identities[0]
+    assert again.identity_of('train_extra') == identities[1]
+
+
+def test_a_damaged_note_of_the_origin_is_refused(folder, tmp_path):
+    data.build(config(folder, tmp_path))
+    (note,) = (tmp_path / 'prepared').rglob('ggcf_jax_origin.json')
+    for damage in ('', '[]', '{"sizes": "a"}', '{"sizes": "a", "checksums": 1}'):
+        note.write_text(damage)
+        with pytest.raises(InputError, match=r'origin\.json is damaged.*not known; remove '):
+            data.build(config(folder, tmp_path))
+    note.unlink()  # as where another program prepared it
+    assert data.build(config(folder, tmp_path)).identity_of('train') == 'cityscapes 1.0.0'
+
+
 def unpack(folder, *zips, into='') -> None:
     for name in zips:
         with zipfile.ZipFile(folder / name) as file:

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import unicodedata
 
 import cv2
@@ -106,8 +107,17 @@ def test_a_text_file_of_names_numbers_the_classes(folder, tmp_path):
 def test_changed_files_change_the_identity(folder, tmp_path):
     before = _build(folder, tmp_path).identity
     assert _build(folder, tmp_path).identity == before
-    cv2.imwrite(str(folder / 'train/labels/a/0.png'), np.full((20, 30), 7, np.uint8))
-    assert _build(folder, tmp_path).identity != before
+    label = folder / 'train/labels/a/0.png'
+    stat = label.stat()
+    cv2.imwrite(str(label), np.full((20, 30), 7, np.uint8))
+    label.write_bytes(label.read_bytes().ljust(stat.st_size, b'\0'))
+    os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = _build(folder, tmp_path)
+    assert label.stat().st_size == stat.st_size and label.stat().st_mtime_ns == stat.st_mtime_ns
+    assert after.identity != before
+    # The same data elsewhere are the same.
+    shutil.copytree(folder, tmp_path / 'copy')
+    assert _build(tmp_path / 'copy', tmp_path).identity == after.identity
 
 
 def _append(folder, text):

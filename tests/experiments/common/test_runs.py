@@ -1,5 +1,7 @@
+import dataclasses
 import shutil
 
+import jax
 import pytest
 
 from experiments.common import runs
@@ -39,6 +41,21 @@ def test_the_data_are_opened_once_and_models_one_after_the_other(workdirs):
     loaded = [loaded for _, loaded in runs.load_each(selected, 'latest')]
     assert loaded[0].dataset is loaded[1].dataset
     assert [len(loaded.model.network.heads) for loaded in loaded] == [0, 1]
+
+
+def test_results_that_are_kept_know_their_weights_and_data(workdirs, tmp_path):
+    """Also where a run was trained anew in its place, to the same step, or its data replaced."""
+    loaded = runs.load(workdirs / 'grid' / 'seed_0')
+    identity = loaded.identity('validation')
+    assert identity == runs.load(workdirs / 'grid' / 'seed_0').identity('validation')
+    assert identity['data'] == loaded.dataset.identity_of('validation')
+    params = jax.tree.map(lambda x: x + 1, loaded.model.params)
+    other = dataclasses.replace(loaded, model=dataclasses.replace(loaded.model, params=params))
+    assert other.identity('validation') == identity | {'weights': other.model.digest}
+    assert other.model.digest != loaded.model.digest
+    for path in (ROOT / 'experiments').rglob('*.py'):
+        calls = path.read_text().count('cache.load_or_compute(')
+        assert path.read_text().count('**loaded.identity(') == calls, path
 
 
 def test_bad_choices(workdirs, tmp_path):

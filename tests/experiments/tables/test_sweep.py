@@ -11,6 +11,7 @@ import pytest
 from experiments.common import cli, paper
 from experiments.tables import sweep, sweep_runs, table1
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import evaluations
 from tests.helpers import ROOT
 
 _CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'ade20k')
@@ -57,8 +58,7 @@ def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
         '--config.seed=0',
         f'--workdir={tmp_path}/full/seed_0',
     ]
-    full.trained.result.parent.mkdir(parents=True)
-    full.trained.result.touch()
+    _finish(full, 0.5)
     assert not full.finished
     assert full.flags('configs/cityscapes.py:r50') == [
         '--config=configs/cityscapes.py:r50',
@@ -70,8 +70,32 @@ def test_runs_are_numbered_seed_by_seed_each_in_a_place_of_its_own(tmp_path):
         '--mode=evaluate',
         '--checkpoint=latest',
     ]
-    full.evaluated[0].result.touch()
+    _finish(full, 0.5, full.evaluated[0])
     assert full.finished
+
+
+def test_a_row_is_finished_by_an_evaluation_of_the_data_of_training(tmp_path):
+    """Not by one that someone made of other images before."""
+    found = sweep_runs.runs('configs/camvid.py', tmp_path, 1, ['train.steps=9'])
+    full = next(run for run in found if run.row == 'FULL')
+    row = full.evaluated[0]
+    own = {'by': 'training', 'data': 'mine', 'images': 3}
+    other = evaluations.Conditions(
+        'evaluate', row.plan, 'validation', 'other', 3, 32, 8, 'float32', 0.0
+    ).content
+    _finish(full, 0.5, conditions=own)
+    _finish(full, 0.9, row, conditions=other)
+    assert not row.finished
+    config = row.config
+    made = other | {
+        'data': 'mine',
+        'size_multiple': config.eval.size_multiple,
+        'max_sizes': config.eval.max_sizes,
+        'dtype': config.train.dtype,
+    }
+    _finish(full, 0.4, row, conditions=made)
+    assert row.finished and row.evaluation()['miou'] == 0.4
+    assert len(list((full.workdir / 'evaluations').iterdir())) == 3
 
 
 def test_training_is_finished_by_its_own_evaluation_whatever_eval_asks_for(tmp_path):
@@ -131,7 +155,7 @@ def stand_in(tmp_path, monkeypatch):
         '(workdir / "evaluations").mkdir(exist_ok=True)\n'
         'pruned = "_whole-image-pruning-local-drop-0.5-grid-drop-0.5" if evaluating else ""\n'
         'name = f"validation_00000360{pruned}.json"\n'
-        '(workdir / "evaluations" / name).write_text("{}")\n'
+        f'(workdir / "evaluations" / name).write_text({json.dumps(_content(0.5))!r})\n'
     )
     monkeypatch.setattr(sweep, '_MAIN', program)
 
@@ -190,16 +214,21 @@ def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_pat
     assert failed[1] == 'Baseline, seed 0: not started'
 
 
-def _finish(run: sweep_runs.Run, miou: float, row: sweep_runs.Row | None = None) -> None:
-    row = row or run.trained
-    row.result.parent.mkdir(parents=True, exist_ok=True)
+def _content(miou: float) -> dict:
     iou = {'road': miou, 'train': None}
-    content = {
+    return {
         'step': 360, 'split': 'validation', 'dataset': 'street_scenes', 'classes': list(iou),
         'colors': [[0, 0, 0]] * 2, 'matrix': [[1, 0], [0, 0]], 'miou': miou,
         'pixel_accuracy': 0.5, 'iou': iou, 'absent': [],
     }  # fmt: skip
-    row.result.write_text(json.dumps(content))
+
+
+def _finish(
+    run: sweep_runs.Run, miou: float, row: sweep_runs.Row | None = None, **more: dict
+) -> None:
+    row = row or run.trained
+    row.result.parent.mkdir(parents=True, exist_ok=True)
+    row.result.write_text(json.dumps(_content(miou) | more))
     rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]
     (run.workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
 
