@@ -64,6 +64,7 @@ SECTIONS = (
             'ggcf_jax.attention:neighbor_mask',
             'ggcf_jax.attention:parse',
             'ggcf_jax.attention:resolve_implementation',
+            'ggcf_jax.attention:Resolution.',
             'ggcf_jax.attention:Partial',
             'ggcf_jax.attention:Registers',
             'ggcf_jax.attention:Full.',

@@ -186,6 +186,9 @@ def default() -> ConfigDict:
     # Channels of the attention over those of its queries and keys (CCNet, mmseg).
     config.model.ccnet.reduction = 8
     config.model.ccnet.recurrence = 2  # Steps of criss-cross attention (CCNet, mmseg).
+    # What computes the attention (docs/attention.md): 'auto' (the fastest for the device), 'xla',
+    # 'cudnn', 'pallas', 'reference'. Results differ by rounding only.
+    config.model.attention = 'auto'
     # Channels of the auxiliary head, which reads stage 3. openseg, OCNet: 512; mmseg: 256.
     config.model.aux_channels = 256
     # Dropout rate before the classifiers, in [0, 1). mmseg: 0.1; OCNet, openseg: 0.05.
@@ -406,6 +409,7 @@ _BOUNDS = (
 )  # fmt: skip
 
 _CHOICES = {
+    'model.attention': ('auto', 'xla', 'cudnn', 'pallas', 'reference'),
     'data.storage': STORAGES,
     'data.label_form': LABEL_FORMS,
     'predict.label_ids': ('train', 'dataset', 'server'),

@@ -91,8 +91,8 @@ def program(
 ) -> Program:
     """The function that is exported.
 
-    It holds the network twice, with block sizes for CPUs and for accelerators; the compiler drops
-    the one that is not for its platform.
+    It holds the network three times, for CPUs, GPUs and TPUs; the compiler drops those that are not
+    for its platform. The GPU is any: nothing in its program depends on which it is.
 
     Args:
         graphdef: structure of the network.
@@ -120,7 +120,7 @@ def program(
         weights: dict[str, jax.Array], images: jax.Array, sizes: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         return jax.lax.platform_dependent(
-            weights, images, sizes, cpu=one('cpu'), default=one('tpu')
+            weights, images, sizes, cpu=one('cpu'), cuda=one('gpu'), default=one('tpu')
         )
 
     return run

@@ -1,8 +1,10 @@
 """Shared by tests: the tiny data set and network, runs of `main.py`, untrained workdirs."""
 
+import collections
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -159,3 +161,9 @@ def save_untrained(config, num_classes: int, workdir: pathlib.Path, spread: floa
     checkpointer = checkpoints.Checkpointer(workdir)
     checkpointer.save(0, start.replace(params=params).to_trees(), miou=None)
     checkpointer.close()
+
+
+def operations(stablehlo):
+    """How often each operation is in a program; without those that choose among platforms."""
+    found = collections.Counter(re.findall(r'stablehlo\.(\w+)', stablehlo))
+    return {name: n for name, n in found.items() if name not in ('case', 'constant', 'return')}

@@ -22,7 +22,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
-from tests.helpers import ROOT
+from tests.helpers import ROOT, operations
 
 SIZES = {'whole': ((17, 33),), 'windows': ((17, 33), (40, 56))}
 
@@ -204,7 +204,7 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
     monkeypatch.setattr(
         'ggcf_jax.models.contexts.ggcf.attend',
         lambda *arguments, **options: (
-            used.append(block_sizes.current(1)) or attend(*arguments, **options)
+            used.append((target.current(), block_sizes.current(1))) or attend(*arguments, **options)
         ),
     )
     run = export.program(graphdef, params, stats, inference.Plan())
@@ -218,11 +218,19 @@ def test_each_platform_gets_the_tiles_of_its_own(setting, monkeypatch):
         jax.ShapeDtypeStruct((1, 2), jnp.int32),
     )
     exported = jax.export.export(jax.jit(run), platforms=export.PLATFORMS)(*arguments)
-    assert set(used) == {block_sizes.CPU, block_sizes.ACCELERATOR}
+    assert set(used) == {
+        ('cpu', block_sizes.CPU),
+        ('gpu', block_sizes.ACCELERATOR),
+        ('tpu', block_sizes.ACCELERATOR),
+    }
     # For one platform the other one's network is dropped.
     here = jax.jit(run).lower(*arguments).as_text()
     assert here.count('stablehlo.convolution') == 10  # 1x1 convolutions are products on CPUs
-    assert exported.mlir_module().count('stablehlo.convolution') >= 10 + 18
+    assert exported.mlir_module().count('stablehlo.convolution') >= 10 + 18 + 18
+    # For CPUs it is the program of the network that was traced for them, and nothing else.
+    monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *x, cpu, **others: cpu(*x))
+    run = export.program(graphdef, params, stats, inference.Plan())
+    assert operations(jax.jit(run).lower(*arguments).as_text()) == operations(here)
 
 
 @pytest.mark.parametrize('text', ['local:3', 'grid:3', 'full', 'learned'])

@@ -5,6 +5,7 @@ from ggcf_jax.attention import Local, attend
 o = attend(q, k, v, Local(8))  # q, k, v: [batch, height, width, heads, channels]
 """
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -14,12 +15,21 @@ from typing import Any, Literal, overload
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, PRNGKeyArray
 
-from ggcf_jax.attention import arguments, attention_maps, block_sizes, reference, sharded, softmax
+from ggcf_jax.attention import (
+    arguments,
+    attention_maps,
+    block_sizes,
+    implementations,
+    reference,
+    sharded,
+    softmax,
+    target,
+)
 from ggcf_jax.attention.arguments import Priority
-from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.engine import ENGINES, engine_of
+from ggcf_jax.attention.block_sizes import Kernel, Options
+from ggcf_jax.attention.engine import ENGINES, Engine, engine_of
 from ggcf_jax.attention.graphs import (
     GRAPHS,
     KINDS,
@@ -38,6 +48,13 @@ from ggcf_jax.attention.graphs import (
     Union,
     parse,
 )
+from ggcf_jax.attention.implementations import (
+    IMPLEMENTATIONS,
+    KERNELS,
+    Implementation,
+    Resolution,
+)
+from ggcf_jax.attention.kernels import EXTRAS, Case, Extra
 from ggcf_jax.attention.partial import Inputs, Partial, Registers, attend_registers, merge
 from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.simplify import simplify
@@ -57,6 +74,7 @@ __all__ = [
     'OffsetGraph',
     'Partial',
     'Registers',
+    'Resolution',
     'Row',
     'SeparableGraph',
     'Union',
@@ -68,10 +86,6 @@ __all__ = [
     'resolve_implementation',
     'simplify',
 ]
-
-Implementation = Literal['auto', 'reference', 'xla']
-
-IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla')
 
 
 @overload
@@ -164,16 +178,18 @@ def attend(
       key: PRNG key of random pruning.
       scale: factor of the affinities. 1 is the paper's form; 1/sqrt(dk) is usual elsewhere. An
         array, which may be traced and differentiated, is multiplied into q.
-      implementation: 'auto', 'reference' (dense mask, any graph) or 'xla' (the engine of the
-        graph); see `resolve_implementation`.
+      implementation: 'xla' (the engine of the graph), 'cudnn' (its form for NVIDIA GPUs),
+        'pallas' (for TPUs), 'reference' (dense mask, any graph), or 'auto': the fastest of them for
+        the device that the program is lowered for; see `resolve_implementation`.
       return_lse: whether the logarithms of the denominators are returned as well, for `merge`.
 
     Returns:
       The sums in the dtype of v, or with return_lse a `Partial(o, lse)`; scores, softmax and sums
       are float32, or float64 where q, k and v are. Differentiable in reverse mode in q, k, v,
-      bias, registers and the parameters of a learned graph, also twice (`jax.hessian`); when
-      pruned, only through the reference, which alone prunes with a bias. A query with a NaN among
-      its affinities gives NaN; one without any neighbour gives zeros, with zero gradients.
+      bias, registers and the parameters of a learned graph, also twice (`jax.hessian`) but by
+      'cudnn'; when pruned, only through the reference, which alone prunes with a bias. A query with
+      a NaN among its affinities gives NaN; one without any neighbour gives zeros, with zero
+      gradients.
 
     Raises:
       ValueError: shapes that do not fit, options out of range, or a graph without an engine on a
@@ -191,7 +207,9 @@ def attend(
     if valid is not None:  # a weight of zero does not hide what is not finite
         k, v = (jnp.where(valid[..., None, None], x, 0) for x in (k, v))
     try:
-        part = _attend_runs(Inputs(q, k, v, valid, bias), runs, factor, prune, implementation)
+        given = {'registers': registers is not None, 'return_lse': return_lse}
+        wanted = _Wanted(implementation, frozenset(name for name, is_so in given.items() if is_so))
+        part = _attend_runs(Inputs(q, k, v, valid, bias), runs, factor, prune, wanted)
         if registers is not None:
             part = merge(part, attend_registers(q, v, registers, factor))
     except TypeError as error:
@@ -204,16 +222,29 @@ def attend(
     return part if return_lse else part.o
 
 
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What the caller wants beside the arrays.
+
+    Attributes:
+      implementation: the one that was asked for.
+      extras: what else the attention has.
+    """
+
+    implementation: Implementation
+    extras: frozenset[str]
+
+
 def _attend_runs(
     inputs: Inputs,
     runs: Sequence[tuple[Graph, int]],
     scale: float,
     prune: Prune | None,
-    implementation: Implementation,
+    wanted: _Wanted,
 ) -> Partial:
     """Attention with one graph for each run of (graph, number of heads)."""
     if len(runs) == 1:
-        return _attend(inputs, runs[0][0], scale, prune, implementation)
+        return _attend(inputs, runs[0][0], scale, prune, wanted)
     q, k, v, valid, bias = inputs
     parts: list[Partial] = []
     first = 0
@@ -224,7 +255,7 @@ def _attend_runs(
         draws = None if prune is None else prune.of_head(first)
         table = bias if bias is None or bias.shape[0] == 1 else bias[own]
         part = Inputs(q[:, :, :, own], k[:, :, :, own], values, valid, table)
-        parts.append(_attend(part, graph, scale, draws, implementation))
+        parts.append(_attend(part, graph, scale, draws, wanted))
         first = end
     return jax.tree.map(lambda *x: jnp.concatenate(x, axis=3), *parts)
 
@@ -234,25 +265,26 @@ def _attend(
     graph: Graph,
     scale: float,
     prune: Prune | None,
-    implementation: Implementation,
+    wanted: _Wanted,
 ) -> Partial:
     """Attention with one graph for all heads, of checked arguments."""
-    resolved = resolve_implementation(graph, implementation=implementation)
-    if resolved == 'xla' and inputs.bias is None:
+    implementation = wanted.implementation
+    _check_implementation(graph, implementation)
+    engine = engine_of(simplify(graph)) if implementation != 'reference' else None
+    if engine is not None and inputs.bias is None:
         graph = simplify(graph)
-    elif resolved == 'xla' and not (isinstance(graph, Cross) or type(graph) in ENGINES):
-        resolved = 'reference'  # members of a combination may count offsets in other steps
+    elif not (isinstance(graph, Cross) or type(graph) in ENGINES):
+        engine = None  # members of a combination may count offsets in other steps
     explicit = _explicit_sharding(inputs.q)
     if explicit is not None:  # shardings are in the types: inside, the partitioner finds them
 
         def run(inputs: Inputs, graph: Graph, prune: Prune | None) -> tuple[jax.Array, jax.Array]:
-            part = _attend(inputs, graph, scale, prune, implementation)
+            part = _attend(inputs, graph, scale, prune, wanted)
             return part.o, part.lse
 
         sums = NamedSharding(explicit.mesh, PartitionSpec(*explicit.spec[:4]))
         automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
         return Partial(*automatic(inputs, graph, prune))
-    engine = engine_of(graph) if resolved == 'xla' else None
     attend_pruned = None
     if engine is not None and prune is not None:
         if prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
@@ -272,16 +304,101 @@ def _attend(
         if implementation == 'auto':
             _warn_of_reference(inputs.q, graph, pruned=engine is not None)
         return reference.attend(inputs, graph, scale=scale, prune=prune)
+    case = _case(inputs, graph, scale, prune, wanted.extras)
+    names = _names(case, implementation)
+
+    def by(device: target.Device | None, name: Kernel) -> Callable[..., Partial]:
+        def attend(inputs: Inputs, graph: Graph, prune: Prune | None) -> Partial:
+            with contextlib.ExitStack() as stack:
+                if device is not None:
+                    stack.enter_context(target.tracing_for(*device))
+                return _attend_by(engine, inputs, graph, scale, prune, name)
+
+        return attend
+
+    if len(set(names.values())) == 1:
+        return by(None, next(iter(names.values())))(inputs, graph, prune)
+    branches = {
+        _LOWERED_FOR[device.platform]: by(device, name)
+        for device, name in names.items()
+        if name != 'xla'
+    }
+    rest = [by(device, name) for device, name in names.items() if name == 'xla']
+    return jax.lax.platform_dependent(
+        inputs, graph, prune, default=rest[0] if rest else None, **branches
+    )
+
+
+# Platforms by the names of `jax.lax.platform_dependent`. Kernels for GPUs are NVIDIA's.
+_LOWERED_FOR = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
+
+
+def _attend_by(
+    engine: Engine, inputs: Inputs, graph: Graph, scale: float, prune: Prune | None, name: Kernel
+) -> Partial:
+    """Attention by the engine of a graph, on XLA or on the kernels of an accelerator."""
     options = Options(scale, block_sizes.current(inputs.q.shape[0]))
-    if attend_pruned is not None:
+    attend_pruned = engine.attend_pruned
+    if prune is not None:
+        assert attend_pruned is not None  # the reference has taken the others
         return _forward_only(
             lambda inputs, graph, prune: attend_pruned(inputs, graph, options, prune),
             inputs, graph, prune,
         )  # fmt: skip
-    if sharded.num_devices() > 1:  # each device sees its own arrays there
-        options = dataclasses.replace(options, sizes=dataclasses.replace(options.sizes, devices=1))
-        return sharded.attend(engine.attend_sharded, inputs, graph, options)
-    return engine.attend(inputs, graph, options)
+    if sharded.num_devices() == 1 and (name == 'xla' or sharded.num_shares() == 1):
+        return engine.attend(inputs, graph, dataclasses.replace(options, kernels=name))
+    # Each device sees its own arrays there.
+    sizes = dataclasses.replace(options.sizes, devices=1)
+    options = dataclasses.replace(options, sizes=sizes, kernels=name)
+    rows = engine.attend if sharded.num_devices() == 1 else engine.attend_sharded
+    return sharded.attend(rows, inputs, graph, options)
+
+
+def _case(
+    inputs: Inputs, graph: Graph, scale: float, prune: Prune | None, extras: frozenset[str]
+) -> Case:
+    q, _, v = inputs[:3]
+    given = {'valid': inputs.valid, 'bias': inputs.bias, 'pruning': prune}
+    mesh = jax.sharding.get_abstract_mesh()
+    return Case(
+        graph,
+        (q.dtype, v.dtype),
+        (q.shape[-1], v.shape[-1]),
+        scale,
+        extras | {name for name, value in given.items() if value is not None},
+        (q.shape[0], q.shape[1], q.shape[2]),
+        tuple((name, n) for name, n in mesh.shape.items() if name not in mesh.manual_axes),
+    )
+
+
+def _names(case: Case, implementation: Implementation) -> dict[target.Device, Kernel]:
+    """What computes the attention on each kind of device that it may be compiled for."""
+    devices = target.candidates()
+    if implementation in KERNELS:  # named: for its platform, where that is possible
+        own = [d for d in devices if d.platform == KERNELS[implementation].platform]
+        devices = tuple(own) or devices
+    found: dict[target.Device, Kernel] = {}
+    for device in devices:
+        resolved = implementations.resolve(
+            case, implementation, device, has_engine=True, here=True
+        ).implementation
+        assert resolved != 'reference'
+        found[device] = resolved
+    return found
+
+
+def _check_implementation(graph: Graph, implementation: Implementation) -> None:
+    """Refuses names that are none, and 'xla' for a graph without an engine."""
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
+        )
+    arguments.check_graph(graph)
+    if implementation not in ('auto', 'reference') and engine_of(simplify(graph)) is None:
+        raise ValueError(
+            f'implementation {implementation!r} has no engine for {graph!r}; use '
+            "'reference', or 'auto'"
+        )
 
 
 def attention_weights(
@@ -373,30 +490,61 @@ def neighbor_mask(
 
 
 def resolve_implementation(
-    graph: Graph, *, implementation: Implementation = 'auto'
-) -> Literal['reference', 'xla']:
-    """The implementation that `attend` runs for this graph.
+    graph: Graph,
+    *,
+    implementation: Implementation = 'auto',
+    dtype: DTypeLike = 'float32',
+    key_channels: int = 128,
+    value_channels: int = 128,
+    scale: float = 1.0,
+    extras: Sequence[Extra] = (),
+    platform: Literal['cpu', 'gpu', 'tpu'] | None = None,
+    compute_capability: tuple[int, int] | None = None,
+) -> Resolution:
+    """The implementation that `attend` runs, and why no faster one.
+
+        resolve_implementation(Full(), dtype='bfloat16', platform='gpu', compute_capability=(8, 0))
 
     Args:
       graph: any graph.
-      implementation: 'auto' takes the engine of the graph or of what it simplifies to, and the
-        reference for a graph that has none; the others are taken as they are.
+      implementation: 'auto' takes the fastest that applies, and the reference for a graph without
+        an engine; the others are taken as they are.
+      dtype: dtype of q, k and v.
+      key_channels: number of channels of q and k.
+      value_channels: number of channels of v.
+      scale: factor of the affinities.
+      extras: what else `attend` is given.
+      platform: 'cpu', 'gpu' or 'tpu'; None for the device that programs are compiled for here,
+        which is then asked whether it has what is needed.
+      compute_capability: that of the NVIDIA GPU of `platform`, (8, 0) for an A100, (9, 0) for an
+        H100; None if it is not known, as in a program that is exported.
+
+    Returns:
+      A `Resolution`; it does not know maps and meshes, which may be further reasons.
 
     Raises:
-      ValueError: an unknown implementation, something that is no graph, or 'xla' for a graph
-        without an engine.
+      ValueError: an unknown name, something that is no graph, or a named implementation that
+        cannot.
     """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f'implementation {implementation!r} is not one of {", ".join(IMPLEMENTATIONS)}'
-        )
-    arguments.check_graph(graph)
-    has_engine = engine_of(simplify(graph)) is not None
-    if implementation == 'xla' and not has_engine:
-        raise ValueError(
-            f"implementation 'xla' has no engine for {graph!r}; use 'reference', or 'auto'"
-        )
-    return 'xla' if has_engine and implementation != 'reference' else 'reference'
+    _check_implementation(graph, implementation)
+    for extra in extras:
+        if extra not in EXTRAS:
+            raise ValueError(f'extras {extra!r} is not one of {", ".join(EXTRAS)}')
+    if platform not in (None, 'cpu', 'gpu', 'tpu'):
+        raise ValueError(f'platform {platform!r} is not one of cpu, gpu, tpu')
+    simplified = simplify(graph)
+    kind = jnp.dtype(dtype)
+    case = Case(simplified, (kind, kind), (key_channels, value_channels), scale, frozenset(extras))
+    device = target.candidates()[0]
+    if platform is not None:
+        device = target.Device(platform, compute_capability)
+    return implementations.resolve(
+        case,
+        implementation,
+        device,
+        has_engine=engine_of(simplified) is not None,
+        here=platform is None,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

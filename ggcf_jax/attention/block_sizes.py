@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from ggcf_jax.attention import target
+
+Kernel = Literal['xla', 'cudnn', 'pallas']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +62,13 @@ class Options:
     Attributes:
       scale: factor of the affinities.
       sizes: sizes of the blocks.
+      kernels: what computes the attention between queries and keys that an engine has brought
+        together: 'xla', or the kernels of an accelerator.
     """
 
     scale: float
     sizes: BlockSizes
+    kernels: Kernel = 'xla'
 
 
 def current(batch: int) -> BlockSizes:

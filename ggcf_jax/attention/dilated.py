@@ -28,6 +28,8 @@ def attend(inputs: Inputs, graph: Local, options: Options) -> Partial:
     b, _, _, heads, _ = inputs.q.shape
 
     def together(shape: tuple[int, int]) -> int:
+        if options.kernels != 'xla':  # no scores are kept
+            return math.prod(graph.dilations)
         tiles = [min(n, tile) for n, tile in zip(shape, options.sizes.local)]
         windows = [min(n, t + 2 * s) for n, t, s in zip(shape, tiles, inside.sizes)]
         scores = options.sizes.per_device(b * heads) * math.prod((*tiles, *windows))

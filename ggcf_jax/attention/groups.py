@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import flash, layout, position_bias, pruning, softmax, varying
+from ggcf_jax.attention import cudnn, flash, layout, position_bias, pruning, softmax, varying
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.position_bias import OffsetBias
 from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.softmax import QueryTile
+
+_ALL = 1 << 62  # more groups than a map has
 
 Start = Sequence[int] | jax.Array  # number of the first group taken along rows and along columns
 
@@ -75,7 +77,6 @@ class MapSpec(NamedTuple):
     dtype: jnp.dtype
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def attend(
     inputs: Inputs, partition: Partition, options: Options, skip: Skip | None = None
 ) -> Partial:
@@ -87,7 +88,9 @@ def attend(
       options: scale and block sizes.
       skip: who does not see whom in a group; None where all see all.
     """
-    return _attend(inputs, partition, options, skip)
+    if options.kernels == 'cudnn' and skip is None:
+        return _attend_fused(inputs, partition, options)
+    return _attend_chunks(inputs, partition, options, skip)
 
 
 def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune: Prune) -> Partial:
@@ -132,6 +135,31 @@ def result_specs(inputs: Inputs) -> list[MapSpec]:
     q, k, v = inputs[:3]
     heads = q.shape[3]
     return [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
+
+
+def _attend_fused(inputs: Inputs, partition: Partition, options: Options) -> Partial:
+    """`attend` by fused kernels: all groups of one size together. The log-sum-exps are NaN."""
+
+    def groups(
+        members: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array
+    ) -> Sequence[jax.Array]:
+        count, b, heads, n, _ = q.shape
+        sequences = [
+            jnp.swapaxes(x.reshape(count * b, x.shape[2], n, x.shape[4]), 1, 2) for x in (q, k, v)
+        ]
+        o = cudnn.attend(sequences[0], sequences[1], sequences[2], options.scale)
+        return [jnp.swapaxes(o, 1, 2).reshape(count, b, heads, n, -1)]
+
+    spec, of_sums = result_specs(inputs)
+    (o,) = _over_groups(groups, as_maps(inputs), partition, [spec], lambda n: _ALL)
+    return Partial(o, jnp.full(o.shape[:4], jnp.nan, of_sums.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _attend_chunks(
+    inputs: Inputs, partition: Partition, options: Options, skip: Skip | None
+) -> Partial:
+    return _attend(inputs, partition, options, skip)
 
 
 def _attend(inputs: Inputs, partition: Partition, options: Options, skip: Skip | None) -> Partial:
@@ -207,7 +235,7 @@ def _attend_backward(
     return (Inputs(dq, dk, dv, None, *dbias),)
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend_chunks.defvjp(_attend_forward, _attend_backward)
 
 
 def _over_groups(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ggcf_jax.attention import layout, position_bias, pruning, softmax, varying
+from ggcf_jax.attention import layout, position_bias, pruning, softmax, varying, windows
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -180,7 +180,6 @@ def attend(inputs: Inputs, graph: Local, options: Options) -> Partial:
     return attend_rows(inputs, None, graph, options)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def attend_rows(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
@@ -194,7 +193,9 @@ def attend_rows(
       graph: sizes and border rule, not dilated.
       options: scale and block sizes.
     """
-    return _forward(inputs, rows_of_map, graph, options)
+    if options.kernels == 'cudnn':
+        return windows.attend(inputs, rows_of_map, graph, options)
+    return _attend_rows(inputs, rows_of_map, graph, options)
 
 
 def attend_pruned(
@@ -239,6 +240,13 @@ def attend_pruned(
 
         carry, _ = lax.scan(step, carry, _stacks(group.corners, 1))
     return Partial(layout.split_heads(carry[0], heads), carry[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _attend_rows(
+    inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
+) -> Partial:
+    return _forward(inputs, rows_of_map, graph, options)
 
 
 def _forward(
@@ -329,7 +337,7 @@ def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Pa
     return Inputs(dq, dk, dv, None, dbias), None
 
 
-attend_rows.defvjp(_attend_forward, _attend_backward)
+_attend_rows.defvjp(_attend_forward, _attend_backward)
 
 
 def _tile_length(n: int, size: int, most: int) -> int:

@@ -39,7 +39,8 @@ class Partial(NamedTuple):
     Attributes:
       o: output [b, h, w, heads, dv] in the dtype of v; zeros for a query that sees none of them.
       lse: logarithm of the sum of exp(scale * q . k) over those keys, weighted by E, float32
-        [b, h, w, heads]; minus infinity for a query that sees none of them.
+        [b, h, w, heads]; minus infinity for a query that sees none of them. NaN where the
+        implementation does not give it.
     """
 
     o: Float[Array, 'b h w heads dv']

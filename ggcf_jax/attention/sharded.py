@@ -51,13 +51,20 @@ def num_devices() -> int:
     return 1 if AXIS in mesh.manual_axes else dict(mesh.shape).get(AXIS, 1)
 
 
+def num_shares() -> int:
+    """Number of devices or groups of them that share the images of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if 'data' in mesh.manual_axes else dict(mesh.shape).get('data', 1)
+
+
 def attend(
     attend_rows: Callable[..., Partial], inputs: Inputs, graph: Any, options: Options
 ) -> Partial:
-    """Attention over sharded rows.
+    """Attention on each device's share of the images and, on the axis `space`, of their rows.
 
     Args:
-      attend_rows: `engine.Engine.attend_sharded` of the graph.
+      attend_rows: `engine.Engine.attend_sharded` of the graph; `attend` where the mesh has no
+        `space`.
       inputs: the arrays; h is divisible by the devices of `space`, b by those of `data`.
       graph: graph of all heads; its parameters are replicated.
       options: scale and block sizes of one device.
@@ -68,13 +75,14 @@ def attend(
     mesh = jax.sharding.get_abstract_mesh()
     shape = {name: n for name, n in mesh.shape.items() if name not in mesh.manual_axes}
     images = 'data' if 'data' in shape else None
+    across = AXIS if AXIS in shape else None
     for name, length, parts in (
-        ('height', inputs.q.shape[1], shape[AXIS]),
+        ('height', inputs.q.shape[1], shape.get(AXIS, 1)),
         ('batch', inputs.q.shape[0], shape.get('data', 1)),
     ):
         if length % parts:
             raise ValueError(f'{name} {length} of the map is not divisible by {parts} devices')
-    rows, whole = PartitionSpec(images, AXIS), PartitionSpec()
+    rows, whole = PartitionSpec(images, across), PartitionSpec()
 
     def run(bias: jax.Array | None, graph: Any, *maps: Any) -> Partial:
         q, k, v, valid = maps
@@ -84,7 +92,7 @@ def attend(
         run,
         in_specs=(whole, whole, rows, rows, rows, rows),
         out_specs=rows,
-        axis_names={AXIS, images} - {None},
+        axis_names={across, images} - {None},
         check_vma=False,
     )(inputs.bias, graph, *inputs[:4])
 

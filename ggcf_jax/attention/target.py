@@ -2,18 +2,34 @@
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 
-_traced_for: contextvars.ContextVar[str | None] = contextvars.ContextVar('platform', default=None)
+
+class Device(NamedTuple):
+    """A kind of device.
+
+    Attributes:
+      platform: 'cpu', 'gpu' or 'tpu'.
+      compute_capability: that of an NVIDIA GPU, (9, 0) for an H100; None for other devices, and for
+        a GPU that is not known, such as that of an exported program.
+    """
+
+    platform: str
+    compute_capability: tuple[int, int] | None = None
+
+
+_traced_for: contextvars.ContextVar[Device | None] = contextvars.ContextVar('device', default=None)
 
 
 @contextlib.contextmanager
-def tracing_for(platform: str) -> Iterator[None]:
+def tracing_for(platform: str, compute_capability: tuple[int, int] | None = None) -> Iterator[None]:
     """Traces for this platform inside: for a branch of `jax.lax.platform_dependent`."""
-    token = _traced_for.set(platform)
+    token = _traced_for.set(Device(platform, compute_capability))
     try:
         yield
     finally:
@@ -26,11 +42,31 @@ def current() -> str:
     That of `tracing_for`; else of the mesh in effect (`jax.set_mesh`), whose devices this machine
     need not have; else of JAX's default devices.
     """
-    platform = _traced_for.get()
-    if platform is not None:
-        return platform
+    traced = _traced_for.get()
+    if traced is not None:
+        return traced.platform
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def candidates() -> tuple[Device, ...]:
+    """The kinds of devices that what is traced now may be compiled for.
+
+    One where `current` knows it from `tracing_for` or a mesh. Else one for each platform that JAX
+    has here, the default one first: where a program runs is decided when it is lowered.
+    """
+    traced = _traced_for.get()
+    if traced is not None:
+        return (traced,)
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return _here()
+    same = [
+        one
+        for one in _local_devices(device.platform)
+        if one.device_kind == getattr(device, 'device_kind', None)
+    ]
+    return (Device(device.platform, _capability(same[0]) if same else None),)
 
 
 def devices() -> int:
@@ -40,3 +76,26 @@ def devices() -> int:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
+
+
+@functools.cache
+def _here() -> tuple[Device, ...]:
+    """One kind of device for each platform of this machine, the default one first."""
+    default = jax.default_backend()
+    platforms = [default, *(name for name in ('cpu', 'gpu', 'tpu') if name != default)]
+    found = ((name, _local_devices(name)) for name in platforms)
+    return tuple(Device(name, _capability(devices[0])) for name, devices in found if devices)
+
+
+def _local_devices(platform: str) -> list[jax.Device]:
+    try:
+        return jax.local_devices(backend=platform)
+    except RuntimeError:  # JAX has no such platform here
+        return []
+
+
+def _capability(device: jax.Device) -> tuple[int, int] | None:
+    """The compute capability of a device; None if it is no NVIDIA GPU."""
+    text = str(getattr(device, 'compute_capability', ''))
+    major, _, minor = text.partition('.')
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None

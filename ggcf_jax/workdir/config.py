@@ -31,7 +31,7 @@ MAY_DIFFER = frozenset(
         # Where the data are and how they are read.
         'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers',
         # How the devices share the work, and what they compute twice to save memory.
-        'mesh.space', 'train.remat',
+        'mesh.space', 'train.remat', 'model.attention',
         # When something is written, and when training gives up.
         'train.log_every', 'train.eval_every', 'train.checkpoint_every', 'train.max_skipped',
         'train.patience',
@@ -59,8 +59,10 @@ _CONTEXT_SECTIONS = {
     'model.ccnet.': 'ccnet',
 }
 
-# Fields of `model` that change how a network is trained, but not which network it is.
-_OF_TRAINING = ('model.dropout', 'model.backbone.statistics', 'model.backbone.weights')
+# Fields of `model` that change how a network is trained or computed, but not which network it is.
+_OF_TRAINING = (
+    'model.dropout', 'model.attention', 'model.backbone.statistics', 'model.backbone.weights',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,7 +85,9 @@ def is_joined(graph):
 def with_engine():
     """Those of them that an engine attends to, and some that it attends to once simplified."""
     extra = parse('local:7&grid:3,row&local:3,row|local:2x0')
-    return [g for g in [*with_options(), *extra] if resolve_implementation(g) == 'xla']
+    return [
+        g for g in [*with_options(), *extra] if resolve_implementation(g).implementation == 'xla'
+    ]
 
 
 def per_axis():

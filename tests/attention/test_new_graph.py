@@ -76,7 +76,7 @@ def test_it_is_counted(ring):
 
 def test_it_attends_prunes_and_shows_its_maps(ring):
     (graph,) = parse(f'{ring}:2')
-    assert resolve_implementation(graph) == 'reference'
+    assert resolve_implementation(graph).implementation == 'reference'
     q, k, *_ = inputs(1, H, W, 1, 4, 4)
     v = jnp.eye(H * W).reshape(1, H, W, 1, H * W)
     weights = np.asarray(attend(q, k, v, graph)).reshape(H * W, H * W)

@@ -142,7 +142,7 @@ ARRAY = np.zeros((1, 4, 5, 2, 3), np.float32)
         ({'pruning': 'random'}, 'needs keep or drop_rate'),
         ({'scale': float('inf')}, 'scale must be'),
         ({'scale': '1'}, 'scale must be'),
-        ({'implementation': 'fast'}, "'fast' is not one of auto, reference, xla"),
+        ({'implementation': 'fast'}, "'fast' is not one of auto, reference, xla, cudnn, pallas"),
         ({'graph': 'local:8'}, 'is no graph'),
         ({'graph': graphs.Learned()}, 'no parameters'),
     ],

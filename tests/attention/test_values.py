@@ -121,7 +121,9 @@ class Diagonal(Graph):
 
 def test_a_new_graph_works_through_the_reference():
     q, k, v, _ = inputs(1, 4, 5, 2, 3, 3)
-    assert attention.resolve_implementation(Diagonal()) == 'reference'
+    resolution = attention.resolve_implementation(Diagonal())
+    assert resolution.implementation == 'reference'
+    assert set(resolution.reasons) == {'xla', 'cudnn'}
     o = attend(q, k, v, Diagonal(), keep=2)
     assert o.shape == v.shape
     i = 7
@@ -137,5 +139,6 @@ def test_a_new_graph_works_through_the_reference():
 
 def test_resolve_implementation():
     for graph in graphs.parse('full,local:8,grid:8,learned,local:12&grid:4,row|column'):
-        assert attention.resolve_implementation(graph) == 'xla'
-        assert attention.resolve_implementation(graph, implementation='reference') == 'reference'
+        assert attention.resolve_implementation(graph).implementation == 'xla'
+        named = attention.resolve_implementation(graph, implementation='reference')
+        assert named == ('reference', {})

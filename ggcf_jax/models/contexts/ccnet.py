@@ -10,6 +10,8 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ml_collections import ConfigDict
 
 from ggcf_jax.attention import Cross, Graph, attend, attention_weights
+from ggcf_jax.attention.implementations import Implementation
+from ggcf_jax.models.contexts import implementation as implementations
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.extent import Extent
@@ -41,6 +43,7 @@ class CCNet(nnx.Module):
         recurrence: int,
         activation: Activation,
         norm: Norm = 'batch_norm',
+        implementation: Implementation = 'auto',
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -53,6 +56,7 @@ class CCNet(nnx.Module):
             recurrence: number of steps.
             activation: activation behind every 3x3 convolution.
             norm: norm behind every 3x3 convolution.
+            implementation: what computes the attention, see `attend`.
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
@@ -70,6 +74,7 @@ class CCNet(nnx.Module):
         )
         inner = max(channels // reduction, 1)
         self.features = channels
+        self.implementation = implementation
         self.heads: tuple[Graph, ...] = (Cross(),) * recurrence
         self.pruning: tuple[pruning_rules.Rule | None, ...] = (None,) * recurrence
         self.reduce = layer(in_features, channels, 3)
@@ -126,7 +131,8 @@ class CCNet(nnx.Module):
         """x after the i-th step."""
         v = self.g(x)[:, :, :, None]
         q, k = self._queries_and_keys(x)
-        y = attend(q, k, v, self.heads[i], **self._options(i, x, extent))
+        options = self._options(i, x, extent)
+        y = attend(q, k, v, self.heads[i], implementation=self.implementation, **options)
         return x + self.gamma[...].astype(x.dtype) * y[:, :, :, 0]
 
     def _queries_and_keys(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -150,6 +156,13 @@ def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rn
         recurrence=model.ccnet.recurrence,
         activation=model.activation,
         norm=model.norm,
+        implementation=implementations.check(
+            model.attention,
+            (Cross(),),
+            dtype=dtype,
+            key_channels=max(model.ccnet.channels // model.ccnet.reduction, 1),
+            value_channels=model.ccnet.channels,
+        ),
         dtype=dtype,
         rngs=rngs,
     )

@@ -9,7 +9,9 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ml_collections import ConfigDict
 
 from ggcf_jax.attention import Graph, attend, attention_weights, parse
+from ggcf_jax.attention.implementations import Implementation
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.contexts import implementation as implementations
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.extent import Extent
@@ -59,6 +61,7 @@ class GGCF(nnx.Module):
         scale: float,
         activation: Activation,
         norm: Norm = 'batch_norm',
+        implementation: Implementation = 'auto',
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
@@ -73,6 +76,7 @@ class GGCF(nnx.Module):
             scale: factor of the affinities; the paper has none (1.0).
             activation: activation behind the reducing convolution.
             norm: norm behind the reducing convolution.
+            implementation: what computes the attention, see `attend`.
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
@@ -80,6 +84,7 @@ class GGCF(nnx.Module):
         self.heads = heads
         self.pruning: tuple[pruning_rules.Rule | None, ...] = (None,) * len(heads)
         self.scale = scale
+        self.implementation = implementation
         self.features = 2 * channels
         self.reduce = ConvNorm(
             in_features, channels, 3, activation, norm=norm, dtype=dtype, rngs=rngs
@@ -112,7 +117,10 @@ class GGCF(nnx.Module):
         b, h, w, _ = x.shape
         v = self.g(x)[:, :, :, None]
         contexts = [
-            attend(head.q, head.k, v, head.graph, **head.options) for head in self._heads(x, extent)
+            attend(
+                head.q, head.k, v, head.graph, implementation=self.implementation, **head.options
+            )
+            for head in self._heads(x, extent)
         ]
         y = self.w(jnp.concatenate(contexts, axis=3).reshape(b, h, w, -1))
         return jnp.concatenate([y, x], axis=-1)
@@ -181,6 +189,13 @@ def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rn
         scale=model.ggcf.scale,
         activation=model.activation,
         norm=model.norm,
+        implementation=implementations.check(
+            model.attention,
+            heads,
+            dtype=dtype,
+            key_channels=model.ggcf.key_channels,
+            value_channels=model.ggcf.value_channels,
+        ),
         dtype=dtype,
         rngs=rngs,
     )

@@ -10,7 +10,9 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ml_collections import ConfigDict
 
 from ggcf_jax.attention import Block, Graph, Grid, attend, attention_weights
+from ggcf_jax.attention.implementations import Implementation
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.contexts import implementation as implementations
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.extent import Extent
@@ -32,6 +34,7 @@ class SelfAttention(nnx.Module):
         key_channels: int,
         activation: Activation,
         norm: Norm,
+        implementation: Implementation = 'auto',
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -43,6 +46,7 @@ class SelfAttention(nnx.Module):
             key_channels: number of channels of queries and keys.
             activation: activation behind every convolution but that of the values.
             norm: norm behind the same ones.
+            implementation: what computes the attention, see `attend`.
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
@@ -50,6 +54,7 @@ class SelfAttention(nnx.Module):
             ConvNorm, activation=activation, norm=norm, dtype=dtype, rngs=rngs
         )
         self.graph = graph
+        self.implementation = implementation
         self.scale = key_channels**-0.5
         self.query, self.key = (
             nnx.List([layer(channels, key_channels, 1), layer(key_channels, key_channels, 1)])
@@ -71,7 +76,9 @@ class SelfAttention(nnx.Module):
         """
         q, k = self._queries_and_keys(x, train=train)
         v = self.value(x)[:, :, :, None]
-        y = attend(q, k, v, self.graph, scale=self.scale, **options)
+        y = attend(
+            q, k, v, self.graph, scale=self.scale, implementation=self.implementation, **options
+        )
         return self.project(y[:, :, :, 0], train=train)
 
     def weights(
@@ -125,6 +132,7 @@ class ISA(nnx.Module):
         partition: tuple[int, int],
         activation: Activation,
         norm: Norm = 'batch_norm',
+        implementation: Implementation = 'auto',
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -137,6 +145,7 @@ class ISA(nnx.Module):
             partition: P, height and width of a block in positions.
             activation: activation behind every convolution but that of the values.
             norm: norm behind the same ones.
+            implementation: what computes the attention, see `attend`.
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
@@ -155,6 +164,7 @@ class ISA(nnx.Module):
                     key_channels=key_channels,
                     activation=activation,
                     norm=norm,
+                    implementation=implementation,
                     dtype=dtype,
                     rngs=rngs,
                 )
@@ -228,6 +238,13 @@ def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rn
         partition=partition,
         activation=model.activation,
         norm=model.norm,
+        implementation=implementations.check(
+            model.attention,
+            (Grid(partition), Block(partition)),
+            dtype=dtype,
+            key_channels=model.isa.key_channels,
+            value_channels=model.isa.channels,
+        ),
         dtype=dtype,
         rngs=rngs,
     )

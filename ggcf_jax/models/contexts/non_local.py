@@ -13,6 +13,8 @@ from jaxtyping import Array, DTypeLike, Float, Int
 from ml_collections import ConfigDict
 
 from ggcf_jax.attention import Full, Graph, attend, attention_weights
+from ggcf_jax.attention.implementations import Implementation
+from ggcf_jax.models.contexts import implementation as implementations
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers.conv import ConvNorm, conv
 from ggcf_jax.models.layers.extent import Extent
@@ -48,6 +50,7 @@ class NonLocal(nnx.Module):
         concat_input: bool,
         activation: Activation,
         norm: Norm = 'batch_norm',
+        implementation: Implementation = 'auto',
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -61,6 +64,7 @@ class NonLocal(nnx.Module):
             concat_input: whether the backbone's features are joined at the end.
             activation: activation behind every 3x3 convolution.
             norm: norm behind every 3x3 convolution and W.
+            implementation: what computes the attention, see `attend`.
             dtype: dtype of the computation; parameters are float32.
             rngs: source of the initial parameters.
         """
@@ -80,6 +84,7 @@ class NonLocal(nnx.Module):
         )
         self.features = channels
         self.scale = inner**-0.5 if use_scale else 1.0
+        self.implementation = implementation
         self.pruning: tuple[pruning_rules.Rule | None, ...] = (None,)
         self.reduce = layer(in_features, channels, 3)
         self.theta, self.phi, self.g = embed(), embed(), embed()
@@ -110,7 +115,8 @@ class NonLocal(nnx.Module):
         reduced = self.reduce(x, train=train, extent=extent)
         v = self.g(reduced)[:, :, :, None]
         q, k = self._queries_and_keys(reduced)
-        y = attend(q, k, v, self.heads[0], **self._options(q, extent))
+        options = self._options(q, extent)
+        y = attend(q, k, v, self.heads[0], implementation=self.implementation, **options)
         y = reduced + self.w(y[:, :, :, 0], train=train)
         y = self.refine(y, train=train, extent=extent)
         if self.fuse is None:
@@ -151,6 +157,7 @@ class NonLocal(nnx.Module):
 
 def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> NonLocal:
     """Builds the module from `config.model` (reads `activation`, `norm` and `non_local`)."""
+    inner = max(model.non_local.channels // model.non_local.reduction, 1)
     return NonLocal(
         in_features,
         channels=model.non_local.channels,
@@ -159,6 +166,9 @@ def build(model: ConfigDict, in_features: int, *, dtype: DTypeLike, rngs: nnx.Rn
         concat_input=model.non_local.concat_input,
         activation=model.activation,
         norm=model.norm,
+        implementation=implementations.check(
+            model.attention, NonLocal.heads, dtype=dtype, key_channels=inner, value_channels=inner
+        ),
         dtype=dtype,
         rngs=rngs,
     )

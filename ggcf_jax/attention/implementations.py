@@ -1,0 +1,77 @@
+"""Which implementation computes an attention on which device, and why not a faster one.
+
+Every engine runs on every platform through XLA. An accelerator may have kernels beside, for some
+graphs, dtypes and widths: an entry in `KERNELS`.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from ggcf_jax.attention import cudnn
+from ggcf_jax.attention.kernels import Case, Kernels
+from ggcf_jax.attention.target import Device
+
+Implementation = Literal['auto', 'reference', 'xla', 'cudnn', 'pallas']
+Resolved = Literal['reference', 'xla', 'cudnn', 'pallas']
+
+IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla', 'cudnn', 'pallas')
+
+KERNELS: dict[Literal['cudnn', 'pallas'], Kernels] = {'cudnn': cudnn.CudnnKernels()}
+
+
+class Resolution(NamedTuple):
+    """What computes an attention.
+
+    Attributes:
+      implementation: 'reference', 'xla', 'cudnn' or 'pallas'.
+      reasons: why each faster one does not apply; {} where the implementation was named.
+    """
+
+    implementation: Resolved
+    reasons: Mapping[str, str]
+
+
+def resolve(
+    case: Case, implementation: Implementation, device: Device, *, has_engine: bool, here: bool
+) -> Resolution:
+    """What computes an attention on a device.
+
+    Args:
+      case: the attention.
+      implementation: what was asked for.
+      device: the device.
+      has_engine: whether the graph has an engine.
+      here: whether the device is one of this machine, so that it can be asked.
+
+    Raises:
+      ValueError: a named implementation that cannot.
+    """
+    if implementation == 'reference':
+        return Resolution('reference', {})
+    if implementation == 'auto':
+        reasons: dict[str, str] = {}
+        for name in KERNELS:
+            reason = _refusal(name, case, device, here=here)
+            if reason is None:
+                return Resolution(name, reasons)
+            reasons[name] = reason
+        if has_engine:
+            return Resolution('xla', reasons)
+        return Resolution('reference', {'xla': 'it has no engine for the graph', **reasons})
+    if implementation == 'xla':
+        return Resolution('xla', {})
+    reason = _refusal(implementation, case, device, here=here)
+    if reason is not None:
+        raise ValueError(
+            f'implementation {implementation!r} cannot attend on {case.graph} here: {reason}; use '
+            "'auto'"
+        )
+    return Resolution(implementation, {})
+
+
+def _refusal(
+    name: Literal['cudnn', 'pallas'], case: Case, device: Device, *, here: bool
+) -> str | None:
+    if name not in KERNELS:
+        return 'there are no kernels of this name yet'
+    return KERNELS[name].refusal(case, device, here=here)

@@ -1,0 +1,50 @@
+"""What the kernels of an accelerator are: when they apply, and to what."""
+
+import dataclasses
+from typing import Any, Literal, Protocol
+
+from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.attention.target import Device
+
+Extra = Literal['valid', 'bias', 'registers', 'pruning', 'return_lse']
+
+EXTRAS: tuple[Extra, ...] = ('valid', 'bias', 'registers', 'pruning', 'return_lse')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An attention of which it is to be decided what computes it.
+
+    Attributes:
+      graph: its graph, simplified.
+      dtypes: dtypes of q and k, and of v.
+      channels: channels of q and k, and of v.
+      scale: factor of the affinities.
+      extras: what else it has.
+      shape: batch, height and width of the maps; None where they do not matter. A batch may be
+        symbolic.
+      mesh: sizes of the mesh axes over which arrays may be sharded.
+    """
+
+    graph: Graph
+    dtypes: tuple[Any, Any]
+    channels: tuple[int, int]
+    scale: float = 1.0
+    extras: frozenset[str] = frozenset()
+    shape: tuple[Any, int, int] | None = None
+    mesh: tuple[tuple[str, int], ...] = ()
+
+
+class Kernels(Protocol):
+    """The kernels of one platform."""
+
+    platform: str  # 'gpu' or 'tpu'
+
+    def refusal(self, case: Case, device: Device, *, here: bool) -> str | None:
+        """Why they cannot compute an attention on a device; None if they can.
+
+        Args:
+          case: the attention.
+          device: the device.
+          here: whether it is a device of this machine, so that it can be asked.
+        """

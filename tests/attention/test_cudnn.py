@@ -1,0 +1,279 @@
+"""The form that cuDNN takes, with JAX's own attention in cuDNN's place; lowering for NVIDIA GPUs.
+
+No GPU is needed: JAX's questions to the device are answered here.
+"""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ggcf_jax.attention import attend, cudnn, parse, resolve_implementation, target
+from tests.attention.cases import assert_close, inputs, slow, values_and_gradients
+from tests.helpers import operations
+
+H100, A100 = (9, 0), (8, 0)
+
+
+@pytest.fixture
+def in_its_place(monkeypatch):
+    """JAX's own attention in cuDNN's place, which takes float32 as well, and small tiles."""
+    monkeypatch.setattr(cudnn, '_IMPLEMENTATION', 'xla')
+    monkeypatch.setattr(cudnn, '_DTYPES', (*cudnn._DTYPES, jnp.float32))
+    monkeypatch.setattr(cudnn, 'TILE', (3, 4))
+    cudnn._refusal_of_jax.cache_clear()
+    yield
+    cudnn._refusal_of_jax.cache_clear()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Sets the compute capability that JAX finds."""
+
+    def set_capability(capability):
+        def at_least(text):
+            return capability >= tuple(map(int, text.split('.')))
+
+        for name, answer in (
+            ('check_cudnn_version', lambda: 91200),
+            ('check_compute_capability', at_least),
+            ('is_cuda_compute_capability_equal', lambda text: False),
+        ):
+            monkeypatch.setattr(fused_attention_stablehlo, name, answer)
+        cudnn._refusal_of_jax.cache_clear()
+
+    yield set_capability
+    cudnn._refusal_of_jax.cache_clear()
+
+
+def compare(graph, shape, rel, *, v_heads=None, dtype=jnp.float32, scale=1.0):
+    q, k, v, weight = inputs(*shape, 8, 6, v_heads=v_heads, dtype=dtype)
+
+    def by(implementation):
+        return lambda *x: attend(*x, graph, scale=scale, implementation=implementation)
+
+    with target.tracing_for('gpu', H100):
+        actual = values_and_gradients(by('cudnn'), weight, q, k, v)
+    expected = values_and_gradients(by('reference'), weight, q, k, v)
+    assert actual[0].dtype == dtype
+    assert_close(actual, expected, rel)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *('full', 'local:2', 'local:2:shift', 'grid:3', 'block:4+3', 'local:1@2'),
+        *slow(['row', 'column', 'local:30', 'local:2x0', 'grid:2x5', 'local:1@2x3:shift']),
+        *slow(['block:30', 'row&local:3', 'local:7&grid:3', 'grid:30']),
+    ],
+)
+def test_values_and_gradients(text, in_its_place):
+    compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, scale=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('text', ['full', 'local:1', 'grid:2', 'block:2', 'local:1:shift'])
+@pytest.mark.parametrize('shape', [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3)], ids=str)
+def test_lines_and_odd_sizes(text, shape, in_its_place):
+    compare(parse(text)[0], shape, 1e-5, scale=-0.5)
+
+
+def test_overlapping_windows_add_in_float32(in_its_place):
+    """A key of 25 windows: sums in bfloat16 would be off by more."""
+    compare(parse('local:4')[0], (1, 12, 16, 1), 0.012, dtype=jnp.bfloat16)
+    compare(parse('full')[0], (1, 5, 7, 2), 0.012, dtype=jnp.bfloat16, v_heads=1)
+
+
+def test_under_vmap(in_its_place):
+    q, k, v, _ = inputs(3, 4, 5, 1, 4, 4)
+    graph = parse('local:1')[0]
+    expected = attend(q, k, v, graph, implementation='reference')
+    with target.tracing_for('gpu', H100):
+
+        def one(*x):
+            return attend(*(y[None] for y in x), graph, implementation='cudnn')[0]
+
+        found = jax.jit(jax.vmap(one))(q, k, v)
+        shared = jax.jit(jax.vmap(one, (0, None, None)))(q, k[0], v[0])
+    assert_close(found, expected, 1e-5)
+    assert_close(shared[0], expected[0], 1e-5)
+
+
+@pytest.mark.parametrize('axes', [('data',), *slow([('data', 'space'), ('space',)])], ids=str)
+@pytest.mark.parametrize('text', ['local:2', *slow(['full', 'grid:2', 'block:3', 'column'])])
+def test_under_a_mesh(axes, text, in_its_place):
+    shape = {1: (4,), 2: (2, 2)}[len(axes)]
+    mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes))
+    arrays = inputs(4, 8, 6, 1, 4, 4)
+    graph = parse(text)[0]
+
+    def by(implementation):
+        return lambda *x: attend(*x, graph, implementation=implementation)
+
+    expected = values_and_gradients(by('reference'), arrays[3], *arrays[:3])
+    rows = P('data' if 'data' in axes else None, 'space' if 'space' in axes else None)
+    with jax.set_mesh(mesh), target.tracing_for('gpu', H100):
+        placed = [jax.device_put(x, NamedSharding(mesh, rows)) for x in arrays]
+        found = values_and_gradients(by('cudnn'), placed[3], *placed[:3])
+    assert_close(found, expected, 1e-5)
+
+
+def lowered(graph, shape, channels, dtype=jnp.bfloat16, heads=1, implementation='auto'):
+    """What forward and backward are for an NVIDIA GPU: StableHLO, and cuDNN's calls in it."""
+    q = jax.ShapeDtypeStruct((*shape, heads, channels[0]), dtype)
+    v = jax.ShapeDtypeStruct((*shape, 1, channels[1]), dtype)
+
+    def both(q, k, v):
+        o, pull = jax.vjp(lambda *x: attend(*x, graph, implementation=implementation), q, k, v)
+        return o, pull(o)
+
+    with target.tracing_for('gpu', H100):
+        text = jax.jit(both).trace(q, q, v).lower(lowering_platforms=('cuda',)).as_text()
+    return text, collections.Counter(re.findall(r'__cudnn\$(\w+)', text))
+
+
+# Feature maps of the recipes: crops of 769 and 768 and whole images of Cityscapes, ADE20K, CamVid.
+RECIPE_SHAPES = [(1, 97, 97), *slow([(2, 96, 96), (1, 128, 256), (4, 65, 65), (1, 90, 120)])]
+
+
+@pytest.mark.parametrize('shape', RECIPE_SHAPES, ids=str)
+@pytest.mark.parametrize(
+    'text', ['local:8', 'local:24', 'grid:8', 'grid:24', 'full', *slow(['local:16', 'grid:16'])]
+)
+def test_every_shape_of_the_recipes_is_taken(text, shape, gpu):
+    gpu(H100)
+    graph = parse(text)[0]
+    sizes = 1
+    if text.startswith('grid'):  # one call for each size of a group
+        stride = int(text.partition(':')[2])
+        sizes = np.prod([1 + (n % stride > 0) for n in shape[1:]])
+    for channels in (64, 128, 256):
+        wide = text.startswith('local') and channels == 256
+        calls = lowered(graph, shape, (channels, channels))[1]
+        expected = {} if wide else {'fmhaSoftmax': sizes, 'fmhaSoftmaxBackward': sizes}
+        assert (
+            calls == expected
+        )  # 256 channels leave none to hide neighbours with: docs/attention.md
+
+
+@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full', 'block:8', 'row', 'local:3@4'])
+def test_calls_do_not_grow_with_batch_and_heads(text, gpu):
+    gpu(H100)
+    graph = parse(text)[0]
+    for dtype in (jnp.bfloat16, jnp.float16):
+        one = lowered(graph, (1, 24, 32), (20, 12), dtype)[1]
+        assert one == lowered(graph, (6, 24, 32), (20, 12), dtype, heads=3)[1]
+        assert one == {'fmhaSoftmax': 1, 'fmhaSoftmaxBackward': 1}
+
+
+def test_a_mesh_has_one_call_for_each_device(gpu):
+    gpu(H100)
+    mesh = jax.make_mesh((4, 2), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        for text in ('full', 'local:3', 'grid:2'):
+            calls = lowered(parse(text)[0], (8, 16, 12), (16, 16))[1]
+            assert calls == {'fmhaSoftmax': 1, 'fmhaSoftmaxBackward': 1}
+
+
+def test_it_can_be_exported(gpu):
+    gpu(H100)
+    x = jax.ShapeDtypeStruct((1, 97, 97, 1, 64), jnp.bfloat16)
+    allowed = [export.DisabledSafetyCheck.custom_call('__cudnn$fmhaSoftmax')]
+    with target.tracing_for('gpu', H100):
+        f = jax.jit(lambda *x: attend(*x, parse('full')[0]))
+        exported = export.export(f, platforms=['cuda'], disabled_checks=allowed)(x, x, x)
+    assert '__cudnn$fmhaSoftmax' in exported.mlir_module()
+    # For a GPU that is not known, it is XLA's form, which every GPU takes.
+    with target.tracing_for('gpu'):
+        f = jax.jit(lambda *x: attend(*x, parse('full')[0]))
+        exported = export.export(f, platforms=['cuda'])(x, x, x)
+    assert '__cudnn$' not in exported.mlir_module()
+
+
+def test_the_platform_decides_when_lowering(gpu, monkeypatch):
+    gpu(H100)
+    here = (target.Device('gpu', H100), target.Device('cpu'))
+    plain = jax.jit(lambda *x: attend(*x, parse('local:2')[0]))
+    x = jax.ShapeDtypeStruct((1, 6, 7, 1, 8), jnp.bfloat16)
+    text_of_cpu = plain.trace(x, x, x).lower(lowering_platforms=('cpu',)).as_text()
+    monkeypatch.setattr(target, '_here', lambda: here)
+    traced = jax.jit(lambda *x: attend(*x, parse('local:2')[0])).trace(x, x, x)
+    assert '__cudnn$fmhaSoftmax' in traced.lower(lowering_platforms=('cuda',)).as_text()
+    text = traced.lower(lowering_platforms=('cpu',)).as_text()
+    assert operations(text) == operations(text_of_cpu)
+    assert '__cudnn$' not in traced.lower(lowering_platforms=('tpu',)).as_text()
+
+
+@pytest.mark.parametrize(
+    'text, options, reason',
+    [
+        ('full', {'dtype': 'float32'}, 'bfloat16 or float16'),
+        ('full', {'key_channels': 257}, '256 channels on compute capability 9.0'),
+        ('local:8', {'value_channels': 256, 'key_channels': 232}, 'local needs 264 for 256'),
+        ('full', {'compute_capability': A100, 'value_channels': 136}, '128 channels'),
+        ('full', {'compute_capability': (7, 5)}, 'compute capability 8.0, the GPU has 7.5'),
+        ('full', {'compute_capability': None}, 'not known for which NVIDIA GPU'),
+        ('full', {'platform': 'cpu'}, 'NVIDIA GPUs, not on a CPU'),
+        ('full', {'platform': 'tpu'}, 'NVIDIA GPUs, not on a TPU'),
+        ('learned', {}, 'no form of learned'),
+        ('local:2|grid:3', {}, 'no form of union'),
+        ('cross', {}, 'no form of cross'),
+        ('local:8', {'scale': 0.0}, 'scale of 0.0 is too small'),
+        *(
+            ('full', {'extras': [extra]}, f'does not know {extra}')
+            for extra in ('valid', 'bias', 'registers', 'pruning', 'return_lse')
+        ),
+    ],
+)
+def test_why_it_does_not_apply(text, options, reason):
+    asked = {'dtype': 'bfloat16', 'platform': 'gpu', 'compute_capability': H100, **options}
+    resolution = resolve_implementation(parse(text)[0], **asked)
+    assert resolution.implementation == 'xla'
+    assert reason in resolution.reasons['cudnn']
+    with pytest.raises(ValueError, match="implementation 'cudnn' cannot attend on"):
+        resolve_implementation(parse(text)[0], implementation='cudnn', **asked)
+
+
+@pytest.mark.parametrize(
+    'text', ['full', 'local:8', 'grid:8', 'row', 'column', 'block:8', 'local:3@4']
+)
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_where_it_applies(text, dtype):
+    for capability, most in ((H100, 256), (A100, 128)):
+        channels = most - (32 if text.startswith('local') else 0)
+        asked = {'dtype': dtype, 'platform': 'gpu', 'compute_capability': capability}
+        found = resolve_implementation(parse(text)[0], key_channels=channels, **asked)
+        assert found == ('cudnn', {})
+
+
+def test_slower_ways_work_where_it_does_not(gpu):
+    gpu(A100)
+    graph = parse('full')[0]
+    with target.tracing_for('gpu', A100):
+        assert resolve_implementation(graph, dtype='bfloat16').implementation == 'cudnn'
+        for options in ({'dtype': 'float32'}, {'dtype': 'bfloat16', 'key_channels': 130}):
+            assert resolve_implementation(graph, **options).implementation == 'xla'
+    for channels, shape in (((8, 200), (1, 4, 5)), ((8, 8), (1, 4, 5))):
+        calls = lowered(graph, shape, channels, jnp.float32)[1]
+        assert not calls
+    block = parse('block:1')[0]  # more sequences than a CUDA grid has blocks
+    assert not lowered(block, (1, 300, 300), (8, 8))[1]
+    x = jnp.zeros((1, 4, 5, 1, 8), jnp.bfloat16)
+    with target.tracing_for('gpu', H100), pytest.raises(ValueError, match='does not know valid'):
+        attend(x, x, x, graph, valid=jnp.ones((1, 4, 5), bool), implementation='cudnn')
+    with jax.set_mesh(jax.make_mesh((8,), ('model',), axis_types=(AxisType.Auto,))):
+        assert not lowered(graph, (1, 4, 5), (8, 8))[1]
+
+
+def test_without_a_gpu_its_absence_is_the_reason():
+    cudnn._refusal_of_jax.cache_clear()
+    with target.tracing_for('gpu', H100):
+        found = resolve_implementation(parse('full')[0], dtype='bfloat16')
+    assert found.implementation == 'xla' and 'cuDNN' in found.reasons['cudnn']
