@@ -246,6 +246,12 @@ def default() -> ConfigDict:
     # Decay of an exponential moving average of the parameters, in [0, 1), which is then evaluated
     # instead of them; 0: none.
     config.train.ema_decay = 0.0
+    # Whether the average follows faster at first: with a decay of (1 + step) / (10 + step) while
+    # that is lower (TensorFlow).
+    config.train.ema_warmup = False
+    # Batch statistics that the average is evaluated with: the 'latest' ones of the parameters that
+    # are trained, or 'averaged' ones.
+    config.train.ema_statistics = 'latest'
     # Loss, or losses with factors joined by +, 'cross_entropy+0.5*dice': 'cross_entropy', 'ohem'
     # (online hard example mining), 'focal', 'dice', 'lovasz_softmax', 'boundary_cross_entropy', or
     # 'my_package.my_module:build'.
@@ -279,6 +285,9 @@ def default() -> ConfigDict:
     # 'none', 'inplace_abn' (norms and activations, as in the paper) or 'block' (residual blocks).
     config.train.remat = 'none'
     config.train.log_every = 50  # Steps between two rows of training metrics.
+    # Whether these rows have the norm of the gradient of each layer, too: each block of the
+    # backbone, its stem, and the modules of the rest.
+    config.train.gradient_norms = False
     config.train.eval_every = 5_000  # Steps between two evaluations of the validation split.
     # Whether evaluations during training compute the loss of the validation split, too (val/loss).
     config.train.validation_loss = False
@@ -412,6 +421,7 @@ _CHOICES = {
     'model.attention': ('auto', 'xla', 'cudnn', 'pallas', 'reference'),
     'data.storage': STORAGES,
     'data.label_form': LABEL_FORMS,
+    'train.ema_statistics': ('latest', 'averaged'),
     'predict.label_ids': ('train', 'dataset', 'server'),
 }
 

@@ -257,8 +257,10 @@ def _train(run: _Run, began: float) -> Evaluation | None:
     start = int(state.step)
     # An evaluation that was interrupted, or failed, is made up for: the step before was saved.
     is_due = start > 0 and _is_evaluated(start, train) and not checkpointer.scored(start)
-    # Sums of metrics begin anew where the number of steps that they are taken over changes.
-    changed = [each.step for each in run.segments if 'train.log_every' in each.changes]
+    # Sums of metrics begin anew where the number of steps that they are taken over changes, or
+    # what is summed.
+    resetting = {'train.log_every', 'train.gradient_norms'}
+    changed = [each.step for each in run.segments if resetting & each.changes.keys()]
     since = int(processes.broadcast_from_process_zero(np.int32(max(changed, default=0))))
     if since == start > 0:
         state = state.without_metrics()
@@ -442,7 +444,7 @@ class _Validation:
             ):
                 evaluation = self._run.evaluate(
                     state.eval_params,
-                    state.stats,
+                    state.eval_stats,
                     self._progress,
                     functools.partial(self._check_stop, where),
                 )
@@ -510,7 +512,10 @@ def _initial_state(
     config, classes = this.config, this.dataset.num_classes
     fresh = state_lib.creator(config, classes, this.mesh)()
     trained = None if this.claimed is None else this.claimed.trained
-    changes = () if this.claimed is None else this.claimed.changes
+    changes: set[str] = set()
+    if this.claimed is not None:
+        # The norms of layers are sums in the state.
+        changes = {*this.claimed.changes} | ({*this.claimed.noted} & {'train.gradient_norms'})
     text = ''
     if trained is not None and any(name.startswith('train.') for name in changes):
         text = workdir_config.to_text(trained)

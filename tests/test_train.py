@@ -74,10 +74,14 @@ def test_run_leaves_what_it_promises(tiny_run):
 def test_same_seed_gives_the_same_run(tiny_run, tmp_path):
     config, workdir, evaluation = tiny_run
     config = config.copy_and_resolve_references()
-    config.train.profile = '3:4'  # which changes nothing
+    # Neither changes anything.
+    config.train.profile, config.train.gradient_norms = '3:4', True
     again = train.train_and_evaluate(config, tmp_path / 'again')
     assert list((tmp_path / 'again' / 'profile').rglob('*.xplane.pb'))
-    assert _rows(tmp_path / 'again') == _rows(workdir)
+    rows = _rows(tmp_path / 'again')
+    assert all(row.pop('train/grad_norm/classifier') > 0 for row in rows if 'train/loss' in row)
+    found = [{k: v for k, v in row.items() if '/grad_norm/' not in k} for row in rows]
+    assert found == _rows(workdir)
     np.testing.assert_array_equal(again.matrix, evaluation.matrix)
     _assert_same_bits(_final(tmp_path / 'again', config), _final(workdir, config))
 
@@ -236,6 +240,8 @@ def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
             'train.clip_norm': 1.0,
             'train.ema_decay': 0.9,
             'train.log_every': 5,
+            'train.gradient_norms': True,
+            'train.ema_statistics': 'averaged',
         }
     )
     train.train_and_evaluate(config, workdir, accept_changes=True)
@@ -246,6 +252,7 @@ def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
     assert [row['step'] for row in (first, second, last)] == [15, 20, 20]
     # Means over the steps since the change: of a loss, not of less or more of it.
     assert all(1 < row['train/loss'] < 4 for row in (first, second))
+    assert all(0 < row['train/grad_norm/backbone.stages.3.0'] < 9 for row in (first, second))
     assert first['train/learning_rate'] == pytest.approx(0.01 * (6 / 20) ** 0.9, rel=1e-3)
     (segment,) = workdir_config.segments(workdir)
     assert segment.step == 12 and segment.changes['train.clip_norm'] == (0.0, 1.0)

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -138,6 +139,43 @@ def build(train: ConfigDict, stacks: frozenset[str]) -> ParameterGroups:
             "'backbone.stem,backbone.stages.0'"
         )
     return ParameterGroups(frozen, tuple(multipliers), train.layer_decay, stacks)
+
+
+def layers(params: optax.Params, stacks: frozenset[str]) -> tuple[str, ...]:
+    """Returns the names of the layers whose gradients are told apart: blocks of the backbone, its
+    stem, and the modules of the rest.
+
+    Args:
+        params: parameters, or their shapes.
+        stacks: paths of the arrays that hold equal blocks, see `parameters.stacks`.
+    """
+    names = parameters.layer_names(parameters.shapes(params), stacks)
+    return tuple(dict.fromkeys(_layer(each) for group in names.values() for each in group))
+
+
+def norms(gradients: optax.Updates, stacks: frozenset[str]) -> dict[str, jax.Array]:
+    """Computes the norm of the gradient of each of `layers`, in float32.
+
+    Args:
+        gradients: gradients of the parameters.
+        stacks: paths of the arrays that hold equal blocks, see `parameters.stacks`.
+    """
+    names = parameters.layer_names(parameters.shapes(gradients), stacks)
+    squares: dict[str, Any] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(gradients):
+        own = names[parameters.name(path)]
+        for name, part in zip(own, x if len(own) > 1 else [x], strict=True):
+            layer = _layer(name)
+            squares[layer] = squares.get(layer, 0.0) + jnp.sum(jnp.square(part))
+    return {layer: jnp.sqrt(total) for layer, total in squares.items()}
+
+
+def _layer(name: str) -> str:
+    """The layer of a parameter: a block, or up to two names of modules."""
+    found = _BLOCK.match(name)
+    if found is not None and found['list'] != 'stem':
+        return found[0].removesuffix('.')
+    return '.'.join(name.split('.')[:-1][:2])
 
 
 def _depths(names: list[str]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """Everything that training needs to continue."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -14,7 +14,11 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.training import optim
+from ggcf_jax.training import optim, parameter_groups
+
+# What averaged parameters are evaluated with: the running batch statistics of the parameters that
+# are trained, or an average of these.
+EmaStatistics = Literal['latest', 'averaged']
 
 # Metrics of a training step, summed in the state until they are logged.
 METRICS = ('loss', 'aux_loss', 'grad_norm', 'skipped')
@@ -31,9 +35,11 @@ class TrainState:
         stats: float32 running batch statistics.
         opt_state: state of the optimiser.
         ema_params: exponential moving average of the parameters, or None without one.
-        metric_sums: sums of `METRICS` since they were last logged.
+        metric_sums: sums of `METRICS`, and of the norms of gradients by layer if they are logged,
+            since they were last logged.
         consecutive_skips: number of steps skipped since the last one whose loss and gradients were
             finite.
+        ema_stats: exponential moving average of the batch statistics, or None without one.
     """
 
     step: Int32[Array, '']
@@ -44,6 +50,12 @@ class TrainState:
     ema_params: nnx.State | None
     metric_sums: dict[str, Float32[Array, '']]
     consecutive_skips: Int32[Array, '']
+    ema_stats: nnx.State | None = None
+
+    @property
+    def eval_stats(self) -> nnx.State:
+        """The batch statistics that are evaluated: the averaged ones where there are any."""
+        return self.stats if self.ema_stats is None else self.ema_stats
 
     @property
     def eval_params(self) -> nnx.State:
@@ -54,7 +66,8 @@ class TrainState:
         """Returns the named trees of a checkpoint: `model`, which is evaluated, and `training`.
 
         An analysis can thus read the model without knowing the optimiser. Where parameters are
-        averaged, the averages are the model's, and the ones being trained belong to `training`.
+        or statistics are averaged, the averages are the model's, and those of the steps belong to
+        `training`.
         """
         training = {
             'step': self.step,
@@ -65,7 +78,10 @@ class TrainState:
         }
         if self.ema_params is not None:
             training['params'] = self.params
-        return {'model': {'params': self.eval_params, 'stats': self.stats}, 'training': training}
+        if self.ema_stats is not None:
+            training['stats'] = self.stats
+        model = {'params': self.eval_params, 'stats': self.eval_stats}
+        return {'model': model, 'training': training}
 
     def without_metrics(self) -> 'TrainState':
         """Returns the state with the sums of metrics at zero."""
@@ -76,16 +92,17 @@ class TrainState:
     def from_trees(cls, trees: Mapping[str, Any]) -> 'TrainState':
         """Returns the state that `to_trees` was called on."""
         model, training = trees['model'], trees['training']
-        averaged = 'params' in training
+        averaged, averaged_stats = 'params' in training, 'stats' in training
         return cls(
             step=training['step'],
             seed=training['seed'],
             params=training['params'] if averaged else model['params'],
-            stats=model['stats'],
+            stats=training['stats'] if averaged_stats else model['stats'],
             opt_state=training['opt_state'],
             ema_params=model['params'] if averaged else None,
             metric_sums=training['running'],
             consecutive_skips=training['skipped'],
+            ema_stats=model['stats'] if averaged_stats else None,
         )
 
 
@@ -99,11 +116,22 @@ def creator(
         num_classes: number of classes of the data set.
         mesh: devices of the run.
     """
-    optimizer = optim.optimizer(config.train, models.stacks(*models.abstract(config, num_classes)))
+    network = models.abstract(config, num_classes)
+    stacks = models.stacks(*network)
+    train = config.train
+    optimizer = optim.optimizer(train, stacks)
+    layers = parameter_groups.layers(network[1], stacks) if train.gradient_norms else ()
 
     def initial() -> TrainState:
         model = models.build(config, num_classes)
-        return create(model, optimizer, seed=config.seed, ema_decay=config.train.ema_decay)
+        return create(
+            model,
+            optimizer,
+            seed=config.seed,
+            ema_decay=train.ema_decay,
+            ema_statistics=train.ema_statistics,
+            layers=layers,
+        )
 
     return jax.jit(initial, out_shardings=mesh_lib.replicated(mesh))
 
@@ -114,6 +142,8 @@ def create(
     *,
     seed: int,
     ema_decay: float,
+    ema_statistics: EmaStatistics = 'latest',
+    layers: Sequence[str] = (),
 ) -> TrainState:
     """Creates the state at step 0 of a freshly initialised network.
 
@@ -122,6 +152,8 @@ def create(
         optimizer: optimiser whose state is initialised.
         seed: seed of data order, augmentation and dropout.
         ema_decay: decay of averaged parameters; 0 for a state without them.
+        ema_statistics: what averaged parameters are evaluated with.
+        layers: names of the layers whose gradients' norms are summed.
     """
     _, params, stats = models.split(model)
     return TrainState(
@@ -131,9 +163,17 @@ def create(
         stats=stats,
         opt_state=optimizer.init(params),
         ema_params=jax.tree.map(jnp.copy, params) if ema_decay else None,
-        metric_sums={name: jnp.float32(0) for name in METRICS},
+        metric_sums={name: jnp.float32(0) for name in (*METRICS, *map(norm_name, layers))},
         consecutive_skips=jnp.int32(0),
+        ema_stats=(
+            jax.tree.map(jnp.copy, stats) if ema_decay and ema_statistics == 'averaged' else None
+        ),
     )
+
+
+def norm_name(layer: str) -> str:
+    """Returns the name of the metric that is the norm of a layer's gradient."""
+    return f'grad_norm/{layer}'
 
 
 def continued(
@@ -167,7 +207,18 @@ def continued(
         ema_params = saved.ema_params
         if ema_params is None:
             ema_params = jax.tree.map(jnp.copy, saved.params)
-    return dataclasses.replace(saved, opt_state=opt_state, ema_params=ema_params)
+    ema_stats = None
+    if fresh.ema_stats is not None:
+        ema_stats = saved.ema_stats
+        if ema_stats is None:
+            ema_stats = jax.tree.map(jnp.copy, saved.stats)
+    return dataclasses.replace(
+        saved,
+        opt_state=opt_state,
+        ema_params=ema_params,
+        ema_stats=ema_stats,
+        metric_sums={n: saved.metric_sums.get(n, zero) for n, zero in fresh.metric_sums.items()},
+    )
 
 
 def _is_schedule(tree: Any) -> bool:

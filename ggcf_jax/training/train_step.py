@@ -1,5 +1,6 @@
 """One optimiser step: loss, gradients, update."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ggcf_jax.training import objective as objective_lib
 from ggcf_jax.training import optim, parameter_groups
 from ggcf_jax.training.losses.pixels import label_weights
 from ggcf_jax.training.objective import Objective, mean
-from ggcf_jax.training.state import TrainState
+from ggcf_jax.training.state import TrainState, norm_name
 
 Batch = dict[str, UInt8[Array, 'b h w *channels']]
 TrainStep = Callable[[TrainState, Batch], TrainState]
@@ -51,6 +52,12 @@ def build(
         ema_decay=train.ema_decay,
         log_every=train.log_every,
         frozen=groups.is_frozen(params) if groups.frozen else None,
+        ema_warmup=train.ema_warmup,
+        layer_norms=(
+            functools.partial(parameter_groups.norms, stacks=stacks)
+            if train.gradient_norms
+            else None
+        ),
     )
     return jax.jit(step, donate_argnums=0, out_shardings=mesh_lib.replicated(mesh))
 
@@ -86,6 +93,8 @@ def make_train_step(
     ema_decay: float,
     log_every: int,
     frozen: Any = None,
+    ema_warmup: bool = False,
+    layer_norms: Callable[[nnx.State], dict[str, jax.Array]] | None = None,
 ) -> TrainStep:
     """Builds the step function, to be compiled with `jax.jit`.
 
@@ -108,6 +117,9 @@ def make_train_step(
         log_every: number of steps after which `state.metric_sums` starts from zero again.
         frozen: a boolean for each parameter, whether it is left as it is, so that no gradient of it
             has to be computed; None where all are trained.
+        ema_warmup: whether the averages follow faster in the beginning: with a decay of
+            (1 + step) / (10 + step) while that is lower (TensorFlow's ExponentialMovingAverage).
+        layer_norms: gradients -> norm of those of each layer, for the metrics; None: not computed.
     """
 
     def loss_terms(
@@ -166,9 +178,12 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = None
+        ema_params, ema_stats = None, state.ema_stats
+        decay: Any = ema_decay
+        if ema_warmup:
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         if state.ema_params is not None:
-            ema_params = optax.incremental_update(params, state.ema_params, 1 - ema_decay)
+            ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
             if frozen is not None:  # an average of equal values is rounded
                 ema_params = jax.tree.map(
                     lambda x, average, is_frozen: x if is_frozen else average,
@@ -176,9 +191,11 @@ def make_train_step(
                     ema_params,
                     frozen,
                 )
-        new = (params, stats, opt_state, ema_params)
-        old = (state.params, state.stats, state.opt_state, state.ema_params)
-        params, stats, opt_state, ema_params = jax.tree.map(
+        if ema_stats is not None:  # in this form equal values, frozen ones, stay equal
+            ema_stats = jax.tree.map(lambda x, a: a + (1 - decay) * (x - a), stats, ema_stats)
+        new = (params, stats, opt_state, ema_params, ema_stats)
+        old = (state.params, state.stats, state.opt_state, state.ema_params, state.ema_stats)
+        params, stats, opt_state, ema_params, ema_stats = jax.tree.map(
             lambda n, o: jnp.where(finite, n, o), new, old
         )
         opt_state = _with_schedules_of(new[2], opt_state)
@@ -189,6 +206,8 @@ def make_train_step(
             'grad_norm': grad_norm,
             'skipped': 1.0 - finite,
         }
+        if layer_norms is not None:
+            metrics |= {norm_name(layer): norm for layer, norm in layer_norms(grads).items()}
         fresh = state.step % log_every == 0
         return TrainState(
             step=state.step + 1,
@@ -203,6 +222,7 @@ def make_train_step(
                 for name, value in metrics.items()
             },
             consecutive_skips=jnp.where(finite, 0, state.consecutive_skips + 1),
+            ema_stats=ema_stats,
         )
 
     return train_step

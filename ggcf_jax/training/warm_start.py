@@ -77,7 +77,10 @@ def with_weights(
 
     params, stats = jax.tree_util.tree_map_with_path(replace, trees)
     ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return dataclasses.replace(state, params=params, stats=stats, ema_params=ema_params)
+    ema_stats = None if state.ema_stats is None else jax.tree.map(jnp.copy, stats)
+    return dataclasses.replace(
+        state, params=params, stats=stats, ema_params=ema_params, ema_stats=ema_stats
+    )
 
 
 def _arrays(

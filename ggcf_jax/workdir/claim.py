@@ -29,7 +29,7 @@ _SHOWN = 12  # changes that a message lists
 # Fields that change nothing in the training, but rows of metrics.jsonl or their numbers.
 _NOTED = (
     'train.log_every', 'train.eval_every', 'eval.batch_size', 'eval.size_multiple',
-    'eval.max_sizes', 'eval.window', 'eval.stride', 'train.patience',
+    'eval.max_sizes', 'eval.window', 'eval.stride', 'train.patience', 'train.gradient_norms',
 )  # fmt: skip
 
 # How long a run is: what a step computes depends on the number of steps of the schedule alone.

@@ -34,7 +34,7 @@ MAY_DIFFER = frozenset(
         'mesh.space', 'train.remat', 'model.attention',
         # When something is written, and when training gives up.
         'train.log_every', 'train.eval_every', 'train.checkpoint_every', 'train.max_skipped',
-        'train.patience',
+        'train.patience', 'train.gradient_norms',
         # How the images of an evaluation are grouped, and what is shown of it.
         'eval.batch_size', 'eval.size_multiple', 'eval.max_sizes',
         # What the start says.

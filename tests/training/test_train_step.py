@@ -35,7 +35,7 @@ def _batch(seed=0, size=8, height=24):
     return {'image': image, 'label': label}
 
 
-def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
+def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0, **options):
     graphdef, params, stats = models.split(compiled(lambda: models.build(config, CLASSES)))
     stacks = models.stacks(graphdef, params, stats)
     tx = optim.optimizer(config.train, stacks)
@@ -48,9 +48,17 @@ def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0):
         ema_decay=ema_decay,
         log_every=log_every,
         frozen=groups.is_frozen(params) if groups.frozen else None,
+        **options,
     )
-    model = models.merge(graphdef, params, stats)
-    return step, state_lib.create(model, tx, seed=config.seed, ema_decay=ema_decay), graphdef
+    state = state_lib.create(
+        models.merge(graphdef, params, stats),
+        tx,
+        seed=config.seed,
+        ema_decay=ema_decay,
+        ema_statistics=config.train.ema_statistics,
+        layers=parameter_groups.layers(params, stacks) if 'layer_norms' in options else (),
+    )
+    return step, state, graphdef
 
 
 def _assert_close(a, b, rtol=2e-4, atol=2e-6):
@@ -206,6 +214,43 @@ def test_running_sums_start_anew_and_parameters_are_averaged(config):
     assert state.eval_params is state.ema_params
     expected = [losses[0], losses[0] + losses[1], losses[2], losses[2] + losses[3]]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_averages_warm_up_with_their_statistics_and_norms_are_told_by_layer(config):
+    """Trees of checkpoints keep both; norms of layers change nothing else."""
+    config.model.backbone.name = 'resnet18'  # whose second block of a stage is in a stack
+    config.model.context = 'none'
+    config.train.ema_statistics = 'averaged'
+    network = models.abstract(config, CLASSES)
+    stacks = models.stacks(*network)
+    norms = partial(parameter_groups.norms, stacks=stacks)
+    step, state, _ = _make(config, ema_decay=0.5, ema_warmup=True, layer_norms=norms)
+    compiled = jax.jit(step)
+    params, stats = state.params, state.stats
+    for i, decay in enumerate((1 / 10, 2 / 11)):
+        state = compiled(state, _batch(i))
+        params, stats = (
+            jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, average, new)  # noqa: B023
+            for average, new in ((params, state.params), (stats, state.stats))
+        )
+    _assert_close(state.ema_params, params)
+    _assert_close(state.ema_stats, stats)
+    trees = state.to_trees()
+    assert trees['model'] == {'params': state.ema_params, 'stats': state.ema_stats}
+    again = state_lib.TrainState.from_trees(trees)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state)):
+        np.testing.assert_array_equal(a, b)
+
+    sums = {name: float(x) for name, x in state.metric_sums.items()}
+    layers = parameter_groups.layers(network[1], stacks)
+    assert {'backbone.stem', 'backbone.stages.2.0', 'backbone.stages.2.1', 'classifier'} < {*layers}
+    fresh = state.replace(metric_sums=jax.tree.map(jnp.zeros_like, state.metric_sums))
+    one = compiled(fresh, _batch(2)).metric_sums
+    together = sum(float(one[f'grad_norm/{layer}']) ** 2 for layer in layers) ** 0.5
+    np.testing.assert_allclose(together, one['grad_norm'], rtol=1e-5)
+    assert all(sums[f'grad_norm/{layer}'] > 0 for layer in layers)
 
 
 @pytest.mark.slow
