@@ -116,7 +116,17 @@ flags.DEFINE_string(
     'export: comma-separated HEIGHTxWIDTH image sizes. serve: sizes to compile for at the start '
     '(default: those of the example pictures).',
 )
-flags.DEFINE_bool('overwrite', False, 'export: replace an existing file.')
+flags.DEFINE_enum(
+    'format',
+    'programs',
+    ['programs', 'folder', 'backbone'],
+    'export: compiled programs in one file, a folder that ggcf_jax.load reads, or the backbone as '
+    '.safetensors with the names of PyTorch libraries.',
+)
+flags.DEFINE_string(
+    'license', '', 'export: licence of the model, such as cc-by-4.0, as its card states it.'
+)
+flags.DEFINE_bool('overwrite', False, 'export: replace what --output names.')
 flags.DEFINE_string('host', '127.0.0.1', 'serve: address to listen on.')
 flags.DEFINE_list(
     'allow_host',

@@ -1,7 +1,11 @@
-"""Export of a trained model to one file that needs neither this package nor the data set.
+"""Export of a trained model: for programs without this package, as a folder, or its backbone.
 
-The file is a zip archive of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights
-that they all take, and `metadata.json`. Programs map (weights, images, sizes)
+`--format=folder` writes a released model (`workdir.released`), `--format=backbone` the backbone in
+a published layout (`models.pretrained.writing`). `--format=programs`, the default, writes one file
+that needs neither this package nor the data set.
+
+That file is a zip archive of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights
+that they all take, `metadata.json` and `card.md`. Programs map (weights, images, sizes)
 to (labels, probabilities) for any number of images:
 
 - images: a padded batch, uint8 [b, h, w, 3] RGB;
@@ -12,6 +16,7 @@ docs/export.md has a loader, for files of format 1 as well, whose programs take 
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import pathlib
@@ -23,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from absl.flags import FlagValues
 from flax import nnx
 from jax import export as jax_export
@@ -35,6 +41,8 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.models.layers import extent as extent_lib
+from ggcf_jax.models.pretrained import writing
+from ggcf_jax.workdir import card, released
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.checkpoints import Which
@@ -42,21 +50,39 @@ from ggcf_jax.workdir.checkpoints import Which
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 FORMAT = 2  # of the file; a reader refuses a larger one
 
-# Fields of the configuration that name a place on the machine of the maker.
-_PLACES = ('data.manual_dir', 'data.data_dir', 'model.backbone.weights')
-_ABSOLUTE = re.compile(r'(?<![^,\s])[/~][^,]*?([^,/]*)(?=,|$)')
-
 Size = tuple[int, int]
 Program = Callable[[dict[str, jax.Array], jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
-    """`main.py --mode=export`: reads `--output`, `--sizes`, `--overwrite` and `--checkpoint`."""
+    """`main.py --mode=export`.
+
+    Reads `--format`, `--output`, `--sizes`, `--license`, `--overwrite` and `--checkpoint`.
+    """
     if not flags.output:
         raise InputError('--output=FILE is missing')
     sizes = parse_sizes(flags.sizes)
-    export_workdir(
-        config, workdir, flags.checkpoint, flags.output, sizes, overwrite=flags.overwrite
+    if flags.format == 'programs':
+        export_workdir(
+            config,
+            workdir,
+            flags.checkpoint,
+            flags.output,
+            sizes,
+            overwrite=flags.overwrite,
+            license_=flags.license,
+        )
+        return 0
+    if sizes:
+        raise InputError(f'--sizes={flags.sizes} is for --format=programs')
+    write = {'folder': export_folder, 'backbone': export_backbone}[flags.format]
+    write(
+        config,
+        workdir,
+        flags.checkpoint,
+        flags.output,
+        overwrite=flags.overwrite,
+        license_=flags.license,
     )
     return 0
 
@@ -167,8 +193,9 @@ def export_workdir(
     sizes: tuple[Size, ...],
     *,
     overwrite: bool = False,
+    license_: str = '',
 ) -> None:
-    """Exports a checkpoint of a run with the inference plan of `config.eval`.
+    """Exports a checkpoint of a run as programs with the inference plan of `config.eval`.
 
     Args:
         config: configuration of the run; `eval` says how images are predicted.
@@ -177,21 +204,18 @@ def export_workdir(
         output: file to write, atomically.
         sizes: (height, width) of the images where the plan needs them (`shapes`), or ().
         overwrite: whether an existing file is replaced.
+        license_: licence of the model for its card; '' if nobody has said.
 
     Raises:
         InputError: the file cannot be made; found before anything is computed.
     """
     workdir, output = pathlib.Path(workdir), pathlib.Path(output)
-    if output.is_dir():
-        raise InputError(f'--output={output} is a folder; give the name of a file')
-    if output.exists() and not overwrite:
-        raise InputError(f'--output={output} already exists; --overwrite replaces it')
+    _check_file(output, overwrite=overwrite)
     config_lib.check(config, devices=None)
     workdir_config.check_model(config, workdir)
     plan = inference.build(config)
     wanted = shapes(plan, sizes)
-    one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
-    model = model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
+    model = _model(config, workdir, checkpoint)
     weights = flatten(model.params, model.stats)
 
     run = jax.jit(program(model.graphdef, model.params, model.stats, plan))
@@ -213,16 +237,130 @@ def export_workdir(
         'plan': str(plan),
         'platforms': PLATFORMS,
         'checkpoint': model.step,
-        'config': _portable(json.loads(config.to_json())),
+        'config': json.loads(workdir_config.portable(config).to_json()),
         'jax': jax.__version__,
     }
+    content = _npz(weights)
+    text = card.of_workdir(
+        workdir,
+        model.step,
+        plan=str(plan),
+        files={'weights.npz': hashlib.sha256(content).hexdigest()},
+        license_=license_,
+    )
     with atomic.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
         file.writestr('metadata.json', json.dumps(metadata, indent=1))
-        file.writestr('weights.npz', _npz(weights))
+        file.writestr(card.FILE_NAME, text)
+        file.writestr('weights.npz', content)
         for name, exported in programs.items():
-            content = bytes(exported.serialize())
-            file.writestr(f'{name}.jax_export', content, zipfile.ZIP_DEFLATED)
+            program_ = bytes(exported.serialize())
+            file.writestr(f'{name}.jax_export', program_, zipfile.ZIP_DEFLATED)
     print(f'{output}: checkpoint of step {model.step}, {output.stat().st_size / 1e6:.1f} MB')
+
+
+def export_folder(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    checkpoint: Which,
+    output: str | pathlib.Path,
+    *,
+    overwrite: bool = False,
+    license_: str = '',
+) -> None:
+    """Exports a checkpoint of a run as a released model (`workdir.released`).
+
+    Args:
+        config: configuration of the run.
+        workdir: directory of the run.
+        checkpoint: 'best', 'latest' or a step number.
+        output: folder to write; it is there whole or not at all.
+        overwrite: whether a released model of that name is replaced.
+        license_: licence of the model for its card; '' if nobody has said.
+
+    Raises:
+        InputError: the folder cannot be made; found before anything is written.
+    """
+    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    released.check(output)
+    if released.is_one(output) and not overwrite:
+        raise InputError(f'--output={output} already exists; --overwrite replaces it')
+    model = _model(config, workdir, checkpoint)
+    weights = {name: np.asarray(x) for name, x in flatten(model.params, model.stats).items()}
+    released.write(
+        output,
+        released.Weights(model.step, weights),
+        workdir=workdir,
+        config=config,
+        plan=str(model.plan),
+        license_=license_,
+    )
+    size = sum(path.stat().st_size for path in output.iterdir())
+    print(f'{output}: released model of step {model.step}, {size / 1e6:.1f} MB')
+
+
+def export_backbone(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    checkpoint: Which,
+    output: str | pathlib.Path,
+    *,
+    overwrite: bool = False,
+    license_: str = '',
+) -> None:
+    """Exports the backbone of a checkpoint under the names that PyTorch's libraries read.
+
+    Args:
+        config: configuration of the run.
+        workdir: directory of the run.
+        checkpoint: 'best', 'latest' or a step number.
+        output: file to write, atomically; its name ends in .safetensors.
+        overwrite: whether an existing file is replaced.
+        license_: licence of the model, for the metadata of the file; '' if nobody has said.
+
+    Raises:
+        InputError: the file cannot be made; found before anything is written.
+    """
+    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    if output.suffix != '.safetensors':
+        raise InputError(f'--output={output}: the name of a backbone ends in .safetensors')
+    _check_file(output, overwrite=overwrite)
+    layout = writing.layout_of(config.model.backbone)
+    model = _model(config, workdir, checkpoint)
+    prefix = re.compile(r'(params|stats)\.backbone\.')
+    arrays = {
+        prefix.sub('', name): np.asarray(x)
+        for name, x in flatten(model.params, model.stats).items()
+        if prefix.match(name)
+    }
+    tensors = writing.tensors(arrays, config.model)
+    metadata = {
+        'format': 'pt',  # how PyTorch's readers know whose order of axes it is
+        'layout': layout.name,
+        'input': config.model.input,
+        'step': str(model.step),
+        'license': license_ or 'unknown',
+    }
+    atomic.write(output, safetensors.numpy.save(tensors, metadata))
+    print(
+        f'{output}: {layout.name}, {len(tensors)} tensors of step {model.step}, '
+        f'{output.stat().st_size / 1e6:.1f} MB'
+    )
+
+
+def _check_file(output: pathlib.Path, *, overwrite: bool) -> None:
+    """Refuses a path where no new file can be written."""
+    if output.is_dir():
+        raise InputError(f'--output={output} is a folder; give the name of a file')
+    if output.exists() and not overwrite:
+        raise InputError(f'--output={output} already exists; --overwrite replaces it')
+
+
+def _model(config: ConfigDict, workdir: pathlib.Path, checkpoint: Which) -> model_lib.TrainedModel:
+    """A checkpoint of a run, on one device."""
+    config_lib.check(config, devices=None)
+    workdir_config.check_model(config, workdir)
+    one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
+    return model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
 
 
 @contextlib.contextmanager
@@ -235,24 +373,6 @@ def _without_source_files() -> Iterator[None]:
         yield
     finally:
         jax.config.update(name, before)
-
-
-def _portable(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the directories of the machine that it was used on.
-
-    Fields that name a place there become null; of any other absolute path the last name is left.
-    """
-
-    def clean(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(f'{name}.{key}' if name else key, x) for key, x in value.items()}
-        if isinstance(value, list):
-            return [clean(name, x) for x in value]
-        if name in _PLACES:
-            return None
-        return _ABSOLUTE.sub(r'\1', value) if isinstance(value, str) else value
-
-    return clean('', config)
 
 
 def _npz(arrays: dict[str, jax.Array]) -> bytes:

@@ -47,6 +47,15 @@ MISTAKES = {
     '--mode=export --config=configs/camvid.py --output=a': 'is not the workdir of a run',
     '--mode=export --config=configs/camvid.py --output=a --sizes=3': "'3' is not HEIGHTxWIDTH",
     '--mode=export --config=configs/camvid.py --output=docs': '--output=docs is a folder',
+    '--mode=export --config=configs/camvid.py --output=docs --format=folder': (
+        '--output=docs exists and is no released model'
+    ),
+    '--mode=export --config=configs/camvid.py --output=a --format=folder --sizes=3x4': (
+        '--sizes=3x4 is for --format=programs'
+    ),
+    '--mode=export --config=configs/camvid.py --output=a --format=backbone': (
+        'the name of a backbone ends in .safetensors'
+    ),
     '--mode=serve --workdir=nowhere': 'nowhere is not the workdir of a run',
     '--mode=serve --config=configs/camvid.py --port=70000': 'port',
     '--config=configs/camvid.py --config.eval.window=5,5 --config.eval.stride=6,6': (

@@ -21,7 +21,7 @@ from flax import nnx
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir import checkpoint_files
+from ggcf_jax.workdir import checkpoint_files, released
 from ggcf_jax.workdir.checkpoint_files import Damaged
 
 Which = Literal['best', 'latest'] | int
@@ -234,7 +234,7 @@ def restore(
     """Reads a model from a workdir, also while the run is still training.
 
     Args:
-        workdir: directory of a training run.
+        workdir: directory of a training run, or of a released model (`released`).
         params: shapes of the parameters (`models.abstract`).
         stats: shapes of the batch statistics, likewise.
         sharding: sharding of the restored arrays.
@@ -249,9 +249,14 @@ def restore(
     )
     step, found = 0, None
     if processes.is_process_zero():
-        with _readable('choose another with --checkpoint'):
-            step, path = _choose(workdir, which)
-            found = checkpoint_files.load(path, tree)
+        if released.is_one(workdir):
+            step, model = released.load(workdir, tree['model'])
+            found = {'model': model}
+            _check_released(workdir, step, which)
+        else:
+            with _readable('choose another with --checkpoint'):
+                step, path = _choose(workdir, which)
+                found = checkpoint_files.load(path, tree)
     step = processes.broadcast_from_process_zero(np.int32(step))
     return Restored(int(step), **_spread(found, tree)['model'])
 
@@ -262,15 +267,25 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
     Every process reads for itself.
 
     Args:
-        workdir: directory of a training run.
+        workdir: directory of a training run, or of a released model (`released`).
 
     Raises:
         InputError: no checkpoint, or a damaged one.
     """
+    if released.is_one(workdir):
+        weights = released.read(workdir)
+        return Restored(weights.step, **released.nested(weights.arrays))
     with _readable('remove it to use another'):
         step, path = _choose(workdir, 'best')
         shapes = checkpoint_files.shapes(path, ['model'])
         return Restored(step, **checkpoint_files.load(path, shapes)['model'])
+
+
+def _check_released(workdir: pathlib.Path, step: int, which: Which) -> None:
+    if which not in ('best', 'latest', step):
+        raise InputError(
+            f'checkpoint {which!r} is not in {workdir}: this released model is that of step {step}'
+        )
 
 
 def _remove(path: pathlib.Path) -> None:

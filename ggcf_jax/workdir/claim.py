@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.data import mixture
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import checkpoints, released
 from ggcf_jax.workdir import classes as classes_lib
 from ggcf_jax.workdir import config as config_file
 from ggcf_jax.workdir.config import Segment
@@ -110,10 +110,16 @@ def check(
         accept_changes: whether to go on although what is trained changes.
 
     Raises:
-        InputError: the directory cannot be written, or holds a run of another network or, unless
-            the changes are accepted, of another configuration, other classes or other images.
+        InputError: the directory cannot be written, is a released model, or holds a run of another
+            network or, unless the changes are accepted, of another configuration, other classes or
+            other images.
     """
     workdir = pathlib.Path(workdir)
+    if released.is_one(workdir):
+        raise InputError(
+            f'{workdir} is a released model, not the workdir of a run; choose another --workdir '
+            f'and pass --config.train.start_from={workdir}'
+        )
     _check_writable(workdir)
     if not (workdir / config_file.FILE_NAME).exists() or not checkpoints.exists(workdir):
         return Claim(workdir, config, dataset, None, {})

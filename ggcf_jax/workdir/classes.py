@@ -73,6 +73,22 @@ def of_run(config: ConfigDict, workdir: pathlib.Path) -> Classes:
     return _parse(saved)
 
 
+def to_text(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """Returns the content of `classes.json` of a run, for a copy of its model elsewhere.
+
+    Args:
+        config: configuration of the run.
+        workdir: directory of the run.
+
+    Raises:
+        InputError: the file is damaged; or there is none, and the data set cannot be built.
+    """
+    saved = _load(workdir)
+    if saved is None:
+        saved = _content(data.build(config.data), ())
+    return json.dumps(saved)
+
+
 def changes(
     dataset: Dataset, workdir: pathlib.Path, training_splits: Sequence[str] = ()
 ) -> dict[str, tuple[Any, Any]]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -17,6 +18,10 @@ from ggcf_jax.errors import InputError
 FILE_NAME = 'config.json'
 
 _T = TypeVar('_T')
+
+# Fields that name a place on the machine of the run.
+_PLACES = ('data.manual_dir', 'data.data_dir', 'model.backbone.weights', 'train.start_from')
+_ABSOLUTE = re.compile(r'(?<![^,\s])[/~][^,]*?([^,/]*)(?=,|$)')
 
 # Key of the saved file: field -> type, for the fields that are None.
 _PLACEHOLDERS = 'placeholders'
@@ -143,6 +148,31 @@ def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> 
             'own reads them, use the version that started the run (see run.json)'
         )
     return config
+
+
+def portable(config: ConfigDict) -> ConfigDict:
+    """Returns a configuration without the directories of the machine that it was used on.
+
+    Fields that name a place there are empty; of any other absolute path the last name is left.
+
+    Args:
+        config: configuration of a run.
+    """
+    copy = from_text(to_text(config))
+    with copy.unlocked():
+        for name in config_lib.fields(copy):
+            *sections, field = name.split('.')
+            section = config_lib.get(copy, '.'.join(sections)) if sections else copy
+            value = section[field]
+            if name in _PLACES:
+                section[field] = None
+            elif isinstance(value, str):
+                section[field] = _ABSOLUTE.sub(r'\1', value)
+            elif isinstance(value, tuple):
+                section[field] = tuple(
+                    _ABSOLUTE.sub(r'\1', x) if isinstance(x, str) else x for x in value
+                )
+    return copy
 
 
 def segments(workdir: pathlib.Path) -> tuple[Segment, ...]:

@@ -14,8 +14,8 @@ from ggcf_jax import atomic, json_files
 from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
+from ggcf_jax.workdir import card, metrics_log, provenance, released
 from ggcf_jax.workdir import evaluations as evaluations_lib
-from ggcf_jax.workdir import metrics_log, provenance
 
 Content = Mapping[str, Any]  # a JSON object
 Rows = Sequence[Content]
@@ -32,7 +32,7 @@ _PANEL_QUALITY = 80
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
-    """Writes `report.html` into the workdir of a run, finished or not.
+    """Writes `report.html` and `card.md` into the workdir of a run, finished or not.
 
     Reads metrics.jsonl, config.json, run.json, evaluations/*.json and the latest panels; what is
     not there yet is left out and said so. The page has no scripts and everything that it shows is
@@ -71,6 +71,14 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     title = str(_section(config, 'data').get('name') or workdir.resolve().name)
     document = html.page(f'GGCF on {title}', _subtitle(config, run), body)
 
+    if not released.is_one(workdir):  # which has the card that it was released with
+        text = card.of_workdir(
+            workdir,
+            None if best is None else best['step'],
+            plan=evaluations_lib.SINGLE if best is None else best['inference'],
+            files={},
+        )
+        atomic.write(workdir / card.FILE_NAME, text.encode(errors='replace'))
     path = workdir / FILE_NAME
     # Names of files may hold bytes that are no characters.
     atomic.write(path, document.encode(errors='replace'))

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ggcf_jax import config as config_lib
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.backbones import dilation, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.pretrained import writing
 from ggcf_jax.models.segmenter import INPUTS
 
 torch = pytest.importorskip('torch', reason='the parity extra (torch) is not installed')
 
+import safetensors.numpy  # noqa: E402
 import safetensors.torch  # noqa: E402  (these need torch)
 
 from tests.models.pretrained import (  # noqa: E402
@@ -125,6 +128,59 @@ def test_resnet(tmp_path, name, stem, options, strides, dilations, prefix, file,
     assert imported.layout == layout
     assert any('fc.' in n for n in imported.left_out)
     _assert_equal_features(run(_image()), network, _image())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'stem', 'layout', 'norm'),
+    [
+        ('resnet18', '7x7', ('numbered', 8), 'batch_norm'),
+        ('resnet50', '7x7', ('numbered', 8), 'abs_gamma'),
+        ('resnet18', '64-64-128', ('numbered', 8, 8, 16), 'batch_norm'),
+        ('resnet18', '32-32-64', ('mmseg', 4, 4, 8), 'batch_norm'),
+    ],
+)
+def test_a_backbone_of_ours_in_torch(tmp_path, rng, name, stem, layout, norm):
+    """Ours -> safetensors -> the twin in torch: equal features."""
+    architecture = resnet.ARCHITECTURES[name]
+    graphdef, state = nnx.split(
+        nnx.eval_shape(
+            lambda: resnet.ResNet(
+                architecture,
+                dilation.plan(architecture.depths, stride=32),
+                width=8,
+                stem=stem,
+                activation='relu',
+                norm=norm,
+                dtype=jnp.float32,
+                rngs=nnx.Rngs(0),
+            )
+        )
+    )
+    arrays = {}
+    for path, shape in pretrained.shapes_of(nnx.as_pure(state)).items():
+        if path.endswith('kernel'):  # keeps features finite
+            deviation = np.sqrt(1 / np.prod(shape[-4:-1]))
+            arrays[path] = rng.normal(0, deviation, shape).astype(np.float32)
+        else:
+            arrays[path] = rng.uniform(0.5, 1.0, shape).astype(np.float32)
+    config = config_lib.default()
+    config.model.backbone.name, config.model.backbone.stem, config.model.norm = name, stem, norm
+    file = tmp_path / 'ours.safetensors'
+    safetensors.numpy.save_file(writing.tensors(arrays, config.model), file)
+
+    depths = torch_resnet.DEPTHS[name][1]
+    network = torch_resnet.ResNet(
+        name, 8, layout, (1, 2, 2, 2), [[(1, 1)] * depth for depth in depths], torch.relu
+    )
+    missing, unexpected = network.load_state_dict(safetensors.torch.load_file(file), strict=False)
+    assert not unexpected
+    assert all(x.startswith('fc.') or x.endswith('num_batches_tracked') for x in missing), missing
+    ours = jax.tree_util.tree_map_with_path(
+        lambda p, _: arrays[jax.tree_util.keystr(p, simple=True, separator='.')],
+        nnx.as_pure(state),
+    )
+    _assert_equal_features(_features(graphdef, ours, _image()), network.eval(), _image())
 
 
 @pytest.mark.slow
