@@ -49,7 +49,7 @@ class CudnnKernels:
         refused = _refusal_of_arguments(case) or _refusal_of_shape(case)
         if refused is not None:
             return refused
-        channels = num_channels(case.graph, *case.channels)
+        channels = num_channels(case)
         most = 256 if capability >= (9, 0) else 128
         if channels > most:
             return (
@@ -59,13 +59,15 @@ class CudnnKernels:
         return _refusal_of_jax(channels, jnp.dtype(case.dtypes[0]).name) if here else None
 
 
-def num_channels(graph: Graph, dk: int, dv: int) -> int:
+def num_channels(case: Case) -> int:
     """Number of channels that q, k and v get for cuDNN."""
-    hiding = sum(TILE) if isinstance(graph, Local) else 0
-    return -(-max(dk + hiding, dv) // _MULTIPLE) * _MULTIPLE
+    hiding = sum(TILE) if isinstance(case.graph, Local) else int('valid' in case.extras)
+    return -(-max(case.channels[0] + hiding, case.channels[1]) // _MULTIPLE) * _MULTIPLE
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, scale: float, valid: jax.Array | None = None
+) -> jax.Array:
     """Attention inside sequences.
 
     Args:
@@ -73,15 +75,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
       k: keys [sequences, n, heads, dk].
       v: values [sequences, n, heads or 1, dv].
       scale: factor of the affinities.
+      valid: which keys take part, bool [sequences, n, 1, 1]; None for all. k and v are finite in
+        the others, too.
 
     Returns:
-      The sums [sequences, m, heads, dv].
+      The sums [sequences, m, heads, dv], zeros for queries without keys.
     """
     heads, dv = q.shape[2], v.shape[3]
+    if valid is not None:
+        one, far = hidden(q.dtype, scale)
+        hide = jnp.broadcast_to(jnp.where(valid, 0, far).astype(k.dtype), (*k.shape[:3], 1))
+        q = jnp.concatenate([q, jnp.full_like(q[..., :1], one)], -1)
+        k = jnp.concatenate([k, hide], -1)
     v = jnp.broadcast_to(v, (*v.shape[:2], heads, dv))
     channels = -(-max(q.shape[3], dv) // _MULTIPLE) * _MULTIPLE
     q, k, v = (varying.match(_padded(x, channels), q, k, v) for x in (q, k, v))
-    return _attend(q, k, v, scale)[..., :dv]
+    o = _attend(q, k, v, scale)[..., :dv]
+    return o if valid is None else jnp.where(valid.any(1, keepdims=True), o, 0)
 
 
 def hidden(dtype: Any, scale: float) -> tuple[float, float]:
@@ -159,9 +169,10 @@ def _refusal_of_arguments(case: Case) -> str | None:
     if of_q != of_v or of_q not in _DTYPES:
         names = ' and '.join(dict.fromkeys(jnp.dtype(x).name for x in (of_q, of_v)))
         return f'it takes bfloat16 or float16 alike for q, k and v, not {names}'
-    if case.extras:
-        return f'it does not know {", ".join(sorted(case.extras))}'
-    if isinstance(graph, Local) and not abs(case.scale) >= _LEAST_SCALE:
+    if case.extras - {'valid'}:
+        return f'it does not know {", ".join(sorted(case.extras - {"valid"}))}'
+    hides = isinstance(graph, Local) or 'valid' in case.extras
+    if hides and not abs(case.scale) >= _LEAST_SCALE:
         return f'a scale of {case.scale} is too small to hide positions from each other'
     return None
 

@@ -22,7 +22,9 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
     b, h, w, heads, _ = q.shape
     if options.kernels == 'cudnn':
         rows = [x.reshape(b, -1, *x.shape[3:]) for x in (q, k, v)]
-        o = cudnn.attend(rows[0], rows[1], rows[2], options.scale).reshape(*q.shape[:4], -1)
+        inside = None if valid is None else valid.reshape(b, -1, 1, 1)
+        o = cudnn.attend(rows[0], rows[1], rows[2], options.scale, inside)
+        o = o.reshape(*q.shape[:4], -1)
         return Partial(o, jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
     chunks = flash.choose_chunks(h * w, b * heads, options, math.prod(k.shape[1:3]))
     q, k, v = (as_rows(x) for x in (q, k, v))

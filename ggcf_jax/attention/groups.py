@@ -140,14 +140,12 @@ def result_specs(inputs: Inputs) -> list[MapSpec]:
 def _attend_fused(inputs: Inputs, partition: Partition, options: Options) -> Partial:
     """`attend` by fused kernels: all groups of one size together. The log-sum-exps are NaN."""
 
-    def groups(
-        members: tuple[int, int], q: jax.Array, k: jax.Array, v: jax.Array
-    ) -> Sequence[jax.Array]:
-        count, b, heads, n, _ = q.shape
-        sequences = [
-            jnp.swapaxes(x.reshape(count * b, x.shape[2], n, x.shape[4]), 1, 2) for x in (q, k, v)
-        ]
-        o = cudnn.attend(sequences[0], sequences[1], sequences[2], options.scale)
+    def groups(members: tuple[int, int], *maps: jax.Array) -> Sequence[jax.Array]:
+        count, b, heads, n, _ = maps[0].shape
+        q, k, v, *valid = (
+            jnp.swapaxes(x.reshape(count * b, x.shape[2], n, x.shape[4]), 1, 2) for x in maps
+        )
+        o = cudnn.attend(q, k, v, options.scale, valid[0] if valid else None)
         return [jnp.swapaxes(o, 1, 2).reshape(count, b, heads, n, -1)]
 
     spec, of_sums = result_specs(inputs)

@@ -62,7 +62,7 @@ def attend(
 
     The log-sum-exps of the result are NaN: the kernels do not give them.
     """
-    q, k, v = inputs[:3]
+    q, k, v, valid, _ = inputs
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     rows = _axis(h, margin, graph, 0)
@@ -81,8 +81,13 @@ def attend(
         ],
         -1,
     )
+    hide = hide[None, :, :, :, :, None]
+    inside = None
+    if valid is not None:
+        inside = _windows(valid[..., None, None], rows, columns).reshape(*shape[:5], 1, 1)
+        hide = hide | ~inside
     hide = jnp.where(hide, far, 0).astype(k.dtype)
-    hide = jnp.broadcast_to(hide[None, :, :, :, :, None], (*shape, hide.shape[-1]))
+    hide = jnp.broadcast_to(hide, (*shape, hide.shape[-1]))
     keys = jnp.concatenate([_windows(k, rows, columns).reshape(*shape, -1), hide], -1)
 
     size = rows.tile, columns.tile
@@ -100,7 +105,10 @@ def attend(
         _windows(v, rows, columns).reshape(count, rows.window * columns.window, v.shape[3], -1),
         options.scale,
     )
-    o = o.reshape(b, *tiles, rows.tile, columns.tile, heads, -1).transpose(0, 1, 3, 2, 4, 5, 6)
+    o = o.reshape(b, *tiles, rows.tile, columns.tile, heads, -1)
+    if inside is not None:
+        o = jnp.where(_sees_any(penalty, across, inside[..., 0, 0])[..., None, None], o, 0)
+    o = o.transpose(0, 1, 3, 2, 4, 5, 6)
     o = o.reshape(b, tiles[0] * rows.tile, tiles[1] * columns.tile, heads, -1)[:, :h, :w]
     return Partial(o, jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
 
@@ -136,6 +144,23 @@ def _penalty(
         return jnp.asarray(~(inside & (abs(i - j) <= size)))
     start = jnp.maximum(ends[0], jnp.minimum(i - size, ends[1] - (2 * size + 1)))
     return ~(inside & (j >= start) & (j <= start + 2 * size))
+
+
+def _sees_any(rows: jax.Array, columns: jax.Array, inside: jax.Array) -> jax.Array:
+    """Which queries have a valid key among their neighbours.
+
+    Args:
+      rows: what the rows of the tiles must not see, as `_penalty`.
+      columns: the same for columns.
+      inside: which keys of the windows are valid, bool [b, tiles, tiles, window, window].
+
+    Returns:
+      Bool [b, tiles, tiles, tile, tile].
+    """
+    seen = jnp.einsum(
+        'yki,byxkl,xlj->byxij', *(x.astype(jnp.float32) for x in (~rows, inside, ~columns))
+    )
+    return seen > 0
 
 
 def _tiles(x: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:

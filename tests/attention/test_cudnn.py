@@ -53,11 +53,11 @@ def gpu(monkeypatch):
     cudnn._refusal_of_jax.cache_clear()
 
 
-def compare(graph, shape, rel, *, v_heads=None, dtype=jnp.float32, scale=1.0):
+def compare(graph, shape, rel, *, v_heads=None, dtype=jnp.float32, **options):
     q, k, v, weight = inputs(*shape, 8, 6, v_heads=v_heads, dtype=dtype)
 
     def by(implementation):
-        return lambda *x: attend(*x, graph, scale=scale, implementation=implementation)
+        return lambda *x: attend(*x, graph, implementation=implementation, **options)
 
     with target.tracing_for('gpu', H100):
         actual = values_and_gradients(by('cudnn'), weight, q, k, v)
@@ -76,6 +76,16 @@ def compare(graph, shape, rel, *, v_heads=None, dtype=jnp.float32, scale=1.0):
 )
 def test_values_and_gradients(text, in_its_place):
     compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, scale=0.5)
+
+
+@pytest.mark.parametrize(
+    'text', ['local:2', 'grid:3', *slow(['full', 'local:2:shift', 'block:4+3', 'local:1@2'])]
+)
+def test_valid_positions(text, in_its_place):
+    valid = jnp.arange(63).reshape(1, 7, 9) % 4 > 0
+    # The second image has nothing below its second row: queries without neighbours.
+    valid = jnp.concatenate([valid, valid & (jnp.arange(7) < 2)[:, None]])
+    compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, valid=valid)
 
 
 @pytest.mark.slow
@@ -228,7 +238,7 @@ def test_the_platform_decides_when_lowering(gpu, monkeypatch):
         ('local:8', {'scale': 0.0}, 'scale of 0.0 is too small'),
         *(
             ('full', {'extras': [extra]}, f'does not know {extra}')
-            for extra in ('valid', 'bias', 'registers', 'pruning', 'return_lse')
+            for extra in ('bias', 'registers', 'pruning', 'return_lse')
         ),
     ],
 )
@@ -266,8 +276,8 @@ def test_slower_ways_work_where_it_does_not(gpu):
     block = parse('block:1')[0]  # more sequences than a CUDA grid has blocks
     assert not lowered(block, (1, 300, 300), (8, 8))[1]
     x = jnp.zeros((1, 4, 5, 1, 8), jnp.bfloat16)
-    with target.tracing_for('gpu', H100), pytest.raises(ValueError, match='does not know valid'):
-        attend(x, x, x, graph, valid=jnp.ones((1, 4, 5), bool), implementation='cudnn')
+    with target.tracing_for('gpu', A100), pytest.raises(ValueError, match='does not know return_l'):
+        attend(x, x, x, graph, return_lse=True, implementation='cudnn')
     with jax.set_mesh(jax.make_mesh((8,), ('model',), axis_types=(AxisType.Auto,))):
         assert not lowered(graph, (1, 4, 5), (8, 8))[1]
 

@@ -116,13 +116,19 @@ class GGCF(nnx.Module):
         x = self.reduce(x, train=train, extent=extent)
         b, h, w, _ = x.shape
         v = self.g(x)[:, :, :, None]
-        contexts = [
-            attend(
-                head.q, head.k, v, head.graph, implementation=self.implementation, **head.options
+        heads = self._heads(x, extent)
+        contexts: dict[int, jax.Array] = {}
+        for numbers in self._alike():
+            same = [heads[i] for i in numbers]
+            q, k = (_joined([getattr(head, name) for head in same]) for name in 'qk')
+            found = attend(
+                q, k, v, same[0].graph, implementation=self.implementation, **same[0].options
             )
-            for head in self._heads(x, extent)
-        ]
-        y = self.w(jnp.concatenate(contexts, axis=3).reshape(b, h, w, -1))
+            parts = [found] if len(same) == 1 else jnp.split(found, len(same), axis=3)
+            contexts |= dict(zip(numbers, parts))
+        y = self.w(
+            jnp.concatenate([contexts[i] for i in range(len(heads))], axis=3).reshape(b, h, w, -1)
+        )
         return jnp.concatenate([y, x], axis=-1)
 
     def attention(
@@ -156,6 +162,14 @@ class GGCF(nnx.Module):
             for graph, params in zip(self.heads, self.graph_params)
         )
 
+    def _alike(self) -> list[list[int]]:
+        """Numbers of the heads that can attend together: same graph, same neighbours kept."""
+        groups: dict[Any, list[int]] = {}
+        for i, (graph, rule) in enumerate(zip(self.heads, self.pruning)):
+            alone = graph.trainable or (rule is not None and rule.key(i) is not None)
+            groups.setdefault(i if alone else (graph, rule), []).append(i)
+        return list(groups.values())
+
     def _heads(self, x: jax.Array, extent: Extent | None) -> list[Head]:
         """The heads over the reduced x of an extent."""
         b, h, w, _ = x.shape
@@ -167,6 +181,11 @@ class GGCF(nnx.Module):
                 options['valid'] = extent.mask(h, w)
             heads.append(Head(graph, q[:, :, :, i : i + 1], k[:, :, :, i : i + 1], options))
         return heads
+
+
+def _joined(arrays: list[jax.Array]) -> jax.Array:
+    """Arrays of one head each as one of all heads."""
+    return arrays[0] if len(arrays) == 1 else jnp.concatenate(arrays, axis=3)
 
 
 def _init(graph: Graph, rngs: nnx.Rngs) -> dict[str, jax.Array]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ggcf_jax.attention import graphs
+from ggcf_jax.attention import attend, graphs
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.aspp import ASPP
 from ggcf_jax.models.contexts.ggcf import GGCF
@@ -61,7 +61,9 @@ def _equation_3(module, x, scale):
     return y.reshape(-1, h, w, channels)
 
 
-@pytest.mark.parametrize('heads', ['full', 'local:1,grid:2', 'local:2,2,grid:3,full', 'learned'])
+@pytest.mark.parametrize(
+    'heads', ['full', 'local:1,grid:2', 'local:2,full,grid:3,local:2', 'learned']
+)
 @pytest.mark.parametrize('scale', [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
     module = _ggcf(heads, scale=scale)
@@ -74,6 +76,27 @@ def test_ggcf_is_equation_3_joined_with_its_input(rng, heads, scale):
         output[..., :5], _equation_3(module, reduced, scale), rtol=1e-4, atol=1e-5
     )
     np.testing.assert_array_equal(output[..., 5:], reduced)
+
+
+@pytest.mark.parametrize(
+    ('heads', 'rules', 'calls'),
+    [
+        ('local:1,grid:2,local:1,local:2,local:1', '', [3, 1, 1]),
+        ('local:8,16,24,grid:8,16,24', '', [1] * 6),
+        ('local:1,1,grid:2,2', 'local:keep=3,grid:keep=2:random', [2, 1, 1]),
+        ('learned,learned,full,full', '', [1, 1, 2]),
+    ],
+)
+def test_heads_of_one_kind_and_size_share_a_call(rng, heads, rules, calls, monkeypatch):
+    module = pruning_rules.pruned(_ggcf(heads), pruning_rules.parse(rules))
+    x = jnp.float32(rng.normal(size=(1, 3, 4, 6)))
+    counts = []
+    monkeypatch.setattr(
+        'ggcf_jax.models.contexts.ggcf.attend',
+        lambda q, *others, **options: counts.append(q.shape[3]) or attend(q, *others, **options),
+    )
+    jax.eval_shape(lambda x: module(x, train=False), x)
+    assert counts == calls
 
 
 @pytest.mark.slow
