@@ -4,14 +4,19 @@ XLA's compilers come with the extra `aot`: libtpu for TPUs, jax-cuda13-plugin fo
 description of the chip and the number of chips, not the chip itself.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
+from ggcf_jax.attention import cudnn
+from ggcf_jax.attention import target as target_lib
 from ggcf_jax.errors import InputError
 
 # XLA:GPU's description of an H100 SXM (80 GB), as its own device query prints it.
@@ -41,6 +46,9 @@ dnn_version_info { major: 9 minor: 12 patch: 0 }
 runtime_version { major: 13 minor: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
+
+
+CUDNN = 91200  # version of cuDNN in that description, as JAX counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,3 +127,36 @@ def devices(target: Target) -> list[jax.Device]:
             '', 'cuda', target_config=_H100, topology=target.topology
         )
     return topology.devices[: target.devices]
+
+
+@contextlib.contextmanager
+def tracing(chips: Sequence[jax.Device]) -> Iterator[None]:
+    """Traces inside as on a machine that has these devices.
+
+    A mesh tells the platform, but nothing of a GPU. JAX asks the GPU of the machine that traces
+    whether it has cuDNN: here the answers are those of the GPU that is compiled for.
+    """
+    if chips[0].platform != 'gpu':
+        yield
+        return
+    major, minor = map(int, chips[0].compute_capability.split('.'))  # of CUDA devices alone
+    answers: dict[str, Callable[..., object]] = {
+        'check_cudnn_version': lambda: CUDNN,
+        'check_compute_capability': lambda text: (major, minor) >= _version(text),
+        'is_cuda_compute_capability_equal': lambda text: (major, minor) == _version(text),
+    }
+    before = {name: getattr(fused_attention_stablehlo, name) for name in answers}
+    cudnn.forget_answers()
+    for name, answer in answers.items():
+        setattr(fused_attention_stablehlo, name, answer)
+    try:
+        with target_lib.tracing_for('gpu', (major, minor)):
+            yield
+    finally:
+        for name, function in before.items():
+            setattr(fused_attention_stablehlo, name, function)
+        cudnn.forget_answers()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split('.')))

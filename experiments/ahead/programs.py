@@ -127,7 +127,7 @@ def lower(config: ConfigDict, case: Case, num_classes: int) -> tuple[jax.stages.
     }
     step: Any  # a jitted function; the annotations of both are plain callables
     arguments: tuple[Any, ...]
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), accelerators.tracing(devices):
         if case.step == 'train':
             state = jax.eval_shape(state_lib.creator(config, num_classes, mesh))
             step = train_step.build(config.train, _class_weights(config.train), network, mesh)

@@ -209,6 +209,11 @@ def _sequence_length(graph: Graph, h: int, w: int) -> int:
     return h * w
 
 
+def forget_answers() -> None:
+    """Asks JAX again what it refuses: it is another GPU."""
+    _refusal_of_jax.cache_clear()
+
+
 @functools.cache
 def _refusal_of_jax(channels: int, dtype: str) -> str | None:
     """Why JAX refuses to call cuDNN here, with so many channels; None if it does not."""

@@ -28,9 +28,9 @@ def in_its_place(monkeypatch):
     monkeypatch.setattr(cudnn, '_IMPLEMENTATION', 'xla')
     monkeypatch.setattr(cudnn, '_DTYPES', (*cudnn._DTYPES, jnp.float32))
     monkeypatch.setattr(cudnn, 'TILE', (3, 4))
-    cudnn._refusal_of_jax.cache_clear()
+    cudnn.forget_answers()
     yield
-    cudnn._refusal_of_jax.cache_clear()
+    cudnn.forget_answers()
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def gpu(monkeypatch):
             ('is_cuda_compute_capability_equal', lambda text: False),
         ):
             monkeypatch.setattr(fused_attention_stablehlo, name, answer)
-        cudnn._refusal_of_jax.cache_clear()
+        cudnn.forget_answers()
 
     yield set_capability
-    cudnn._refusal_of_jax.cache_clear()
+    cudnn.forget_answers()
 
 
 def compare(graph, shape, rel, *, v_heads=None, dtype=jnp.float32, **options):
@@ -283,7 +283,7 @@ def test_slower_ways_work_where_it_does_not(gpu):
 
 
 def test_without_a_gpu_its_absence_is_the_reason():
-    cudnn._refusal_of_jax.cache_clear()
+    cudnn.forget_answers()
     with target.tracing_for('gpu', H100):
         found = resolve_implementation(parse('full')[0], dtype='bfloat16')
     assert found.implementation == 'xla' and 'cuDNN' in found.reasons['cudnn']

@@ -1,0 +1,46 @@
+"""Budgets of attention compiled for an H100; only where the extra `aot` is installed."""
+
+import dataclasses
+
+import pytest
+
+from experiments.ahead import accelerators, attention, cost
+from tests.attention.cases import slow
+
+TARGET = accelerators.TARGETS['h100']
+# Kernels of a call, forward and with backward (one head of 64 channels on 128 x 256).
+BUDGETS = {'local:8': (25, 70), 'local:24': (25, 70), 'grid:8': (25, 70), 'full': (15, 40)}
+SECONDS = 80e-6  # of the forward pass beside the fused kernels, at the bandwidth of the memory
+
+
+@pytest.mark.skipif(
+    accelerators.missing(TARGET) is not None, reason=str(accelerators.missing(TARGET))
+)
+@pytest.mark.parametrize('head', ['local:8', 'full', *slow(['local:24', 'grid:8'])])
+def test_kernels_and_traffic_of_an_h100(head):
+    case = attention.Case(head, 1, *attention.MAP, 1, 64, False, 'auto')
+    for backward, most in zip((False, True), BUDGETS[head]):
+        one = dataclasses.replace(case, backward=backward)
+        program = attention.compile_case(one, 'h100')
+        assert program.kernels <= most
+        assert program.fused == 1 + backward
+        if not backward:
+            assert program.moved / attention.BANDWIDTH['h100'] <= SECONDS
+        # Another batch and more heads are no more kernels but those that copy v to the heads.
+        many = attention.compile_case(dataclasses.replace(one, batch=8, heads=6), 'h100')
+        assert many.fused == program.fused
+        assert many.kernels <= most
+
+
+def test_traffic_without_fused_kernels():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[64]) -> bf16[64] {
+  %a = bf16[64]{0} parameter(0)
+  %b = bf16[64]{0} negate(%a)
+  ROOT %c = bf16[64]{0} custom-call(%b), custom_call_target="__cudnn$fmhaSoftmax"
+}
+"""
+    assert cost.traffic(text) == 4 * 128
+    assert cost.traffic(text, without=attention.FUSED) == 2 * 128
+    assert cost.operations(text) == 2
