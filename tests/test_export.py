@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ggcf_jax import config as config_lib
 from ggcf_jax import export, models
 from ggcf_jax.attention import attend, block_sizes, target
 from ggcf_jax.attention.graphs import parse
@@ -185,15 +186,17 @@ def test_nothing_tells_where_it_was_made(setting, untrained_run):
             for member in file.namelist():
                 content = file.read(member)
                 assert not [place for place in places if place.encode() in content], member
-    config = {
-        'data': {'manual_dir': '/a/b', 'splits': {'train': '/x/y/im,labels/a', 'test': 'c,~/d/e'}},
-        'model': {'backbone': {'weights': 'b/c'}, 'heads': 'local:8,16', 'scale': [1, '/a/b']},
-        'seed': 3,
-    }
-    assert export._portable(config) == {
-        'data': {'manual_dir': None, 'splits': {'train': 'im,labels/a', 'test': 'c,e'}},
-        'model': {'backbone': {'weights': None}, 'heads': 'local:8,16', 'scale': [1, 'b']},
-        'seed': 3,
+    config = config_lib.default()
+    config.data.manual_dir, config.model.backbone.weights = '/a/b', 'b/c'
+    config.data.splits.train, config.data.splits.test = '/x/y/im,labels/a', 'c,~/d/e'
+    config.data.classes = '/home/me/classes.csv'
+    found = workdir_config.portable(config)
+    assert workdir_config.differing(config, found) == {
+        'data.manual_dir': ('/a/b', None),
+        'model.backbone.weights': ('b/c', None),
+        'data.splits.train': ('/x/y/im,labels/a', 'im,labels/a'),
+        'data.splits.test': ('c,~/d/e', 'c,e'),
+        'data.classes': ('/home/me/classes.csv', 'classes.csv'),
     }
 
 
