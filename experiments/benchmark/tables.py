@@ -1,10 +1,12 @@
 """Markdown tables of the attention benchmark, from the JSON files of its cases."""
 
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from ggcf_jax import json_files
+from ggcf_jax.errors import InputError
 
 SHARDED = 'ours, a device a core'  # our engine, sharded over all devices
 GEMM = 2 * 2048**3  # FLOPs of the product that the benchmark times beside each case
@@ -109,10 +111,20 @@ def tables(results: Results) -> list[str]:
 
 
 def read(folder: pathlib.Path) -> dict[str, Result]:
-    """Reads the results in a folder, in the order in which they were written."""
-    files = sorted(folder.glob('*.json'), key=lambda p: p.stat().st_mtime_ns)
-    results = (json.loads(path.read_text()) for path in files)
-    return {r['case']: r for r in results}
+    """Reads the results in a folder, in the order in which they were written.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    results = {}
+    for path in sorted(folder.glob('*.json'), key=lambda p: p.stat().st_mtime_ns):
+        try:
+            result = json_files.parse_object(path.read_bytes())
+            case = json_files.need(result, 'case', json_files.is_text, 'a text')
+        except ValueError as error:
+            raise InputError(f'{path} is damaged ({error}); delete it') from error
+        results[case] = result
+    return results
 
 
 def write_table(folder: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from experiments.common.tables import spread
 from experiments.tables.sweep_runs import Row, Run
 from ggcf_jax import atomic
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import metrics_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +79,7 @@ def _format_number(value: float | None) -> str:
 
 def _training_seconds(run: Run) -> float | None:
     """Returns the seconds of training; of a resumed run, those since it was resumed."""
-    lines = (run.workdir / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-    found = [json.loads(line).get('train/elapsed_sec') for line in lines]
+    found = (row.get('train/elapsed_sec') for row in metrics_log.read_rows(run.workdir))
     return max((seconds for seconds in found if seconds is not None), default=None)
 
 

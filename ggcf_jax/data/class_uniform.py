@@ -21,6 +21,7 @@ from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
 
+MAX_SIDE = 1 << 29  # pixels; no image is larger (`codec.MAX_PIXELS`)
 GRID = 8  # images are cut into 8 x 8 cells, each of which gives one pixel per class
 
 
@@ -124,9 +125,24 @@ def load_or_build(records: Records, directory: pathlib.Path, threads: int) -> Cl
     identity = f'{whole} {"+".join(records.splits)} {len(records)} {GRID}'
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = directory / 'ggcf_jax_class_index' / f'{digest}.npy'
-    if path.exists():
-        return ClassIndex(np.load(path))
+    if (saved := _read(path, records)) is not None:
+        return saved
     index = build(records, threads)
     with atomic.replacing(path) as temporary, temporary.open('wb') as file:
         np.save(file, index.points)
     return index
+
+
+def _read(path: pathlib.Path, records: Records) -> ClassIndex | None:
+    """The saved index; None where there is none, or a damaged one, which is built again."""
+    try:
+        points = np.array(np.load(path, mmap_mode='r'))  # mapped: a header may lie about the size
+    except Exception:  # NumPy parses headers as Python, whose errors are of many kinds
+        return None
+    if points.dtype != np.int32 or points.ndim != 2 or points.shape[1] != 4 or not len(points):
+        return None
+    ends = (records.dataset.num_classes, len(records), MAX_SIDE, MAX_SIDE)
+    in_order = (np.diff(points[:, 0] * np.int64(len(records)) + points[:, 1]) >= 0).all()
+    if (points < 0).any() or (points >= ends).any() or not in_order:
+        return None
+    return ClassIndex(points)

@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from jaxtyping import Int64
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.data.records import progress
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.data.scan import scan
@@ -96,8 +96,8 @@ def _pixels(
     identity = f'{dataset.identity_of(*splits)} {splits} {counts}'
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = directory / 'ggcf_jax_class_pixels' / f'{digest}.json'
-    if path.exists():
-        return np.array(json.loads(path.read_text()), np.int64)
+    if (saved := _read(path, dataset.num_classes)) is not None:
+        return saved
     pixels = np.zeros(dataset.num_classes, np.int64)
     for split in splits:
         total = len(dataset.source(split))
@@ -108,5 +108,20 @@ def _pixels(
         pixels += counted.pixels
     if not pixels.any():
         raise InputError(f'no labelled pixel in {"+".join(splits)}; nothing to train on')
-    atomic.write(path, json.dumps(pixels.tolist()).encode())
+    atomic.write(path, json.dumps({'pixels': pixels.tolist()}).encode())
     return pixels
+
+
+def _read(path: pathlib.Path, num_classes: int) -> Int64[np.ndarray, ' classes'] | None:
+    """The saved counts; None where there are none, or damaged ones, which are counted again."""
+    try:
+        content = json_files.parse_object(path.read_bytes())
+        pixels = json_files.need(
+            content,
+            'pixels',
+            lambda x: json_files.is_list(x, json_files.is_count) and len(x) == num_classes,
+            f'a list of {num_classes} numbers of pixels',
+        )
+    except (OSError, ValueError):
+        return None
+    return np.array(pixels, np.int64) if sum(pixels) else None

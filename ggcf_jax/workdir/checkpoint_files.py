@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.errors import InputError
 
 TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of checkpoints that Orbax has not finished
@@ -107,9 +107,20 @@ def inspect(path: pathlib.Path) -> Sealed:
             missing = mark.relative_to(path.parent)
             raise Damaged(f'checkpoint {path} is incomplete: {missing} is missing')
     with _unreadable(path):
-        content = dict(json.loads(marks[0].read_text(encoding='utf-8'))['custom_metadata'])
-        if content.pop('crc') != _crc(content):
+        whole = json_files.parse_object(marks[0].read_bytes())
+        content = dict(json_files.need(whole, 'custom_metadata', _is_object, 'an object'))
+        if content.pop('crc', None) != _crc(content):
             raise ValueError(f'the checksum of {marks[0].name} differs')
+        json_files.need(content, 'evaluated', lambda x: isinstance(x, bool), 'true or false')
+        json_files.need(content, 'miou', json_files.is_number_or_none, 'a number')
+        json_files.need(
+            content,
+            'checksums',
+            lambda x: json_files.is_mapping(
+                x, lambda sums: json_files.is_list(sums, json_files.is_count)
+            ),
+            'an object of lists of checksums',
+        )
     if not content['evaluated']:
         return Sealed(_score(path), content['checksums'])
     return Sealed(_known(content['miou']), content['checksums'])
@@ -130,10 +141,11 @@ def add_score(path: pathlib.Path, miou: float) -> None:
 def _score(path: pathlib.Path) -> float | None:
     """What `add_score` noted; None where it did not, or where the file cannot be read."""
     try:
-        content = json.loads((path / _SCORE).read_text(encoding='utf-8'))
-        intact = content.pop('crc') == _crc(content)
-        return _known(content['miou']) if intact else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        content = json_files.parse_object((path / _SCORE).read_bytes())
+        intact = content.pop('crc', None) == _crc(content)
+        miou = json_files.need(content, 'miou', json_files.is_number_or_none, 'a number')
+        return _known(miou) if intact else None
+    except (OSError, ValueError):
         return None  # as if it had not been evaluated, which the next start does again
 
 
@@ -206,6 +218,10 @@ def _seal(trees: dict[str, Any], miou: float | None) -> dict[str, Any]:
         'checksums': {name: checksums(tree) for name, tree in trees.items()},
     }
     return content | {'crc': _crc(content)}
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _crc(content: dict[str, Any]) -> int:

@@ -25,8 +25,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from ggcf_jax import atomic
+from ggcf_jax import atomic, json_files
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'lease.json'
@@ -101,7 +102,7 @@ class Lease:
     def release(self) -> None:
         """Gives the lease back; a second call does nothing."""
         self._released.set()
-        with self._renewing, contextlib.suppress(OSError):
+        with self._renewing, contextlib.suppress(OSError, InputError):
             found = _read(self._path)
             if found is not None and found.token == self._own.token:
                 self._path.unlink(missing_ok=True)
@@ -157,7 +158,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._released.wait(INTERVAL):
             # A full disk or an unreachable server may be a matter of minutes: the next one tries.
-            with self._renewing, contextlib.suppress(OSError):
+            with self._renewing, contextlib.suppress(OSError, InputError):
                 if self._released.is_set():
                     return
                 found = _read(self._path)
@@ -203,17 +204,25 @@ def holder(workdir: pathlib.Path) -> Holder | None:
 def _read(path: pathlib.Path) -> Holder | None:
     """The lease in a file; None if there is none."""
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-        types = {field.name: field.type for field in dataclasses.fields(Holder)}
-        if content.keys() != types.keys():
-            raise ValueError('other keys')
-        return Holder(**content)
+        content = json_files.parse_object(path.read_bytes())
+        for field in dataclasses.fields(Holder):
+            if field.type is int:
+                json_files.need(content, field.name, json_files.is_count, 'a whole number')
+            else:
+                json_files.need(content, field.name, _is_line, 'a line of text')
+        return Holder(**{field.name: content[field.name] for field in dataclasses.fields(Holder)})
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise InputError(
             f'{path} is damaged ({error}); delete it if no process trains in this workdir'
         ) from error
+    except OSError as error:
+        raise InputError(f'{path} cannot be read: {error}') from error
+
+
+def _is_line(value: Any) -> bool:
+    return json_files.is_text(value) and value.isprintable() and len(value) < 1000
 
 
 def _machine() -> str:

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,20 @@ def test_from_the_data(tiny_config, tmp_path):
     before = kept.stat().st_mtime_ns
     assert _weights(tiny_config, 'data') == weights
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [b'', b'\xff', b'[1, 2]', b'{}', b'{"pixels": [1]}', b'{"pixels": ["1"]}', b'[' * 10**5]
+    + [b'{"pixels": %s}' % json.dumps(x).encode() for x in ([0] * 11, [-1] * 11, [0.5] * 11, {})],
+)
+def test_damaged_counts_are_made_again(tiny_config, tmp_path, damage):
+    weights = _weights(tiny_config, 'data')
+    (kept,) = (tmp_path / 'prepared' / 'ggcf_jax_class_pixels').iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert _weights(tiny_config, 'data') == weights
+    assert kept.read_bytes() == whole
 
 
 def test_by_name_and_number(tiny_config):

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import subprocess
 import sys
 
@@ -211,6 +212,41 @@ def test_class_index_is_built_once(tmp_path):
     again = class_index.load_or_build(records, tmp_path, 2)
     np.testing.assert_array_equal(index.points, again.points)
     assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda points: b'',
+        lambda points: b'\x93NUMPY\x01\0\x10\0{"descr": [0)] \n',
+        lambda points: _npy(points)[:-7],
+        lambda points: _npy(points).replace(b', 4)', b'9, 4)', 1),
+        lambda points: _npy(points.astype(object)),
+        lambda points: _npy(points.astype(np.int64)),
+        lambda points: _npy(points.ravel()),
+        lambda points: _npy(points[:0]),
+        lambda points: _npy(points[::-1]),
+        lambda points: _npy(-points),
+        lambda points: _npy(points + np.int32([0, 9, 0, 0])),
+        lambda points: _npy(points + np.int32([99, 0, 0, 0])),
+    ],
+)
+def test_a_damaged_class_index_is_built_again(tmp_path, damage):
+    (records,) = mixture.records(_dataset(4), mixture.parse('train'))
+    index = class_index.load_or_build(records, tmp_path, 2)
+    (path,) = tmp_path.rglob('*.npy')
+    whole = path.read_bytes()
+    path.write_bytes(damage(index.points))
+    assert path.read_bytes() != whole
+    again = class_index.load_or_build(records, tmp_path, 2)
+    np.testing.assert_array_equal(again.points, index.points)
+    assert path.read_bytes() == whole
+
+
+def _npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def test_class_index_points_are_pixels_of_their_class(rng):

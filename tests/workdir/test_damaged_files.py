@@ -2,14 +2,24 @@
 
 import copy
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 
 from ggcf_jax import json_files
 from ggcf_jax.errors import InputError
 from ggcf_jax.prediction import outputs
-from ggcf_jax.workdir import classes, evaluations, metrics_log, provenance, report
+from ggcf_jax.workdir import (
+    checkpoint_files,
+    classes,
+    evaluations,
+    lease,
+    metrics_log,
+    provenance,
+    report,
+)
 from ggcf_jax.workdir import config as workdir_config
 
 _JUNK = (None, [], {}, 'x', '', '\ud800', -1, 10**400, 1e308, True, [[]], {'a': {'b': [1]}}, [None])
@@ -72,6 +82,10 @@ _RUN = {
 }  # fmt: skip
 _ROW = {'step': 1, 'train/loss': 1.5, 'train/elapsed_sec': 3, 'val/miou': None}
 _TABLE = {'dataset': 'x', 'names': _CLASSES, 'colors': [[0, 0, 0], [9, 9, 9]], 'ids': [7, 8]}
+_LEASE = {
+    'token': 'a', 'host': 'node7', 'pid': 7, 'since': '2026', 'renewals': 0, 'machine': 'x',
+    'began': '9',
+}  # fmt: skip
 _FILES = {
     'evaluations/validation_00000003.json': (
         _EVALUATION,
@@ -81,6 +95,7 @@ _FILES = {
     # A last line that was cut off is left out: a second one follows.
     'metrics.jsonl': (_ROW, lambda path: metrics_log.read_rows(path.parent)),
     'classes.json': (_TABLE, lambda path: classes.of_run(None, path.parent)),
+    'lease.json': (_LEASE, lambda path: lease.holder(path.parent)),
     'predict.json': ({'a': 'b'}, lambda path: outputs.claim(path.parent, {'a': 'b'})),
 }
 
@@ -119,6 +134,46 @@ def test_every_reader_refuses_or_understands(damage):
     path.mkdir()
     with pytest.raises(InputError):
         read(path)
+
+
+def test_a_damaged_score_is_as_none(tmp_path):
+    """Its step is evaluated again. A checksum that fits does not make a value of it."""
+    checkpoint_files.add_score(tmp_path, 0.5)
+    path = tmp_path / 'score.json'
+    assert checkpoint_files._score(tmp_path) == 0.5
+    whole = json.loads(path.read_text())
+    for content in (*_BYTES, *(json.dumps(each).encode() for each in _damaged(whole))):
+        path.write_bytes(content)
+        assert checkpoint_files._score(tmp_path) is None, content
+    for junk in (*_JUNK, 'x'):
+        content = {'miou': junk}
+        path.write_text(json.dumps(content | {'crc': checkpoint_files._crc(content)}))
+        known = {None: -math.inf, -1: -1.0}.get(junk) if isinstance(junk, int | None) else None
+        assert checkpoint_files._score(tmp_path) == known, junk
+
+
+def test_a_damaged_seal_is_damage(tmp_path):
+    seal = checkpoint_files._seal({'model': {'a': np.ones(2), 'b': np.zeros(3)}}, 0.5)
+    (tmp_path / 'commit_success.txt').touch()
+    path = tmp_path / '_CHECKPOINT_METADATA'
+    path.write_text(json.dumps({'custom_metadata': seal}))
+    assert checkpoint_files.inspect(tmp_path).miou == 0.5
+    del seal['crc']
+    contents = [json.dumps(each) for each in _damaged({'custom_metadata': seal})]
+    for each in _damaged(seal):
+        contents.append(
+            json.dumps({'custom_metadata': each | {'crc': checkpoint_files._crc(each)}})
+        )
+    understood = []
+    for content in (*_BYTES, *(each.encode() for each in contents)):
+        path.write_bytes(content)
+        try:
+            sealed = checkpoint_files.inspect(tmp_path)
+        except checkpoint_files.Damaged:
+            continue
+        understood.append(sealed)
+        assert all(type(x) is int for sums in sealed.checksums.values() for x in sums)
+    assert len(understood) < len(contents) // 10
 
 
 def test_a_damaged_configuration(tiny_config, tmp_path):

@@ -25,7 +25,7 @@ import tensorflow_datasets as tfds
 
 from ggcf_jax.data.records import contents, progress
 from ggcf_jax.data.records.codec import check_sizes
-from ggcf_jax.data.records.dataset import Decoder
+from ggcf_jax.data.records.dataset import Decoder, damaged
 from ggcf_jax.errors import InputError
 
 # Marks a directory that this program is writing, to tell it from those that others write.
@@ -102,6 +102,26 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """
 
     threads = min(8, os.cpu_count() or 1)
+
+    def __init__(
+        self, *, data_dir: str | None, config: str | tfds.core.BuilderConfig | None = None
+    ):
+        """Names the data set, and reads its description if it is prepared.
+
+        Args:
+            data_dir: folder of prepared data sets; None for that of TFDS.
+            config: TFDS config.
+
+        Raises:
+            InputError: the description is damaged.
+        """
+        try:
+            super().__init__(data_dir=data_dir, config=config)
+        except Exception as error:  # parsers of TFDS raise what they like for damaged files
+            directory = getattr(self, '_data_dir', None)
+            if directory is None or not os.path.exists(directory):
+                raise
+            raise damaged(pathlib.Path(directory), error) from error
 
     def __init_subclass__(cls) -> None:
         # The registry of TFDS may have a data set of the same name.

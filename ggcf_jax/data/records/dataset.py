@@ -387,7 +387,9 @@ class PreparedSource:
     def __getitem__(self, index: int) -> EncodedRecord:
         try:
             record = self.source[index]
-        except RuntimeError as error:  # of array_record, which keeps a hash of every record
+        except IndexError:
+            raise
+        except Exception as error:  # array_record keeps a hash of every record; TFDS parses it
             raise InputError(
                 f'record {index} cannot be read ({error}): the prepared data set is damaged; '
                 f'{prepare_again(self.directory)}'
@@ -400,6 +402,20 @@ class PreparedSource:
             'image_file': f'{self.split}/{text}',
             'label_file': f'{self.split}/{text}',
         }
+
+
+def damaged(directory: pathlib.Path, error: Exception) -> InputError:
+    """Returns the error to raise for a prepared data set whose description cannot be read.
+
+    Args:
+        directory: folder of the prepared data set.
+        error: what its reader raised.
+    """
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(
+        f'{directory}: dataset_info.json or features.json cannot be read ({first:.200}); '
+        f'{prepare_again(directory)}'
+    )
 
 
 def prepare_again(directory: pathlib.Path) -> str:

@@ -20,7 +20,12 @@ from ggcf_jax.data.records.builder import (
     RecordBuilder,
     origin_of,
 )
-from ggcf_jax.data.records.dataset import PreparedSource, RecordSource, prepare_again
+from ggcf_jax.data.records.dataset import (
+    PreparedSource,
+    RecordSource,
+    damaged,
+    prepare_again,
+)
 from ggcf_jax.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -78,9 +83,19 @@ def prepared_sources(
     # Opened from the files alone: this builder may have been constructed before they existed.
     builder = _open(directory)
     skip = tfds.decode.SkipDecoding()
+    try:
+        opened = {
+            split: builder.as_data_source(split, decoders={image: skip, label: skip})
+            for split in builder.info.splits
+        }
+        missing = {image, label, name} - set(builder.info.features)
+    except Exception as error:
+        raise damaged(directory, error) from error
+    if missing:
+        raise damaged(directory, ValueError(f'it has no feature {min(missing)!r}'))
     return {
         split: PreparedSource(
-            source=builder.as_data_source(split, decoders={image: skip, label: skip}),
+            source=opened[split],
             directory=directory,
             image=image,
             label=label,
@@ -88,7 +103,7 @@ def prepared_sources(
             split=split,
             made_from='' if origin is None else str(origin),
         )
-        for split in builder.info.splits
+        for split in opened
     }
 
 
@@ -214,9 +229,17 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
             f'{path} is not a prepared data set: dataset_info.json is missing; '
             f'{prepare_again(path)}'
         )
-    builder = tfds.builder_from_directory(path)
-    info = builder.info
-    formats = {file_format.value for file_format in info.available_file_formats()}
+    try:
+        builder = tfds.builder_from_directory(path)
+        info = builder.info
+        formats = {file_format.value for file_format in info.available_file_formats()}
+        shards = [
+            (os.fspath(file), expected)
+            for split in info.splits.values()
+            for file, expected in zip(split.filepaths, split.shard_lengths)
+        ]
+    except Exception as error:  # parsers of TFDS raise what they like for damaged files
+        raise damaged(path, error) from error
     if 'array_record' not in formats:
         raise InputError(
             f'{path} was prepared as {", ".join(sorted(formats))}, which cannot be read without '
@@ -225,14 +248,13 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
             f'--dataset_version_dir={path} --out_file_format=array_record'
         )
     info.set_file_format('array_record', override=True, override_if_initialized=True)
-    for split in info.splits.values():
-        for file, expected in zip(split.filepaths, split.shard_lengths):
-            found = _num_records(os.fspath(file))
-            if found != expected:
-                raise InputError(
-                    f'{file} holds {found} of its {expected} records: the prepared data set is '
-                    f'damaged; {prepare_again(path)}'
-                )
+    for file, expected in shards:
+        found = _num_records(file)
+        if found != expected:
+            raise InputError(
+                f'{file} holds {found} of its {expected} records: the prepared data set is '
+                f'damaged; {prepare_again(path)}'
+            )
     return builder
 
 

@@ -284,6 +284,13 @@ def _shard(data_dir) -> pathlib.Path:
     return data_dir / 'numbers' / '1.0.0' / 'numbers-train.array_record-00000-of-00001'
 
 
+def _edit(data_dir, name, before, after):
+    path = _shard(data_dir).with_name(name)
+    content = path.read_text()
+    assert before in content
+    path.write_text(content.replace(before, after))
+
+
 @pytest.mark.parametrize(
     ('damage', 'message'),
     [
@@ -292,6 +299,24 @@ def _shard(data_dir) -> pathlib.Path:
         (
             lambda d: _shard(d).with_name('dataset_info.json').unlink(),
             'is not a prepared data set: dataset_info.json is missing',
+        ),
+        *(
+            (
+                lambda d, name=name, content=content: (
+                    _shard(d).with_name(name).write_bytes(content)
+                ),
+                r'0: dataset_info\.json or features\.json cannot be read .*; remove .*again',
+            )
+            for name in ('dataset_info.json', 'features.json')
+            for content in (b'', b'[]', b'null', b'\xff', b'[' * 10**5, b'{"a": 1}')
+        ),
+        (
+            lambda d: _edit(d, 'dataset_info.json', '{SPLIT}', '{SQLIT}'),
+            'cannot be read .*Could not format',
+        ),
+        (
+            lambda d: _edit(d, 'features.json', '"label": {', '"mask": {'),
+            "cannot be read .*it has no feature 'label'",
         ),
     ],
 )

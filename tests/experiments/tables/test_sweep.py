@@ -229,7 +229,7 @@ def _finish(
     row = row or run.trained
     row.result.parent.mkdir(parents=True, exist_ok=True)
     row.result.write_text(json.dumps(_content(miou) | more))
-    rows = [{'train/elapsed_sec': 3.0}, {'val/miou': miou}]
+    rows = [{'step': 1, 'train/elapsed_sec': 3.0}, {'step': 1, 'val/miou': miou}]
     (run.workdir / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)))
 
 
