@@ -321,7 +321,8 @@ def default() -> ConfigDict:
     config.eval.window = ()
     # (down, across) from one window to the next, in pixels; (): two thirds of the window.
     config.eval.stride = ()
-    # Number of windows of each image that go through the network together: memory grows with it.
+    # Number of windows of each image that go through the network together: memory grows with it,
+    # and is twice as much with `flip`.
     config.eval.windows_at_once = 4
     config.eval.scales = (1.0,)  # Factors that the image is resized by; their scores are averaged.
     config.eval.flip = False  # Whether the scores of the mirror image are averaged in.

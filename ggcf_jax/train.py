@@ -74,9 +74,9 @@ def train_and_evaluate(
 ) -> Evaluation | None:
     """Trains until `config.train.steps`, with evaluations and checkpoints on the way.
 
-    Resumes from the newest checkpoint of `workdir`; on one machine an interrupted and resumed run
-    ends in the same bits as an uninterrupted one. SIGTERM, Ctrl-C, SIGHUP or SIGUSR1 save a
-    checkpoint and return. A finished run is only evaluated.
+    Resumes from the newest checkpoint of `workdir`; on the CPUs of one machine an interrupted and
+    resumed run ends in the same bits as an uninterrupted one (docs/faults.md). SIGTERM, Ctrl-C,
+    SIGHUP or SIGUSR1 save a checkpoint and return. A finished run is only evaluated.
 
     In a run of several processes (`processes.joined`) all call this; process 0 alone prints and
     writes into the workdir, except for its share of each checkpoint.

@@ -28,7 +28,8 @@ class Plan:
     The image is resized by each scale (as in training: bilinear, no smoothing) and, if `flip`,
     mirrored as well. Each of these views goes through the network whole or in windows, whose
     logits are averaged where they overlap, and is resized back to the size of the image; the
-    scores are the mean over the views (mmseg, openseg).
+    scores are the mean over the views (mmseg, openseg). An image and its mirror image go through
+    the network together, as one batch: one part of the program, compiled once, for both.
 
     Attributes:
         window: (height, width) of the windows in pixels of the resized image, limited to its size;
@@ -40,8 +41,9 @@ class Plan:
         average: what is averaged over the views: 'probabilities' (mmseg, deeplab2) or 'logits'
             (openseg).
         pruning: rules of Context Pruning for the heads (section 3.4).
-        windows_at_once: number of windows of each image that go through the network together:
-            memory grows with it, the scores stay the same up to rounding.
+        windows_at_once: number of windows of each image, and with `flip` of its mirror image, that
+            go through the network together: memory grows with it, the scores stay the same up to
+            rounding.
 
     Raises:
         ValueError: invalid values.
@@ -132,17 +134,24 @@ def scores(
     """
     model = pruning_rules.pruned(model, plan.pruning)
     size = (images.shape[1], images.shape[2])
-    views = [(scale, flip) for scale in plan.scales for flip in (False, True)[: 1 + plan.flip]]
+    both = lambda extent: jax.tree.map(lambda x: _interleaved(x, x), extent)  # noqa: E731
     total: Any = 0.0
-    for scale, flip in views:
-        view, own = _resized(_mirrored(images, extent) if flip else images, scale, extent)
+    for scale in plan.scales:
+        view, own = _resized(images, scale, extent)
+        extents = extent
+        if plan.flip:
+            mirrored, _ = _resized(_mirrored(images, extent), scale, extent)
+            view, own, extents = _interleaved(view, mirrored), both(own), both(extent)
         logits = _logits(model, view, plan, own)
         if scale != 1:
-            logits = resize(logits, size, own, extent)
-        if flip:
-            logits = _mirrored(logits, extent)
-        total += jax.nn.softmax(logits) if plan.average == 'probabilities' else logits
-    return total / len(views)
+            logits = resize(logits, size, own, extents)
+        # The softmax of a mirror image is the mirror image of the softmax.
+        found = jax.nn.softmax(logits) if plan.average == 'probabilities' else logits
+        if plan.flip:
+            pairs = found.reshape(-1, 2, *found.shape[1:])
+            found = pairs[:, 0] + _mirrored(pairs[:, 1], extent)
+        total += found
+    return total / (len(plan.scales) * (1 + plan.flip))
 
 
 def probabilities(
@@ -252,6 +261,11 @@ def _put(x: jax.Array, corner: jax.Array, windows: jax.Array) -> jax.Array:
     return jax.vmap(lambda x, corner, y: lax.dynamic_update_slice(x, y, (*corner, 0)))(
         x, corner, windows
     )
+
+
+def _interleaved(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Two batches as one: both of an image side by side, so that a sharded batch stays sharded."""
+    return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
 
 
 def _mirrored(x: jax.Array, extent: Extent | None) -> jax.Array:

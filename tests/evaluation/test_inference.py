@@ -1,5 +1,7 @@
 """Plans against a twin in plain loops over numpy arrays, views by OpenCV."""
 
+import dataclasses
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -166,6 +168,17 @@ def test_resize_is_that_of_opencv(rng, size):
         [cv2.resize(each, size[::-1], interpolation=cv2.INTER_LINEAR) for each in x]
     )
     np.testing.assert_allclose(resize(jnp.asarray(x), size), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('plan', [Plan(flip=True), Plan(window=(9, 10), flip=True)], ids=str)
+def test_a_mirror_image_needs_no_program_of_its_own(images, plan):
+    """It goes through the network in the batch of the image: as many products as without it."""
+    graphdef, state = nnx.split(Pixels())
+    products = [
+        SCORES.lower(graphdef, state, images, each).as_text().count('dot_general')
+        for each in (plan, dataclasses.replace(plan, flip=False))
+    ]
+    assert products[0] == products[1] > 0
 
 
 @pytest.mark.parametrize('own', [False, True])
