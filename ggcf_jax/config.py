@@ -200,8 +200,9 @@ def default() -> ConfigDict:
     # Optimiser, schedule, loss, precision and logging of the training.
     config.train = ConfigDict()
     config.train.steps = 50_000  # Number of parameter updates.
-    # Workdir of a run whose best checkpoint training starts from: its whole network, without the
-    # classifiers where the classes differ; None: model.backbone.weights or random parameters.
+    # Workdir of a run whose best checkpoint training starts from, or a model that --mode=export
+    # --format=folder wrote: its whole network, without the classifiers where the classes differ;
+    # None: model.backbone.weights or random parameters.
     config.train.start_from = config_dict.placeholder(str)
     config.train.batch_size = 8  # Images for each update, over all devices (paper: 8).
     # Gradient accumulation: number of microbatches that a batch is processed in, to save memory.

@@ -71,6 +71,49 @@ def test_many_classes_are_one_line_and_a_file(found, tmp_path):
     assert all(f'class {i} ' in table for i in range(150))
 
 
+@pytest.mark.parametrize(
+    ('pixels', 'verdict'),
+    [
+        ([0, 0], 'error: no pixel of the training images has a class, so that nothing can be lear'),
+        ([9, 0], "error: all labelled pixels of the training images are of the class 'background'"),
+        ([0, 9], "error: all labelled pixels of the training images are of the class 'object'"),
+        ([9, 9], None),
+    ],
+)
+def test_labels_that_teach_nothing_are_an_error(found, pixels, verdict):
+    findings, text = found
+    dataset = SimpleNamespace(classes=('background', 'object'), num_classes=2)
+    scans = {split: _scan(split, pixels) for split in ('train', 'validation')}
+    doctor._judge_classes(dataset, scans, findings)
+    assert findings.errors == (verdict is not None)
+    assert text().startswith(verdict or '') and bool(text()) == bool(verdict)
+
+
+@pytest.mark.parametrize(
+    ('ignore', 'classes', 'cause', 'cure'),
+    [
+        # Masks of 0 and 255 as many programs write them, with the default of config.data.ignore.
+        ((255,), 'background\nobject\n', "are of the class 'background'", 'ids in the class file'),
+        ((0, 255), 'background\nobject\n', 'no pixel of the training images has', 'data.ignore'),
+    ],
+)
+def test_masks_of_0_and_255_are_not_ready(
+    tiny_config, camvid_folder, tmp_path, capsys, ignore, classes, cause, cure
+):
+    for path in camvid_folder.glob('*annot/*.png'):
+        ids = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        cv2.imwrite(str(path), np.where(ids > 4, 255, 0).astype(np.uint8))
+    tiny_config.data.update(_folder(camvid_folder))
+    (camvid_folder / 'classes.txt').write_text(classes)
+    tiny_config.data.ignore = ignore
+    assert not doctor.examine(tiny_config, tmp_path / 'run')
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'these are masks of 0 and 255, but 255 is ignored: write the lines' in text
+    assert cause in text and cure in text
+    assert 'the pipeline and the training step are not tried with such data' in text
+    assert 'not ready: 1 error' in text
+
+
 def test_throughput_is_measured_over_whole_bursts_until_stable(monkeypatch):
     """A pipeline of 16 threads, each of which needs 16 s for a batch of 8: 8 images/s."""
     clock = SimpleNamespace(now=0.0)

@@ -7,6 +7,7 @@ checkpoint provides the whole network.
 
 import dataclasses
 import pathlib
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -26,6 +27,8 @@ from ggcf_jax.workdir import config as workdir_config
 
 _BACKBONE = 'backbone.'
 _CLASSIFIERS = ('classifier.', 'aux_classifier.')
+# What a network is taken from.
+_WHOLE = 'give the workdir of a run, or a model that --mode=export --format=folder wrote'
 
 _T = TypeVar('_T')
 
@@ -114,7 +117,12 @@ def _read(
 ) -> dict[str, np.ndarray]:
     path = pathlib.Path(config.model.backbone.weights).expanduser()
     if path.is_dir():
+        _check_place(path, 'config.model.backbone.weights')
         return _read_workdir(path, shapes, config.model.norm, report)
+    if _is_exported(path):
+        raise InputError(
+            f'config.model.backbone.weights={str(path)!r} is a file of exported programs; {_WHOLE}'
+        )
     imported = pretrained.load(path, shapes, config.model.norm)
     left_out = f'; left out {len(imported.left_out)} of heads' if imported.left_out else ''
     prefix = f' without the prefix {imported.prefix}' if imported.prefix else ''
@@ -167,10 +175,12 @@ def _read_network(
 ) -> dict[str, np.ndarray]:
     """The arrays of a whole network; `classes` None checks them without those of classifiers."""
     if not path.is_dir():
+        if path.is_file():
+            raise InputError(f'config.train.start_from={str(path)!r} is a file; {_WHOLE}')
         raise InputError(
-            f'config.train.start_from={str(path)!r}: there is no such folder; give the workdir of '
-            'a run'
+            f'config.train.start_from={str(path)!r}: there is no such folder; {_WHOLE}'
         )
+    _check_place(path, 'config.train.start_from')
     there = workdir_config.load(path)
     where, saved = _saved(path)
     same = classes is not None and tuple(classes) == classes_lib.of_run(there, path).names
@@ -198,6 +208,26 @@ def _read_network(
     if classes is not None:
         report(f'{where}: the whole network of {len(wanted)} arrays{drawn}')
     return {_BACKBONE + name: array for name, array in backbone.items()} | others
+
+
+def _check_place(path: pathlib.Path, field: str) -> None:
+    """Refuses a folder inside of a run, such as a checkpoint, and names the run."""
+    name = workdir_config.FILE_NAME
+    runs = [p for p in path.absolute().parents[:2] if (p / name).is_file()]
+    if runs and not (path / name).exists():
+        raise InputError(
+            f'{field}={str(path)!r} lies inside of a run; give its workdir, {str(runs[0])!r}, of '
+            'which the best checkpoint is taken'
+        )
+
+
+def _is_exported(path: pathlib.Path) -> bool:
+    """Whether a file is one of programs, as `--mode=export` writes it; PyTorch's are zips, too."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {'metadata.json', 'weights.npz'} <= set(file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _saved(path: pathlib.Path) -> tuple[str, dict[str, np.ndarray]]:

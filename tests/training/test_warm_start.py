@@ -1,5 +1,7 @@
 """Training that starts from weights."""
 
+import zipfile
+
 import jax
 import numpy as np
 import pytest
@@ -137,6 +139,40 @@ def test_whole_network_of_a_run(tiny_config, camvid_folder, tmp_path):
     tiny_config.model.backbone.weights = None
     tiny_config.train.start_from = 'nowhere'
     with pytest.raises(InputError, match='there is no such folder; give the workdir'):
+        warm_start.check(tiny_config)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A file with the members of one of exported programs."""
+    path = tmp_path / 'model.ggcf'
+    with zipfile.ZipFile(path, 'w') as file:
+        for name in ('metadata.json', 'weights.npz', 'any.jax_export'):
+            file.writestr(name, b'')
+    return path
+
+
+def test_places_that_are_no_run_are_told_with_the_one_to_give(
+    tiny_config, untrained_run, exported, tmp_path
+):
+    cure = 'give the workdir of a run, or a model that --mode=export --format=folder wrote'
+    inside = untrained_run / 'checkpoints'
+    for place in (inside, next(inside.iterdir())):
+        for field in ('train.start_from', 'model.backbone.weights'):
+            config = tiny_config.copy_and_resolve_references()
+            config.update_from_flattened_dict({field: str(place)})
+            message = f"config.{field}='{place}' lies inside of a run; give its .*{untrained_run}'"
+            with pytest.raises(InputError, match=message):
+                warm_start.check(config)
+    tiny_config.model.backbone.weights = str(exported)
+    with pytest.raises(InputError, match=f'is a file of exported programs; {cure}'):
+        warm_start.check(tiny_config)
+    tiny_config.model.backbone.weights = None
+    tiny_config.train.start_from = str(exported)
+    with pytest.raises(InputError, match=f'model.ggcf. is a file; {cure}'):
+        warm_start.check(tiny_config)
+    tiny_config.train.start_from = str(tmp_path)
+    with pytest.raises(InputError, match='is not the workdir of a run'):
         warm_start.check(tiny_config)
 
 
