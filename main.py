@@ -21,7 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import doctor, evaluate, export, predict, score, serve, train
+from ggcf_jax import doctor, evaluate, export, places, predict, score, serve, train
 from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
@@ -61,6 +61,15 @@ MODES = {
 }
 
 
+class _PathParser(flags.ArgumentParser):
+    """Paths, with home directories for `~`; names of splits, which may stand there, stay."""
+
+    syntactic_help = 'a path'
+
+    def parse(self, argument: str) -> str:
+        return str(places.expand(argument))
+
+
 class _CheckpointParser(flags.ArgumentParser):
     """Step numbers as integers; `best` and `latest` as they are."""
 
@@ -75,8 +84,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     help_string='Configuration file, such as configs/camvid.py or configs/cityscapes.py:r50.',
     lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory of the run (default: runs/ and the name of the configuration).'
+_WORKDIR = flags.DEFINE(
+    _PathParser(),
+    'workdir',
+    None,
+    'Directory of the run (default: runs/ and the name of the configuration).',
 )
 _MODE = flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 
@@ -97,18 +109,30 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
     'split', 'validation', 'evaluate, score: split of the data set with the labels.'
 )
-flags.DEFINE_string(
+flags.DEFINE(
+    _PathParser(),
     'input',
     None,
     'predict: an image file, a folder of images or a split of the data set. score: folder of '
     'predicted label files.',
 )
-flags.DEFINE_string('labels', None, 'score: folder of label files (default: those of --split).')
-flags.DEFINE_string(
-    'classes', None, 'score: class file of --labels (default: classes.csv in or above it).'
+flags.DEFINE(
+    _PathParser(),
+    'labels',
+    None,
+    'score: folder of label files (default: those of --split).',
 )
-flags.DEFINE_string(
-    'output', None, 'predict: folder to write the results to. export, score: file to write.'
+flags.DEFINE(
+    _PathParser(),
+    'classes',
+    None,
+    'score: class file of --labels (default: classes.csv in or above it).',
+)
+flags.DEFINE(
+    _PathParser(),
+    'output',
+    None,
+    'predict: folder to write the results to. export, score: file to write.',
 )
 flags.DEFINE_string(
     'sizes',
@@ -171,10 +195,7 @@ def main(argv: list[str]) -> int:
     if config is None:
         return _error('--config is missing; try --config=configs/street_scenes.py')
     mode = MODES[_MODE.value]
-    try:
-        workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}').expanduser()
-    except RuntimeError as error:  # no home directory, or no such user
-        return _error(f'--workdir={_WORKDIR.value}: {error}')
+    workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}')
     logging.set_verbosity(logging.WARNING)  # what libraries inform about would drown ours
     logging.get_absl_logger().addFilter(_is_news)
     try:
@@ -234,14 +255,15 @@ def _launch() -> processes.Launch:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake in it ends in one line instead of a traceback."""
-    path, workdir = _given(argv, 'config'), _given(argv, 'workdir')
+    path = None
     mode = MODES.get(_given(argv, 'mode') or '')
     try:
+        argv = _with_expanded_config(argv)
+        path, workdir = _given(argv, 'config'), _given(argv, 'workdir')
         if path is None and workdir and mode and mode.from_workdir:
-            workdir_config.load(
-                pathlib.Path(workdir)
-            )  # config_flags would show a traceback of what is wrong
-            argv = [argv[0], f'--config={_FROM_WORKDIR}:{workdir}', *argv[1:]]
+            there = places.expand(workdir, '--workdir')
+            workdir_config.load(there)  # config_flags would show a traceback of what is wrong
+            argv = [argv[0], f'--config={_FROM_WORKDIR}:{there}', *argv[1:]]
         elif path is None and mode and mode.default:
             argv = [argv[0], f'--config={mode.default}', *argv[1:]]
         elif path is not None and not pathlib.Path(path.split(':')[0]).is_file():
@@ -265,6 +287,18 @@ def _raised_in(error: BaseException, path: str | None) -> bool:
     file = pathlib.Path((path or '').split(':')[0]).name
     frames = traceback.extract_tb(error.__traceback__)
     return any(pathlib.Path(frame.filename).name == file for frame in frames)
+
+
+def _with_expanded_config(argv: list[str]) -> list[str]:
+    """The command line with the home directory for a `~` that --config begins with."""
+    path = _given(argv, 'config')
+    if path is None or not path.startswith('~'):
+        return argv
+    expanded = str(places.expand(path, '--config'))
+    ours = (path, f'config={path}')
+    return [
+        each.removesuffix(path) + expanded if each.lstrip('-') in ours else each for each in argv
+    ]
 
 
 def _given(argv: list[str], flag: str) -> str | None:

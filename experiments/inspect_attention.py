@@ -209,7 +209,7 @@ def main(options: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='workdir of the run')
+    parser.add_argument('--workdir', required=True, type=cli.path, help='workdir of the run')
     runs.add_checkpoint(parser)
     parser.add_argument('--split', default='validation', help='split of the image [validation]')
     parser.add_argument('--image', default='0', help='number in the split, or name [0]')
@@ -223,9 +223,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--classes', default=4, type=int, help='number of query points where none is given [4]'
     )
-    parser.add_argument(
-        '--out', type=pathlib.Path, help='folder of the results [<workdir>/attention]'
-    )
+    parser.add_argument('--out', type=cli.path, help='folder of the results [<workdir>/attention]')
     parser.add_argument(
         '--pruning', default='', help='rules of Context Pruning, as config.eval.pruning'
     )

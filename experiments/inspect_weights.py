@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, out=False)
     parser.add_argument(
         'path',
-        type=pathlib.Path,
+        type=cli.path,
         help='.safetensors, .pth or .pt file, or a ggcf_jax workdir',
     )
     parser.add_argument('--tensors', action='store_true', help='list all tensors of the file')

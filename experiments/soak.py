@@ -31,6 +31,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from experiments.common import cli
 from ggcf_jax import atomic, models, train
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.workdir import checkpoints
@@ -393,7 +394,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--workdir',
         default='runs/soak',
-        type=pathlib.Path,
+        type=cli.path,
         help='directory of the soak [runs/soak]',
     )
     parser.add_argument('--kills', default=200, type=int, help='number of signals to send [200]')

@@ -16,6 +16,13 @@ from ggcf_jax.data import STORAGES, class_weights, mixture
 from ggcf_jax.data.records.codec import LABEL_FORMS
 from ggcf_jax.errors import InputError
 
+# Fields that hold a path, which `places.expand` reads, on this machine ...
+PLACES = ('data.manual_dir', 'data.data_dir', 'model.backbone.weights', 'train.start_from')
+# ... and, unless it is absolute, inside of `data.manual_dir`.
+FILES_OF_DATA = (
+    'data.classes', 'data.splits.train', 'data.splits.validation', 'data.splits.test',
+)  # fmt: skip
+
 
 def default() -> ConfigDict:
     """Returns a configuration with every field that the package reads.
@@ -36,7 +43,8 @@ def default() -> ConfigDict:
     config.data.name = 'folder'
     # Folder with your images, or with the files as downloaded (docs/data.md names them).
     config.data.manual_dir = config_dict.placeholder(str)
-    # Folder for prepared data and other derived files; None: ~/tensorflow_datasets.
+    # Folder for prepared data and other derived files, written on first use; None:
+    # ~/tensorflow_datasets.
     config.data.data_dir = config_dict.placeholder(str)
     # Images to train on: a split ('train'), a union ('train+validation') or a mixture with the
     # share of each part ('train:0.5,train_extra:0.5').

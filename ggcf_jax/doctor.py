@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data, models
+from ggcf_jax import data, models, places
 from ggcf_jax.data import advice, label_survey, mixture, pipeline
 from ggcf_jax.data.records import depth
 from ggcf_jax.data.records.codec import IGNORE
@@ -102,15 +102,14 @@ def examine(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
     Returns:
         Whether nothing was found that keeps the training from working.
     """
-    folder = pathlib.Path(workdir) / 'doctor'
+    folder = places.expand(workdir) / 'doctor'
     console = Console(record=True)
     with Progress(console=console) as progress:
         found = Findings(progress)
         with _reported(found):
-            try:
+            places.check_writable(folder, '--workdir')
+            with places.writing(folder, '--workdir'):
                 folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f'workdir {str(workdir)!r} cannot be written: {error}') from error
             _examine(config, folder, found, progress)
         if found.errors:
             errors = _counted(found.errors, 'error')
@@ -160,6 +159,7 @@ def _examine(config: ConfigDict, folder: pathlib.Path, found: Findings, progress
     parts = mixture.parse(config.data.train_split)
     mixture.records(dataset, parts)
     splits = dict.fromkeys([*(split for part in parts for split in part.splits), 'validation'])
+    data.check_writable(config, dataset)
     scans = {}
     for split in splits:
         count = len(dataset.source(split))
@@ -254,7 +254,7 @@ def _tell_classes(
         found.say(table)
         return
     path = folder / 'classes.txt'
-    with path.open('w', encoding='utf-8') as file:
+    with places.writing(path, '--workdir'), path.open('w', encoding='utf-8') as file:
         Console(file=file, width=120).print(table)
     found.say(f'classes: the table of all {dataset.num_classes} is in {path}')
 
@@ -317,7 +317,8 @@ def _draw_samples(
     ]
     half = len(columns) // 2
     rows = [np.concatenate(columns[i : i + half], axis=1) for i in range(0, len(columns), half)]
-    pictures.write_png(path, np.concatenate(rows))
+    with places.writing(path, '--workdir'):
+        pictures.write_png(path, np.concatenate(rows))
     return first
 
 

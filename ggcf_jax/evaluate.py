@@ -7,7 +7,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data
+from ggcf_jax import data, places
 from ggcf_jax.display.console import Progress, iou_table, metrics_line
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
@@ -43,9 +43,11 @@ def evaluate_workdir(
         InputError: no such checkpoint or split, a split without labels, a run of another network,
             or invalid values in the configuration.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = places.expand(workdir)
     config_lib.check(config, jax.device_count())
     workdir_config.check_model(config, workdir)
+    if processes.is_process_zero():
+        places.check_writable(workdir, '--workdir')
     inference.build(config)
     shown = metrics.build(config)
     with processes.process_zero_first():
@@ -92,7 +94,8 @@ def evaluate_workdir(
             progress.print(line)
     if processes.is_process_zero():
         made = evaluations.conditions('evaluate', model.plan, config, dataset, split)
-        evaluations.save(evaluation, dataset, model.step, workdir, made)
-        evaluations.save_confusion(evaluation, model.step, workdir, made)
-        print(f'report: {report.write(workdir)}')
+        with places.writing(workdir, '--workdir'):
+            evaluations.save(evaluation, dataset, model.step, workdir, made)
+            evaluations.save_confusion(evaluation, model.step, workdir, made)
+            print(f'report: {report.write(workdir)}')
     return evaluation

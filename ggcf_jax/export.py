@@ -22,7 +22,7 @@ import json
 import pathlib
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ from flax import nnx
 from jax import export as jax_export
 from ml_collections import ConfigDict
 
-from ggcf_jax import atomic, models
+from ggcf_jax import atomic, models, places
 from ggcf_jax import config as config_lib
 from ggcf_jax.attention import target as platform
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -209,7 +209,7 @@ def export_workdir(
     Raises:
         InputError: the file cannot be made; found before anything is computed.
     """
-    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    workdir, output = places.expand(workdir), places.expand(output)
     _check_file(output, overwrite=overwrite)
     config_lib.check(config, devices=None)
     workdir_config.check_model(config, workdir)
@@ -217,6 +217,7 @@ def export_workdir(
     wanted = shapes(plan, sizes)
     model = _model(config, workdir, checkpoint)
     weights = flatten(model.params, model.stats)
+    _check_space(output, weights)
 
     run = jax.jit(program(model.graphdef, model.params, model.stats, plan))
     abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
@@ -248,7 +249,11 @@ def export_workdir(
         files={'weights.npz': hashlib.sha256(content).hexdigest()},
         license_=license_,
     )
-    with atomic.replacing(output) as temporary, zipfile.ZipFile(temporary, 'w') as file:
+    with (
+        places.writing(output, '--output'),
+        atomic.replacing(output) as temporary,
+        zipfile.ZipFile(temporary, 'w') as file,
+    ):
         file.writestr('metadata.json', json.dumps(metadata, indent=1))
         file.writestr(card.FILE_NAME, text)
         file.writestr('weights.npz', content)
@@ -280,20 +285,23 @@ def export_folder(
     Raises:
         InputError: the folder cannot be made; found before anything is written.
     """
-    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    workdir, output = places.expand(workdir), places.expand(output)
     released.check(output)
     if released.is_one(output) and not overwrite:
         raise InputError(f'--output={output} already exists; --overwrite replaces it')
+    places.check_writable(output.parent, '--output')
     model = _model(config, workdir, checkpoint)
     weights = {name: np.asarray(x) for name, x in flatten(model.params, model.stats).items()}
-    released.write(
-        output,
-        released.Weights(model.step, weights),
-        workdir=workdir,
-        config=config,
-        plan=str(model.plan),
-        license_=license_,
-    )
+    _check_space(output, weights)
+    with places.writing(output, '--output'):
+        released.write(
+            output,
+            released.Weights(model.step, weights),
+            workdir=workdir,
+            config=config,
+            plan=str(model.plan),
+            license_=license_,
+        )
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f'{output}: released model of step {model.step}, {size / 1e6:.1f} MB')
 
@@ -320,7 +328,7 @@ def export_backbone(
     Raises:
         InputError: the file cannot be made; found before anything is written.
     """
-    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    workdir, output = places.expand(workdir), places.expand(output)
     if output.suffix != '.safetensors':
         raise InputError(f'--output={output}: the name of a backbone ends in .safetensors')
     _check_file(output, overwrite=overwrite)
@@ -333,6 +341,7 @@ def export_backbone(
         if prefix.match(name)
     }
     tensors = writing.tensors(arrays, config.model)
+    _check_space(output, tensors)
     metadata = {
         'format': 'pt',  # how PyTorch's readers know whose order of axes it is
         'layout': layout.name,
@@ -340,7 +349,8 @@ def export_backbone(
         'step': str(model.step),
         'license': license_ or 'unknown',
     }
-    atomic.write(output, safetensors.numpy.save(tensors, metadata))
+    with places.writing(output, '--output'):
+        atomic.write(output, safetensors.numpy.save(tensors, metadata))
     print(
         f'{output}: {layout.name}, {len(tensors)} tensors of step {model.step}, '
         f'{output.stat().st_size / 1e6:.1f} MB'
@@ -353,6 +363,12 @@ def _check_file(output: pathlib.Path, *, overwrite: bool) -> None:
         raise InputError(f'--output={output} is a folder; give the name of a file')
     if output.exists() and not overwrite:
         raise InputError(f'--output={output} already exists; --overwrite replaces it')
+    places.check_writable(output.parent, '--output')
+
+
+def _check_space(output: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+    needed = sum(array.nbytes for array in arrays.values())
+    places.check_writable(output.parent, '--output', needed=needed)
 
 
 def _model(config: ConfigDict, workdir: pathlib.Path, checkpoint: Which) -> model_lib.TrainedModel:

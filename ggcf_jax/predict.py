@@ -15,7 +15,7 @@ from jaxtyping import Int32, UInt8
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data
+from ggcf_jax import data, places
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -79,9 +79,10 @@ def predict(
             another model or plan or one that cannot be written, or label files that the evaluation
             server would refuse.
     """
-    workdir, folder = pathlib.Path(workdir), pathlib.Path(output).expanduser()
+    workdir, folder = places.expand(workdir), places.expand(output)
     if jax.process_count() > 1:
         raise InputError('--mode=predict runs in one process; give each a part of the images')
+    places.check_writable(folder, '--output')
     config_lib.check(config, jax.device_count())
     workdir_config.check_model(config, workdir)
     inference.build(config)
@@ -101,9 +102,10 @@ def predict(
         overlays=config.predict.overlays,
         probabilities=config.predict.probabilities,
     )
-    outputs.claim(folder, _key(model))
-    results.write_classes(model.classes)
-    ledger = Ledger(folder, code.digest(model.network))
+    with places.writing(folder, '--output'):
+        outputs.claim(folder, _key(model))
+        results.write_classes(model.classes)
+        ledger = Ledger(folder, code.digest(model.network))
     networks = {  # parts are blended by their probabilities
         False: model.batch_run(np.dtype(np.float16) if results.probabilities else None),
         True: model.batch_run(np.dtype(np.float32)),
@@ -121,9 +123,15 @@ def predict(
         wanted=todo,
         max_side=config.predict.max_side,
     )
+    if results.probabilities:
+        known = (size for i in todo if (size := sizes[i]) is not None)
+        pixels = sum(height * width for height, width in known)
+        needed = pixels * len(model.classes) * np.dtype(np.float16).itemsize
+        places.check_writable(folder, '--output', needed=needed)
     failed: list[str] = []
     try:
         with (
+            places.writing(folder, '--output'),  # errors of reading are in `failed`
             jax.set_mesh(model.mesh),
             ThreadPoolExecutor(config.data.threads) as pool,
             Progress() as progress,
@@ -172,8 +180,6 @@ def predict(
                 advance(len(job.members) - len(images))  # those that cannot be used
     except _Stopped as stopped:
         print(f'stopped by {stopped}; the same command goes on')
-    except OSError as error:  # errors of reading are in `failed`
-        raise InputError(f'--output={folder} cannot be written: {error}') from error
 
     for message in failed:
         print(f'failed: {message}', file=sys.stderr)
@@ -188,11 +194,12 @@ def predict(
     complete = all(each.name in finished for each in inputs)
     if for_server:
         names = [each.name for each in inputs]
-        made = (
-            outputs.submit(results, dict(zip(names, sizes)))
-            if complete
-            else 'not yet: images are missing'
-        )
+        with places.writing(folder, '--output'):
+            made = (
+                outputs.submit(results, dict(zip(names, sizes)))
+                if complete
+                else 'not yet: images are missing'
+            )
         print(f'for the server: {made}')
     return complete
 
@@ -201,7 +208,7 @@ def _find(
     config: ConfigDict, source: str, folder: pathlib.Path, *, for_server: bool
 ) -> tuple[list[Input], Dataset | None]:
     """The images, and the data set if they are those of a split."""
-    path = pathlib.Path(source).expanduser()
+    path = places.expand(source)
     if path.exists() and not for_server:
         return prediction_inputs.of_path(path, folder, bits=config.data.image_bits), None
     dataset = data.build(config.data)

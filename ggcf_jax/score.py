@@ -11,7 +11,7 @@ from absl.flags import FlagValues
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from ggcf_jax import atomic, data
+from ggcf_jax import atomic, data, places
 from ggcf_jax.data.datasets import class_file, pairing
 from ggcf_jax.data.datasets.pairing import LABELS
 from ggcf_jax.data.records import finder
@@ -52,24 +52,25 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
     """`main.py --mode=score`: reads `--input`, `--labels`, `--classes`, `--split`, `--output`."""
     if not flags.input:
         raise InputError('--input=DIR is missing: the folder of the predicted label files')
-    if flags.output and pathlib.Path(flags.output).expanduser().is_dir():
-        raise InputError(f'--output={flags.output} is a folder; give the name of a file')
-    predictions = pathlib.Path(flags.input).expanduser()
+    output = places.expand(flags.output, '--output') if flags.output else None
+    if output is not None:
+        if output.is_dir():
+            raise InputError(f'--output={flags.output} is a folder; give the name of a file')
+        places.check_writable(output.parent, '--output')
+    predictions = places.expand(flags.input, '--input')
     if not predictions.is_dir():
         raise InputError(f'--input={flags.input} is not a folder')
-    table = pathlib.Path(flags.classes).expanduser() if flags.classes else None
+    table = places.expand(flags.classes, '--classes') if flags.classes else None
     if flags.labels:
-        labels = pathlib.Path(flags.labels).expanduser()
+        labels = places.expand(flags.labels, '--labels')
         ignore, form = tuple(config.data.ignore), config.data.label_form
         truth = of_folder(labels, table, predictions, ignore, form)
     else:
         truth = of_split(config, flags.split)
     evaluation = score(config, predictions, truth)
-    if flags.output:
-        atomic.write(
-            pathlib.Path(flags.output).expanduser(),
-            json.dumps(_content(evaluation, truth)).encode(),
-        )
+    if output is not None:
+        with places.writing(output, '--output'):
+            atomic.write(output, json.dumps(_content(evaluation, truth)).encode())
     return 0
 
 

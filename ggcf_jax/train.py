@@ -14,7 +14,7 @@ from absl.flags import FlagValues
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
-from ggcf_jax import data, evaluate, models
+from ggcf_jax import data, evaluate, models, places
 from ggcf_jax.data import advice, pipeline, teaching
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress, facts, iou_table, metrics_line
@@ -96,7 +96,7 @@ def train_and_evaluate(
         NotFinite: training diverged; the workdir keeps the last checkpoints.
     """
     began = time.perf_counter()
-    workdir = pathlib.Path(workdir)
+    workdir = places.expand(workdir)
     config = _resolved(config, workdir)
     this = _checked(config, workdir, accept_changes=accept_changes)
     with contextlib.ExitStack() as stack:
@@ -189,6 +189,7 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     parameter_groups.build(train, stacks).check(network[1])
     objective.build(train, ())
     profiling.parse(train.profile, train.steps)
+    data.check_writable(config, dataset)
     with processes.process_zero_first():
         class_weights = data.class_weights_of(config, dataset)
     if first:
@@ -234,6 +235,8 @@ def _prepared(this: _Start) -> _Run:
         else flops.of_training(graphdef, state.params, state.stats, tuple(config.data.crop_size))
         / (peak * mesh.size)
     )
+    if this.claimed is not None:
+        _check_space(state, this)
     # Every check has passed: from here on the workdir is written.
     segments = () if this.claimed is None else this.claimed.save(start)
     return _Run(
@@ -273,7 +276,8 @@ def _train(run: _Run, began: float) -> Evaluation | None:
     if start:
         processes.log_once(f'{workdir}: resuming at step {start} of {train.steps}')
     if first:
-        provenance.save(workdir)
+        with places.writing(workdir, '--workdir'):
+            provenance.save(workdir)
 
     plan = overview.rows(config, this.mesh, this.dataset, state, run.weights)
     idle = platforms.unused(
@@ -354,7 +358,7 @@ def _train(run: _Run, began: float) -> Evaluation | None:
                     progress.print(_input_bound(times, config), style='yellow')
 
             evaluation, stop = None, stop_requested()
-            if stop or _is_evaluated(step, train) or step % train.checkpoint_every == 0:
+            if stop or _is_saved(step, train):
                 if this.held is not None:
                     this.held.check()
                 checkpointer.save(step, state.to_trees())
@@ -378,7 +382,8 @@ def _train(run: _Run, began: float) -> Evaluation | None:
             f'stopped by {stop} after step {step}, which is saved; the same command resumes'
         )
     if first:
-        print(f'report: {report.write(workdir)}')
+        with places.writing(workdir, '--workdir'):
+            print(f'report: {report.write(workdir)}')
     return evaluation
 
 
@@ -472,7 +477,9 @@ class _Validation:
             config = self._run.start.config
             plan = inference.of_training(config)
             made = evaluations.conditions('training', plan, config, dataset, 'validation')
-            for name, panel in evaluations.save(evaluation, dataset, step, workdir, made):
+            with places.writing(workdir, '--workdir'):
+                panels = evaluations.save(evaluation, dataset, step, workdir, made)
+            for name, panel in panels:
                 self._writer.image(step, f'validation/{name}', panel)
         # Last, since a step with a score is not evaluated again.
         self._run.checkpointer.score(step, evaluation.miou)
@@ -494,6 +501,19 @@ def _is_over(mious: Sequence[float], train: ConfigDict) -> bool:
 
 def _is_evaluated(step: int, train: ConfigDict) -> bool:
     return step % train.eval_every == 0 or step == train.steps
+
+
+def _is_saved(step: int, train: ConfigDict) -> bool:
+    return _is_evaluated(step, train) or step % train.checkpoint_every == 0
+
+
+def _check_space(state: state_lib.TrainState, this: _Start) -> None:
+    """Refuses a disk that the checkpoints of the run do not fit on."""
+    train, start = this.config.train, int(state.step)
+    saves = sum(_is_saved(step, train) for step in range(start + 1, train.steps + 1))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state.to_trees()))
+    needed = size * checkpoints.further(this.workdir, saves)
+    places.check_writable(this.workdir, '--workdir', needed=needed)
 
 
 def _training_memory() -> contextlib.AbstractContextManager[None]:

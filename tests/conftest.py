@@ -73,8 +73,10 @@ def tiny_config(camvid_folder, tmp_path):
 def tiny_run(tmp_path_factory):
     """Configuration, workdir and result of one uninterrupted run of 12 steps; not to be changed."""
     root = tmp_path_factory.mktemp('run')
+    before = os.umask(0o002)  # not the usual one: what a run writes has to follow it
     config = make_tiny_config(write_camvid(root / 'camvid', np.random.default_rng(0)), root)
     evaluation = train.train_and_evaluate(config, root / 'whole')
+    os.umask(before)
     return config, root / 'whole', evaluation
 
 

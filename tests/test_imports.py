@@ -19,6 +19,7 @@ from tests.helpers import ROOT
 RULES = {
     # Foundations
     'errors': '',
+    'places': 'errors',
     'atomic': '',
     'json_files': '',
     'registry': 'errors',
@@ -27,16 +28,16 @@ RULES = {
     # What people look at
     'display': 'atomic',
     # Data: never jax, since worker processes load it
-    'data.records': 'errors atomic json_files registry',
+    'data.records': 'errors places atomic json_files registry',
     'data.datasets.street_painter': '',
-    'data.datasets': 'errors atomic registry data.records data.datasets.street_painter',
-    'data': 'errors atomic json_files registry data.records data.datasets',
+    'data.datasets': 'errors places atomic registry data.records data.datasets.street_painter',
+    'data': 'errors places atomic json_files registry data.records data.datasets',
     # Networks
     'models.layers': 'errors registry attention',
     'models.backbones': 'errors registry attention models.layers',
     'models.contexts': 'errors registry attention models.layers',
     'models.segmenter': 'errors registry attention models.layers models.backbones models.contexts',
-    'models.pretrained': 'errors registry models.layers models.backbones',
+    'models.pretrained': 'errors places registry models.layers models.backbones',
     'models': (
         'errors registry attention models.layers models.backbones models.contexts models.segmenter'
     ),
@@ -44,12 +45,12 @@ RULES = {
     'config': 'errors registry data',
     # A trained network and its workdir
     'evaluation': 'errors registry attention display data models distributed',
-    'prediction': 'errors atomic json_files display data models distributed evaluation',
+    'prediction': 'errors places atomic json_files display data models distributed evaluation',
     'workdir': (
-        'errors atomic json_files registry display data models distributed config evaluation '
-        'prediction'
+        'errors places atomic json_files registry display data models distributed config '
+        'evaluation prediction'
     ),
-    'training': 'errors registry attention data models distributed config workdir',
+    'training': 'errors places registry attention data models distributed config workdir',
     'serving': 'errors json_files display data models distributed evaluation workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.
@@ -57,7 +58,7 @@ DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor', 'score')
 # Code beside the package: nothing in the package imports it.
 OUTSIDE = {
     'configs': 'ggcf_jax.config ggcf_jax.errors',
-    'configs.from_workdir': 'ggcf_jax.workdir.config',
+    'configs.from_workdir': 'ggcf_jax.places ggcf_jax.workdir.config',
     'main': 'ggcf_jax',
     'experiments.common': 'ggcf_jax',
     'experiments': 'ggcf_jax experiments.common',

@@ -56,6 +56,21 @@ MISTAKES = {
     '--mode=export --config=configs/camvid.py --output=a --format=backbone': (
         'the name of a backbone ends in .safetensors'
     ),
+    # HOME is the root of the repository here; behind the equals sign no shell expands ~.
+    '--config=~/configs/camvit.py': f'--config={ROOT}/configs/camvit.py: there is no such file',
+    '--config=~/configs/camvid.py --workdir=~/LICENSE/run': 'pass --config.data.manual_dir=DIR',
+    '--mode=evaluate --workdir=~/nowhere': f'{ROOT}/nowhere is not the workdir of a run',
+    '--mode=evaluate --workdir=~nobody-of-this-name/a': 'there is no such home directory',
+    '--mode=score --input=~nobody-of-this-name/a': 'there is no such home directory',
+    '--mode=export --config=configs/camvid.py --output=~/docs': f'--output={ROOT}/docs is a folder',
+    '--mode=export --config=configs/camvid.py --output=LICENSE/a': 'LICENSE cannot be written',
+    '--mode=predict --config=configs/camvid.py --input=a --output=LICENSE/a': (
+        'LICENSE/a cannot be written'
+    ),
+    '--mode=score --input=docs --output=LICENSE/a': 'LICENSE cannot be written',
+    '--mode=score --input=~/nowhere': f'--input={ROOT}/nowhere is not a folder',
+    '--mode=score --input=docs --labels=~/nowhere': f'--labels={ROOT}/nowhere is not a folder',
+    '--mode=score --input=docs --labels=docs --classes=~/nowhere': f'--classes={ROOT}/nowhere',
     '--mode=serve --workdir=nowhere': 'nowhere is not the workdir of a run',
     '--mode=serve --config=configs/camvid.py --port=70000': 'port',
     '--config=configs/camvid.py --config.eval.window=5,5 --config.eval.stride=6,6': (
@@ -76,7 +91,7 @@ def answers():
     process = subprocess.run(
         [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
         input='\n'.join(MISTAKES),
-        env=dict(one_device(), TFDS_DATA_DIR='nowhere'),
+        env=dict(one_device(), TFDS_DATA_DIR='nowhere', HOME=str(ROOT)),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -191,11 +191,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='docs/memory.csv',
-        type=pathlib.Path,
+        type=cli.path,
         help='CSV file that rows are appended to [docs/memory.csv]',
     )
     parser.add_argument(
-        '--keep', type=pathlib.Path, help='directory for the compiled programs as text [none]'
+        '--keep', type=cli.path, help='directory for the compiled programs as text [none]'
     )
     return parser
 

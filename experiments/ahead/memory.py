@@ -88,9 +88,7 @@ def main(options: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument(
-        'csv', type=pathlib.Path, help='CSV file that experiments.ahead.compile wrote'
-    )
+    parser.add_argument('csv', type=cli.path, help='CSV file that experiments.ahead.compile wrote')
     return parser
 
 

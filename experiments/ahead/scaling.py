@@ -8,7 +8,6 @@ prints Markdown. Nothing is measured; docs/scaling.md states the assumptions.
 
 import argparse
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 from typing import Self
 
@@ -236,9 +235,7 @@ def main(options: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument(
-        'csv', type=pathlib.Path, help='CSV file that experiments.ahead.compile wrote'
-    )
+    parser.add_argument('csv', type=cli.path, help='CSV file that experiments.ahead.compile wrote')
     parser.add_argument(
         '--config',
         default='configs/cityscapes.py:r101',

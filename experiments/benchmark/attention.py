@@ -14,7 +14,6 @@ import json
 import math
 import operator
 import os
-import pathlib
 import re
 import resource
 import statistics
@@ -464,7 +463,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='runs/benchmark/attention',
-        type=pathlib.Path,
+        type=cli.path,
         help='folder of the results [runs/benchmark/attention]',
     )
     parser.add_argument(
@@ -478,4 +477,4 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-    cli.run(main, make_parser())
+    cli.run(main, make_parser(), writes=lambda options: not options.list)

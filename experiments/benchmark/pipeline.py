@@ -331,7 +331,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='runs/benchmark/pipeline',
-        type=pathlib.Path,
+        type=cli.path,
         help='folder of files and results [runs/benchmark/pipeline]',
     )
     parser.add_argument('--images', default=24, type=int, help='number of painted images [24]')

@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
     parser.add_argument(
-        'folder', type=pathlib.Path, help='folder that experiments.benchmark.attention wrote'
+        'folder', type=cli.path, help='folder that experiments.benchmark.attention wrote'
     )
     return parser
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from ggcf_jax import places
 from ggcf_jax.errors import InputError
 
 _PREFIX = '--config.'
@@ -31,7 +32,7 @@ def make_parser(description: str | None, *, out: bool = True) -> argparse.Argume
         allow_abbrev=False,
     )
     if out:
-        parser.add_argument('--out', required=True, type=pathlib.Path, help='folder of the results')
+        parser.add_argument('--out', required=True, type=path, help='folder of the results')
     return parser
 
 
@@ -62,6 +63,8 @@ def parse(
         The options; with `add_config` also `config_overrides`, a list of 'field=value'.
     """
     options, rest = parser.parse_known_args(arguments)
+    if getattr(options, 'config', None):
+        options.config = str(places.expand(options.config, '--config'))
     takes_overrides = hasattr(options, 'config_overrides')
     unknown = [each for each in rest if not (takes_overrides and each.startswith(_PREFIX))]
     if unknown:
@@ -72,17 +75,40 @@ def parse(
     return options
 
 
-def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.ArgumentParser) -> None:
+def path(text: str) -> pathlib.Path:
+    """Makes a path of an argument, as `places.expand` does.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such home directory.
+    """
+    try:
+        return places.expand(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    *,
+    writes: Callable[[argparse.Namespace], bool] = lambda options: True,
+) -> None:
     """Calls `main` with the parsed command line, and exits where it fails.
 
     Args:
         main: script to run; returns None or an exit code. An InputError becomes one line on stderr
             and exit code 2.
         parser: command line of the script.
+        writes: whether the script writes into --out with these options, if it has that; whether it
+            can is then tried first.
     """
     logging.set_verbosity(logging.ERROR)  # library logs would drown ours
     try:
-        code = main(parse(parser))
+        options = parse(parser)
+        out = getattr(options, 'out', None)
+        if out is not None and writes(options):
+            places.check_writable(out.parent if out.is_file() else out, '--out')
+        code = main(options)
     except InputError as error:
         print(f'error: {error}', file=sys.stderr)
         code = 2

@@ -15,7 +15,7 @@ from typing import Literal
 import jax
 from ml_collections import ConfigDict
 
-from ggcf_jax import data
+from ggcf_jax import data, places
 from ggcf_jax.attention import graphs
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.distributed.mesh import make_mesh
@@ -78,8 +78,9 @@ def select(texts: Sequence[str]) -> list[SelectedRun]:
     """
     found = []
     for text in texts:
-        name, _, folder = ('', '', text) if pathlib.Path(text).is_dir() else text.rpartition('=')
-        for workdir in find_workdirs(pathlib.Path(folder)):
+        is_folder = places.expand(text, '--workdir').is_dir()
+        name, _, folder = ('', '', text) if is_folder else text.rpartition('=')
+        for workdir in find_workdirs(places.expand(folder, '--workdir')):
             config = workdir_config.load(workdir)
             found.append((name or paper_name(config.model), workdir, config.seed))
     for i, (_, workdir, _) in enumerate(found):

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from experiments.common import cli, pictures, runs, tables
 from experiments.common.runs import LoadedRun
 from experiments.common.tables import spread
-from ggcf_jax import data
+from ggcf_jax import data, places
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -199,7 +199,7 @@ def main(options: argparse.Namespace) -> None:
     found = [
         (name, workdir)
         for name, folder in named
-        for workdir in runs.find_workdirs(pathlib.Path(folder))
+        for workdir in runs.find_workdirs(places.expand(folder, '--model'))
     ]
     for name, workdir in found:
         loaded = runs.load(workdir, 'latest')

@@ -13,7 +13,6 @@ FLOPs       of the context module on one image, forward, in Gi (2^30), 2 per mul
 
 import argparse
 import dataclasses
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -129,7 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='runs/contexts',
-        type=pathlib.Path,
+        type=cli.path,
         help='path of the results without their suffix [runs/contexts]',
     )
     return parser

@@ -17,7 +17,6 @@ import csv
 import dataclasses
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -231,7 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='runs/efficiency',
-        type=pathlib.Path,
+        type=cli.path,
         help='path of the results without their suffix [runs/efficiency]',
     )
     return parser

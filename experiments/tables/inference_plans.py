@@ -119,7 +119,7 @@ def main(options: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument('--workdir', required=True, type=pathlib.Path, help='workdir of the run')
+    parser.add_argument('--workdir', required=True, type=cli.path, help='workdir of the run')
     parser.add_argument('--split', default='validation', help='split to evaluate [validation]')
     return parser
 

@@ -198,4 +198,4 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == '__main__':
-    cli.run(main, make_parser())
+    cli.run(main, make_parser(), writes=lambda options: options.action != 'list')

@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from ml_collections import ConfigDict
 
-from ggcf_jax import registry
+from ggcf_jax import places, registry
 from ggcf_jax.data import class_uniform, class_weights, datasets, mixture, pipeline
 from ggcf_jax.data.records import compact, depth, prepare
 from ggcf_jax.data.records.codec import FileDecoder
@@ -74,14 +74,14 @@ def training_batches(
     data = config.data
     registry.check(data.storage, STORAGES, 'config.data.storage')
     parts = mixture.parse(data.train_split)
-    directory = prepare.data_directory(data.data_dir)
     records = mixture.records(dataset, parts)
     if data.storage == 'compact':
-        splits = sorted({split for part in parts for split in part.splits})
-        copy = compact.dataset(dataset, splits, directory=directory, threads=data.threads)
+        directory = prepare.data_directory(data.data_dir)
+        copy = compact.dataset(dataset, _splits(parts), directory=directory, threads=data.threads)
         records = mixture.records(copy, parts)
     indices = None
     if data.class_uniform:
+        directory = prepare.data_directory(data.data_dir)
         indices = tuple(class_uniform.load_or_build(r, directory, data.threads) for r in records)
     transform = TrainTransform(
         crop_size=tuple(data.crop_size),
@@ -105,6 +105,11 @@ def training_batches(
     )
 
 
+def _splits(parts: tuple[mixture.Part, ...]) -> list[str]:
+    """Names of the splits of a mixture, sorted."""
+    return sorted({split for part in parts for split in part.splits})
+
+
 def class_weights_of(config: ConfigDict, dataset: Dataset) -> tuple[float, ...]:
     """Returns the weight of each class in the loss, or () for none.
 
@@ -117,8 +122,37 @@ def class_weights_of(config: ConfigDict, dataset: Dataset) -> tuple[float, ...]:
     """
     data = config.data
     records = mixture.records(dataset, mixture.parse(data.train_split))
+    return class_weights.resolve(config.train.class_weights, records, data.data_dir, data.threads)
+
+
+def check_writable(config: ConfigDict, dataset: Dataset) -> None:
+    """Refuses a data directory that cannot be written, where training would write into it.
+
+    That is on first use of the compact copy, the class index and the counts for class weights.
+
+    Args:
+        config: configuration; reads `data` and `train.class_weights`.
+        dataset: data set to train on.
+
+    Raises:
+        InputError: the directory cannot be written, or a split cannot be trained on.
+    """
+    data = config.data
+    parts = mixture.parse(data.train_split)
+    records = mixture.records(dataset, parts)
+    counted = config.train.class_weights == class_weights.COUNTED
+    if not (counted or data.class_uniform or data.storage == 'compact'):
+        return
     directory = prepare.data_directory(data.data_dir)
-    return class_weights.resolve(config.train.class_weights, records, directory, data.threads)
+    made = [class_weights.counts_file(records, directory)] if counted else []
+    if data.storage == 'compact':
+        made += compact.folders(dataset, _splits(parts), directory)
+        dataset = dataclasses.replace(dataset, identity=compact.identity(dataset, _splits(parts)))
+        records = mixture.records(dataset, parts)
+    if data.class_uniform:
+        made += [class_uniform.index_file(each, directory) for each in records]
+    if not all(path.exists() for path in made):
+        places.check_writable(directory, prepare.FIELD)
 
 
 def loader_options(data: ConfigDict) -> pipeline.LoaderOptions:

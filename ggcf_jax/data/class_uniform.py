@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from ggcf_jax import atomic
-from ggcf_jax.data.records import progress
+from ggcf_jax import atomic, places
+from ggcf_jax.data.records import prepare, progress
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
@@ -119,18 +119,33 @@ def load_or_build(records: Records, directory: pathlib.Path, threads: int) -> Cl
         threads: number of threads that decode labels.
 
     Raises:
-        InputError: as `build`.
+        InputError: as `build`, or the directory cannot be written.
+    """
+    path = index_file(records, directory)
+    if (saved := _read(path, records)) is not None:
+        return saved
+    places.check_writable(path.parent, prepare.FIELD)
+    index = build(records, threads)
+    with (
+        places.writing(path, prepare.FIELD),
+        atomic.replacing(path) as temporary,
+        temporary.open('wb') as file,
+    ):
+        np.save(file, index.points)
+    return index
+
+
+def index_file(records: Records, directory: pathlib.Path) -> pathlib.Path:
+    """The file of the index.
+
+    Args:
+        records: records to index.
+        directory: folder of prepared data sets.
     """
     whole = records.dataset.identity_of(*records.splits)
     identity = f'{whole} {"+".join(records.splits)} {len(records)} {GRID}'
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = directory / 'ggcf_jax_class_index' / f'{digest}.npy'
-    if (saved := _read(path, records)) is not None:
-        return saved
-    index = build(records, threads)
-    with atomic.replacing(path) as temporary, temporary.open('wb') as file:
-        np.save(file, index.points)
-    return index
+    return directory / 'ggcf_jax_class_index' / f'{digest}.npy'
 
 
 def _read(path: pathlib.Path, records: Records) -> ClassIndex | None:

@@ -14,8 +14,8 @@ import pathlib
 import numpy as np
 from jaxtyping import Int64
 
-from ggcf_jax import atomic, json_files
-from ggcf_jax.data.records import progress
+from ggcf_jax import atomic, json_files, places
+from ggcf_jax.data.records import prepare, progress
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.data.scan import scan
 from ggcf_jax.errors import InputError
@@ -24,18 +24,19 @@ CITYSCAPES = (
     0.8373, 0.9180, 0.8660, 1.0345, 1.0166, 0.9969, 0.9754, 1.0489, 0.8786, 1.0023,
     0.9539, 0.9843, 1.1116, 0.9037, 1.0865, 1.0955, 1.0865, 1.1529, 1.0507,
 )  # fmt: skip
-NAMES = ('none', 'cityscapes', 'data')
+COUNTED = 'data'
+NAMES = ('none', 'cityscapes', COUNTED)
 
 
 def resolve(
-    text: str, records: tuple[Records, ...], directory: pathlib.Path, threads: int
+    text: str, records: tuple[Records, ...], data_dir: str | None, threads: int
 ) -> tuple[float, ...]:
     """Returns the weights that `config.train.class_weights` stands for.
 
     Args:
         text: value of the field, in one of the forms above.
         records: records that are trained on, whose pixels are counted for 'data'.
-        directory: folder of prepared data sets, where the counts are saved.
+        data_dir: `config.data.data_dir`, the folder that the counts for 'data' are saved in.
         threads: number of threads that decode labels.
 
     Returns:
@@ -47,8 +48,8 @@ def resolve(
     dataset = records[0].dataset
     if text == 'none':
         return ()
-    if text == 'data':
-        pixels = _pixels(records, directory, threads)
+    if text == COUNTED:
+        pixels = _pixels(records, counts_file(records, prepare.data_directory(data_dir)), threads)
         return tuple((1 / np.log(1.1 + pixels / pixels.sum())).tolist())
     weights = CITYSCAPES if text == 'cityscapes' else parse(text)
     if len(weights) != dataset.num_classes:
@@ -86,18 +87,32 @@ def parse(text: str) -> tuple[float, ...]:
     return weights
 
 
-def _pixels(
-    records: tuple[Records, ...], directory: pathlib.Path, threads: int
-) -> Int64[np.ndarray, ' classes']:
-    """Number of labelled training pixels of each class."""
-    dataset = records[0].dataset
-    splits = sorted({split for part in records for split in part.splits})
+def counts_file(records: tuple[Records, ...], directory: pathlib.Path) -> pathlib.Path:
+    """The file in which the pixels of the classes are counted for 'data'.
+
+    Args:
+        records: records that are trained on.
+        directory: folder of prepared data sets.
+    """
+    dataset, splits = records[0].dataset, _splits(records)
     counts = [len(dataset.source(split)) for split in splits]
     identity = f'{dataset.identity_of(*splits)} {splits} {counts}'
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = directory / 'ggcf_jax_class_pixels' / f'{digest}.json'
-    if (saved := _read(path, dataset.num_classes)) is not None:
+    return directory / 'ggcf_jax_class_pixels' / f'{digest}.json'
+
+
+def _splits(records: tuple[Records, ...]) -> list[str]:
+    return sorted({split for part in records for split in part.splits})
+
+
+def _pixels(
+    records: tuple[Records, ...], path: pathlib.Path, threads: int
+) -> Int64[np.ndarray, ' classes']:
+    """Number of labelled training pixels of each class, read from a file if it is there."""
+    if (saved := _read(path, records[0].dataset.num_classes)) is not None:
         return saved
+    places.check_writable(path.parent, prepare.FIELD)
+    dataset, splits = records[0].dataset, _splits(records)
     pixels = np.zeros(dataset.num_classes, np.int64)
     for split in splits:
         total = len(dataset.source(split))
@@ -108,7 +123,8 @@ def _pixels(
         pixels += counted.pixels
     if not pixels.any():
         raise InputError(f'no labelled pixel in {"+".join(splits)}; nothing to train on')
-    atomic.write(path, json.dumps({'pixels': pixels.tolist()}).encode())
+    with places.writing(path, prepare.FIELD):
+        atomic.write(path, json.dumps({'pixels': pixels.tolist()}).encode())
     return pixels
 
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import UInt8
 
+from ggcf_jax import places
 from ggcf_jax.data.datasets.pairing import by_stem
 from ggcf_jax.data.records import codec, finder, orientation
 from ggcf_jax.data.records import names as names_lib
@@ -161,7 +162,7 @@ def of_any(
         InputError: an array of another dtype or shape.
     """
     if isinstance(image, str | os.PathLike):
-        path = pathlib.Path(image).expanduser()
+        path = places.expand(image)
         return Input(str(path), functools.partial(_open_file, path), upright, bits, path)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:

@@ -93,6 +93,6 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         plan=str(model.plan),
         segment=segment,
         attend=model.attention,
-        examples=examples.of_run(pathlib.Path(workdir).expanduser()),
+        examples=examples.of_run(model.workdir),
         image_bits=config.data.image_bits,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
+from ggcf_jax import places
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.workdir import checkpoints
@@ -45,13 +46,14 @@ def resolve(config: ConfigDict, workdir: pathlib.Path | None) -> ConfigDict:
     if workdir is not None and checkpoints.exists(workdir):
         found = _of_workdir(workdir)
     else:
-        source = config.train.start_from or config.model.backbone.weights
+        field = 'train.start_from' if config.train.start_from else 'model.backbone.weights'
+        source = config_lib.get(config, field)
         if source is None:
             raise InputError(
                 f"config.{names[0]}='auto' is what the weights imply, and there are none; give "
                 'config.model.backbone.weights or config.train.start_from, or a value'
             )
-        path = pathlib.Path(source).expanduser()
+        path = places.expand(source, f'config.{field}')
         found = _of_workdir(path) if path.is_dir() else pretrained.fields(path)
     resolved = workdir_config.from_text(workdir_config.to_text(config))
     for name in names:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ggcf_jax import models
+from ggcf_jax import models, places
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.layers.norm import Norm
@@ -101,7 +101,9 @@ def _arrays(
             f'config.model.backbone.weights={weights!r} out'
         )
     if whole is not None:
-        return _read_network(pathlib.Path(whole).expanduser(), config, shapes, report, classes)
+        return _read_network(
+            places.expand(whole, 'config.train.start_from'), config, shapes, report, classes
+        )
     if weights is None:
         return {}
     inside = {
@@ -115,7 +117,7 @@ def _arrays(
 def _read(
     config: ConfigDict, shapes: dict[str, tuple[int, ...]], report: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
-    path = pathlib.Path(config.model.backbone.weights).expanduser()
+    path = places.expand(config.model.backbone.weights, 'config.model.backbone.weights')
     if path.is_dir():
         _check_place(path, 'config.model.backbone.weights')
         return _read_workdir(path, shapes, config.model.norm, report)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from ggcf_jax import places
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
@@ -81,7 +82,8 @@ class Checkpointer:
                 earlier checkpoints are untouched.
         """
         self.wait()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        with places.writing(self.directory, '--workdir'):
+            self.directory.mkdir(parents=True, exist_ok=True)
         self._pending = checkpoint_files.Saving(self.directory / str(step), dict(trees), miou)
 
     def score(self, step: int, miou: float) -> None:
@@ -168,11 +170,12 @@ class Checkpointer:
         """Removes all but the latest and the best."""
         paths = _steps(self.directory)
         kept = [*sorted(paths)[-_LATEST:], _best(self._scores(paths))]
-        for step in set(paths) - set(kept):
-            # Renamed first: a partly removed checkpoint would look damaged under its own name.
-            away = self.directory / f'{_REMOVING}{step}'
-            paths[step].rename(away)
-            shutil.rmtree(away)
+        with places.writing(self.directory, '--workdir'):
+            for step in set(paths) - set(kept):
+                # Renamed first: a partly removed checkpoint would look damaged under its own name.
+                away = self.directory / f'{_REMOVING}{step}'
+                paths[step].rename(away)
+                shutil.rmtree(away)
 
     def _scores(self, paths: dict[int, pathlib.Path]) -> dict[int, float | None]:
         """mIoU of each intact checkpoint."""
@@ -198,10 +201,11 @@ class Checkpointer:
 
     def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
         aside = self.directory / f'damaged-{path.name}'
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        aside.unlink(missing_ok=True)
-        path.rename(aside)
+        with places.writing(self.directory, '--workdir'):
+            if aside.is_dir():
+                shutil.rmtree(aside)
+            aside.unlink(missing_ok=True)
+            path.rename(aside)
         self._report(f'{error}; it was renamed to {aside.name}, trying the previous one')
 
 
@@ -209,6 +213,19 @@ def exists(workdir: pathlib.Path) -> bool:
     """Whether a workdir holds a checkpoint, intact or not."""
     directory = pathlib.Path(workdir) / 'checkpoints'
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+
+
+def further(workdir: pathlib.Path, saves: int) -> int:
+    """How many checkpoints a run has room to find for, beside those that are there.
+
+    The latest two, the best and the one that is being written lie there at once.
+
+    Args:
+        workdir: directory of the run.
+        saves: number of times that it is going to be saved.
+    """
+    there = len(_steps(pathlib.Path(workdir).absolute() / 'checkpoints'))
+    return min(saves, max(1, _LATEST + 2 - there))
 
 
 def steps(workdir: pathlib.Path) -> dict[int, float | None]:

@@ -10,12 +10,12 @@ network it is never may. Before the first checkpoint nothing is trained, and eve
 
 import dataclasses
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from ggcf_jax import places
 from ggcf_jax.data import mixture
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
@@ -80,11 +80,9 @@ class Claim:
             for name, (before, now) in each.changes.items():
                 changes[name] = (changes.get(name, (before,))[0], now)
         segments = tuple(Segment(at, changes) for at, changes in found.items() if changes)
-        try:
+        with places.writing(self.workdir, '--workdir'):
             config_file.save(self.config, self.workdir, segments)
             classes_lib.save(self.dataset, self.workdir, training_splits(self.config))
-        except OSError as error:
-            raise _unwritable(self.workdir, error) from error
         return segments
 
 
@@ -120,7 +118,7 @@ def check(
             f'{workdir} is a released model, not the workdir of a run; choose another --workdir '
             f'and pass --config.train.start_from={workdir}'
         )
-    _check_writable(workdir)
+    places.check_writable(workdir, '--workdir')
     if not (workdir / config_file.FILE_NAME).exists() or not checkpoints.exists(workdir):
         return Claim(workdir, config, dataset, None, {})
     trained = config_file.load(workdir)
@@ -195,19 +193,3 @@ def _is_fixed(name: str) -> bool:
 def _list(names: list[str]) -> str:
     shown = ', '.join(names[:3])
     return shown if len(names) <= 3 else f'{shown} and {len(names) - 3} more'
-
-
-def _check_writable(workdir: pathlib.Path) -> None:
-    """Tries to write: into the nearest folder that exists, so that nothing is left behind."""
-    folder = workdir
-    try:
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _unwritable(workdir, error) from error
-
-
-def _unwritable(workdir: pathlib.Path, error: OSError) -> InputError:
-    return InputError(f'workdir {str(workdir)!r} cannot be written: {error}')

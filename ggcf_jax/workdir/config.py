@@ -19,8 +19,7 @@ FILE_NAME = 'config.json'
 
 _T = TypeVar('_T')
 
-# Fields that name a place on the machine of the run.
-_PLACES = ('data.manual_dir', 'data.data_dir', 'model.backbone.weights', 'train.start_from')
+# An absolute path in a text, and its last name.
 _ABSOLUTE = re.compile(r'(?<![^,\s])[/~][^,]*?([^,/]*)(?=,|$)')
 
 # Key of the saved file: field -> type, for the fields that are None.
@@ -164,7 +163,7 @@ def portable(config: ConfigDict) -> ConfigDict:
             *sections, field = name.split('.')
             section = config_lib.get(copy, '.'.join(sections)) if sections else copy
             value = section[field]
-            if name in _PLACES:
+            if name in config_lib.PLACES:
                 section[field] = None
             elif isinstance(value, str):
                 section[field] = _ABSOLUTE.sub(r'\1', value)

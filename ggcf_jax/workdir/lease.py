@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ggcf_jax import atomic, json_files
+from ggcf_jax import atomic, json_files, places
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'lease.json'
@@ -116,15 +116,11 @@ class Lease:
         Raises:
             InputError: another process holds it, or the workdir cannot be written.
         """
-        try:
+        with places.writing(self._workdir, '--workdir'):
             self._workdir.mkdir(parents=True, exist_ok=True)
             while not atomic.create(self._path, self._content()):
                 self._wait_for_the_end_of_another(report)
             self.check()
-        except OSError as error:
-            raise InputError(
-                f'workdir {str(self._workdir)!r} cannot be written: {error}'
-            ) from error
         threading.Thread(target=self._renew, name='lease', daemon=True).start()
 
     def _wait_for_the_end_of_another(self, report: Callable[[str], None]) -> None:

@@ -5,20 +5,26 @@ event files repeat it, with image panels, for TensorBoard.
 """
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
+import tensorboardX.summary
 from jaxtyping import UInt8
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
-from ggcf_jax import atomic, json_files
+from ggcf_jax import atomic, json_files, places
 from ggcf_jax.errors import InputError
 
 FILE_NAME = 'metrics.jsonl'
+_FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
 
 
 class Writer:
@@ -38,19 +44,17 @@ class Writer:
                 dropped as well.
 
         Raises:
-            InputError: metrics.jsonl is damaged before its last line; nothing has been changed.
+            InputError: metrics.jsonl is damaged before its last line, and nothing has been
+                changed; or the workdir cannot be written.
         """
         workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE_NAME
-        _truncate(path, step, evaluate_again=evaluate_again)
-        self._file = path.open('a', encoding='utf-8')
-        # Names of event files have a resolution of one second, and a second writer would truncate
-        # the file of the first: number them.
-        number = len(list(workdir.glob('events.out.tfevents.*')))
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=step + 1, flush_secs=10, filename_suffix=f'.{number}'
-        )
+        self._writing = functools.partial(places.writing, workdir, '--workdir')
+        with self._writing():
+            workdir.mkdir(parents=True, exist_ok=True)
+            _truncate(path, step, evaluate_again=evaluate_again)
+            self._file = path.open('a', encoding='utf-8')
+            self._events = _Events(workdir, step)
 
     def scalars(self, step: int, row: Mapping[str, Any]) -> None:
         """Writes one row.
@@ -62,16 +66,18 @@ class Writer:
 
         Raises:
             ValueError: `row` has a key `step`, or a value is not a scalar number.
+            InputError: the workdir cannot be written.
         """
         if 'step' in row:
             raise ValueError("the row has a key 'step' of its own; give the step as an argument")
         values = {name: _number(name, value) for name, value in row.items()}
         line = json.dumps({'step': int(step)} | values, ensure_ascii=False, allow_nan=False)
-        self._file.write(line + '\n')
-        self._file.flush()
-        for name, value in values.items():
-            if value is not None:  # TensorBoard shows a gap there.
-                self._events.add_scalar(name, value, int(step))
+        with self._writing():
+            self._file.write(line + '\n')
+            self._file.flush()
+            for name, value in values.items():
+                if value is not None:  # TensorBoard shows a gap there.
+                    self._events.add(int(step), tensorboardX.summary.scalar(name, value))
 
     def image(self, step: int, tag: str, array: UInt8[np.ndarray, 'h w 3']) -> None:
         """Writes an image to TensorBoard.
@@ -83,24 +89,67 @@ class Writer:
 
         Raises:
             ValueError: another dtype or shape.
+            InputError: the workdir cannot be written.
         """
         array = np.asarray(array)
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
             raise ValueError(
                 f'image {tag!r} is {array.dtype} {list(array.shape)}; give uint8 [h, w, 3]'
             )
-        self._events.add_image(tag, array, int(step), dataformats='HWC')
+        with self._writing():
+            self._events.add(int(step), tensorboardX.summary.image(tag, array, dataformats='HWC'))
 
     def close(self) -> None:
-        """Flushes and closes both files; a second call does nothing."""
-        self._file.close()
-        self._events.close()
+        """Flushes and closes both files; a second call does nothing.
+
+        Raises:
+            InputError: the workdir cannot be written.
+        """
+        with self._writing(), contextlib.closing(self._events):
+            self._file.close()
 
     def __enter__(self) -> 'Writer':
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *unused: object) -> None:
+        # On a full disk closing fails as well, which must not replace what was said first.
+        with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
+            self.close()
+
+
+class _Events:
+    """A TensorBoard event file.
+
+    It is written by this thread: that of `tensorboardX.SummaryWriter` ends with a traceback when
+    the disk is full, and then nobody empties its queue, which the next events wait for.
+    """
+
+    def __init__(self, workdir: pathlib.Path, step: int):
+        # TensorBoard reads the time in the name; a second file of one second has another number.
+        number = len(list(workdir.glob('events.out.tfevents.*')))
+        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{number}'
+        self._file = RecordWriter(str(workdir / name))
+        self._closed = False
+        self._flushed = time.monotonic()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=step + 1, file_version='brain.Event:2'))
+        # So that TensorBoard hides what comes after the step in earlier files.
+        self._write(event_pb2.Event(step=step + 1, session_log=start))
+
+    def add(self, step: int, summary: Any) -> None:
+        self._write(event_pb2.Event(step=step, summary=summary))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write(event.SerializeToString())
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._file.close()
 
 
 class NoWriter(contextlib.AbstractContextManager):

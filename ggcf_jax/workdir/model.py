@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
-from ggcf_jax import models
+from ggcf_jax import models, places
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import identity_label_map
@@ -373,7 +373,7 @@ def load(
         InputError: no such run or checkpoint, a damaged one, one of another network, or a plan of
             inference that is not valid.
     """
-    workdir = pathlib.Path(workdir).expanduser()
+    workdir = places.expand(workdir)
     if config is None:
         config = workdir_config.load(workdir)
     else:
@@ -399,6 +399,6 @@ def load(
 
 def _read(path: str | os.PathLike) -> bytes:
     try:
-        return pathlib.Path(path).expanduser().read_bytes()
+        return places.expand(path).read_bytes()
     except OSError as error:
         raise InputError(str(error)) from error

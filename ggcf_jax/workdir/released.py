@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ggcf_jax import json_files
+from ggcf_jax import json_files, places
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import card
 from ggcf_jax.workdir import classes as classes_lib
@@ -52,7 +52,7 @@ def is_one(folder: str | pathlib.Path) -> bool:
     Args:
         folder: the folder.
     """
-    return (pathlib.Path(folder) / FILE_NAME).is_file()
+    return (places.expand(folder) / FILE_NAME).is_file()
 
 
 def write(
@@ -127,7 +127,7 @@ def read(folder: str | pathlib.Path) -> Weights:
     Raises:
         InputError: the file is damaged, or of a newer format.
     """
-    path = pathlib.Path(folder) / FILE_NAME
+    path = places.expand(folder) / FILE_NAME
     try:
         with safetensors.safe_open(path, 'np') as file:
             metadata = file.metadata() or {}
@@ -174,7 +174,7 @@ def load(folder: str | pathlib.Path, tree: Any) -> tuple[int, Any]:
     if different:
         shown = '\n  '.join(different[:_SHOWN])
         raise InputError(
-            f'{pathlib.Path(folder) / FILE_NAME} does not fit the network of its config.json and '
+            f'{places.expand(folder) / FILE_NAME} does not fit the network of its config.json and '
             f'classes.json ({len(different)} arrays differ):\n  {shown}\nfetch all files of the '
             'folder again'
         )

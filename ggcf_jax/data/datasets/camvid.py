@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from ggcf_jax import places
 from ggcf_jax.data.records import contents, prepare
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import ONE_BYTE, FileDecoder
@@ -143,7 +144,7 @@ def find_pairs(manual_dir: str | None) -> dict[str, list[Pair]]:
             'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, '
             f'the folder that holds {_LAYOUT}'
         )
-    root = pathlib.Path(manual_dir).expanduser()
+    root = places.expand(manual_dir, 'config.data.manual_dir')
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={manual_dir!r} is not a directory')
     pairs = {}

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from ggcf_jax import places
 from ggcf_jax.data.records import text_files
 from ggcf_jax.data.records.codec import IGNORE, LABEL_VALUES, NOT_ALLOWED
 from ggcf_jax.data.records.dataset import Color
@@ -87,7 +88,7 @@ def locate(root: pathlib.Path, text: str) -> pathlib.Path:
         InputError: there is no such table.
     """
     if not text.startswith(_PUBLISHED):
-        return root / text
+        return root / places.expand(text, 'config.data.classes')
     known = sorted(path.stem for path in _TABLES.glob('*.csv'))
     name = text.removeprefix(_PUBLISHED)
     if name not in known:

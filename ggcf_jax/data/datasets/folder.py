@@ -10,6 +10,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from ggcf_jax import places
 from ggcf_jax.data.datasets import class_file, pairing
 from ggcf_jax.data.datasets.class_file import Classes
 from ggcf_jax.data.records import contents, prepare
@@ -37,7 +38,7 @@ def build(data: ConfigDict) -> Dataset:
             'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, the folder that '
             'holds your images, labels and class file'
         )
-    root = pathlib.Path(data.manual_dir).expanduser()
+    root = places.expand(data.manual_dir, 'config.data.manual_dir')
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={data.manual_dir!r} is not a directory')
     table = class_file.locate(root, data.classes)
@@ -77,7 +78,7 @@ def _derived(data_dir: str | None) -> pathlib.Path | None:
     """Folder of derived files; None if there is none, which images that are read in place allow."""
     try:
         return prepare.data_directory(data_dir)
-    except (InputError, RuntimeError):  # no home directory
+    except InputError:  # no home directory
         return None
 
 

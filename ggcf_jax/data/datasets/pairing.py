@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ggcf_jax import places
 from ggcf_jax.data.records import finder, formats, text_files
 from ggcf_jax.data.records.dataset import Pair
 from ggcf_jax.errors import InputError
@@ -85,7 +86,7 @@ def find(root: pathlib.Path, text: str, field: str, endings: Endings) -> Pairs:
             f"{where} must be 'IMAGES,LABELS' or 'IMAGES,LABELS,NAMES', or a list file"
         )
     names = _names_of(root, parts.pop(), where) if len(parts) == 3 else None
-    paths = [pathlib.Path(part).expanduser() for part in parts]
+    paths = [places.expand(part, field) for part in parts]
     if len(paths) == 2 and _WILDCARD.search(parts[0]) and not (root / paths[0]).is_dir():
         return _of_patterns(root, str(paths[0]), str(paths[1]), where, names)
     if len(paths) == 1 and not (root / paths[0]).is_dir():
@@ -142,10 +143,10 @@ def _of_patterns(
     root: pathlib.Path, images: str, labels: str, where: str, names: list[str] | None
 ) -> Pairs:
     """The pairs whose paths match two patterns."""
-    wildcards, places = _WILDCARD.findall(images), _WILDCARD.findall(labels)
-    if len(wildcards) != len(places):
+    wildcards, filled = _WILDCARD.findall(images), _WILDCARD.findall(labels)
+    if len(wildcards) != len(filled):
         raise InputError(
-            f'{where}: the images have {len(wildcards)} wildcards and the labels {len(places)}; '
+            f'{where}: the images have {len(wildcards)} wildcards and the labels {len(filled)}; '
             'each wildcard of the labels stands for what that of the images has matched'
         )
     fixed = _WILDCARD.split(images)[0].rpartition('/')[0]
@@ -154,7 +155,8 @@ def _of_patterns(
     pattern = _pattern(images)
     found = []
     for path in finder.find(root / fixed, formats.EXTENSIONS).files:
-        if match := pattern.fullmatch(path.relative_to(root).as_posix()):
+        text = path if images.startswith('/') else path.relative_to(root)
+        if match := pattern.fullmatch(text.as_posix()):
             found.append((path, root / _filled(labels, match.groups())))
     if not found:
         raise InputError(f'{where}: no images found; nothing in {root / fixed} matches the pattern')
@@ -196,7 +198,7 @@ def _filled(pattern: str, parts: Sequence[str]) -> str:
 
 def _names_of(root: pathlib.Path, text: str, where: str) -> list[str]:
     """The names that the third part gives: of a file, or separated by spaces."""
-    path = root / pathlib.Path(text).expanduser()
+    path = root / places.expand(text, where.partition('=')[0])
     if os.path.isfile(path):  # False, not an error, for what is too long to be a name
         lines = text_files.read(path, any_bytes=True).splitlines()
         names = [line.split()[0] for line in lines if line.strip() and not line.startswith('#')]
@@ -370,7 +372,7 @@ def _of_list(root: pathlib.Path, file: pathlib.Path, field: str, text: str) -> P
         parts = [part.strip() for part in line.split(separator)]
         if len(parts) != 2:
             raise InputError(f"{path}:{number}: {finder.printable(line)!r} is not 'image label'")
-        pair = [finder.existing(root / pathlib.Path(part).expanduser()) for part in parts]
+        pair = [finder.existing(root / places.expand(part, f'{path}:{number}')) for part in parts]
         for part, found in zip(parts, pair):
             if found is None:
                 raise InputError(

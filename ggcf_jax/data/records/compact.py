@@ -150,5 +150,24 @@ def dataset(
         original,
         sources=sources,
         decoder=CompactDecoder(),
-        identity=f'{original.identity_of(*splits)} compact',
+        identity=identity(original, splits),
     )
+
+
+def identity(original: Dataset, splits: Sequence[str]) -> str:
+    """Identity of the copy of some splits of a data set."""
+    return f'{original.identity_of(*splits)} compact'
+
+
+def folders(
+    original: Dataset, splits: Sequence[str], directory: pathlib.Path
+) -> list[pathlib.Path]:
+    """The folder of each copy, made or not.
+
+    Args:
+        original: data set to copy from.
+        splits: splits to copy.
+        directory: folder of prepared data sets.
+    """
+    builders = (Builder(original, split, data_dir=str(directory), threads=1) for split in splits)
+    return [pathlib.Path(builder.data_dir) for builder in builders]

@@ -3,16 +3,19 @@
 import contextlib
 import errno
 import fcntl
+import grp
 import os
 import pathlib
+import pwd
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
-from ggcf_jax import json_files
+from ggcf_jax import json_files, places
 from ggcf_jax.data.records.builder import (
     ORIGIN_FILE,
     OWNER_FILE,
@@ -27,6 +30,8 @@ from ggcf_jax.data.records.dataset import (
     prepare_again,
 )
 from ggcf_jax.errors import InputError
+
+FIELD = 'config.data.data_dir'
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
@@ -64,16 +69,16 @@ def prepared_sources(
         _prepare(builder)
     except (OSError, RuntimeError) as error:  # array_record raises nothing else
         full = builder.info.full_name
-        if isinstance(error, PermissionError):
-            raise InputError(
-                f'cannot prepare data set {full!r}: {error}; '
-                'set --config.data.data_dir to a writable directory'
-            ) from error
         if _is_disk_full(error):
             raise InputError(
                 f'cannot prepare data set {full!r}: the disk of {builder.data_path.parent} is '
                 f'full ({error}); make room, or set --config.data.data_dir to a directory on a '
                 'larger disk'
+            ) from error
+        if isinstance(error, OSError):
+            raise InputError(
+                f'cannot prepare data set {full!r}: {error}; '
+                'set --config.data.data_dir to a writable directory'
             ) from error
         raise
     directory = pathlib.Path(builder.data_dir)
@@ -113,7 +118,7 @@ def data_directory(data_dir: str | None) -> pathlib.Path:
     Args:
         data_dir: `config.data.data_dir`; None for the default of TFDS.
     """
-    return pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    return places.expand(data_dir or tfds.core.constants.DATA_DIR, FIELD)
 
 
 def warn_of_counts(
@@ -143,13 +148,43 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     if isinstance(builder, RecordBuilder):
         with builder.records():  # finds missing files before anything is written
             pass
+    places.check_writable(path.parent, FIELD)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.parent / f'.{path.name}.lock') as locked:
         if path.exists():  # another process was faster
             return
         if locked:
             _remove_leftovers(path)
-        builder.download_and_prepare(file_format='array_record')
+        with _owners_without_name():
+            builder.download_and_prepare(file_format='array_record')
+
+
+@contextlib.contextmanager
+def _owners_without_name() -> Iterator[None]:
+    """Takes ids that the system has no name for, as in containers, for their own names.
+
+    For the size of a file TFDS calls `stat` of etils (epath/backend.py), which looks up the names
+    of owner and group as well and raises KeyError where there are none. Nobody reads them.
+    """
+    of_user, of_group = pwd.getpwuid, grp.getgrgid
+
+    def user(uid: int) -> Any:
+        try:
+            return of_user(uid)
+        except KeyError:
+            return pwd.struct_passwd((str(uid), '', uid, -1, '', '', ''))
+
+    def group(id: int) -> Any:
+        try:
+            return of_group(id)
+        except KeyError:
+            return grp.struct_group((str(id), '', id, []))
+
+    pwd.getpwuid, grp.getgrgid = user, group
+    try:
+        yield
+    finally:
+        pwd.getpwuid, grp.getgrgid = of_user, of_group
 
 
 def _read_origin(directory: pathlib.Path) -> Origin | None:

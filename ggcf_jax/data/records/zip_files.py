@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 
+from ggcf_jax import places
 from ggcf_jax.data.records.builder import Origin
 from ggcf_jax.errors import InputError
 
@@ -150,11 +151,11 @@ def open_zips(
         raise InputError(
             f'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR: {wanted}'
         )
-    root = pathlib.Path(manual_dir).expanduser()
+    root = places.expand(manual_dir, 'config.data.manual_dir')
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={manual_dir!r} is not a directory; {wanted}')
-    places = {name: _place(root, name, top) for name, top in tops.items()}
-    missing = [name for name, place in places.items() if place is None]
+    found_at = {name: _place(root, name, top) for name, top in tops.items()}
+    missing = [name for name, place in found_at.items() if place is None]
     if missing:
         found = sorted(path.name for path in root.iterdir() if path.suffix.lower() == '.zip')
         raise InputError(
@@ -163,7 +164,7 @@ def open_zips(
         )
     with contextlib.ExitStack() as stack:
         archives: dict[str, Archive] = {}
-        for name, place in places.items():
+        for name, place in found_at.items():
             assert place is not None
             archive = Unpacked(place, tops[name]) if place.is_dir() else Zip(place)
             archives[name] = stack.enter_context(contextlib.closing(archive))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from ggcf_jax import places
 from ggcf_jax.errors import InputError
 
 # Entries of a training snapshot that hold the model's tensors.
@@ -27,7 +28,7 @@ def read(path: str | pathlib.Path) -> dict[str, Float32[np.ndarray, '...']]:
     Raises:
         InputError: no such file, another format, a damaged file, or torch is not installed.
     """
-    path = pathlib.Path(path)
+    path = places.expand(path)
     if not path.is_file():
         raise InputError(f'config.model.backbone.weights={str(path)!r}: there is no such file')
     if path.suffix == '.safetensors':
