@@ -56,12 +56,14 @@ def layer_names(
     Returns:
         Dotted path -> names: one, or one for each block along the leading axis.
     """
-    counts = {_stack(path, stacks): shape[0] for path, shape in shapes.items()}
-    counts.pop(None, None)
+    counts = {  # arrays outside of stacks may be scalars
+        stack: shape[0]
+        for path, shape in shapes.items()
+        if (stack := _stack(path, stacks)) is not None
+    }
     # List that holds a stack -> number of its items before each item, for items that are stacks.
     lists: dict[str, dict[int, int]] = {}
     for stack, count in counts.items():
-        assert stack is not None
         holder, _, item = stack.rpartition('.')[0].rpartition('.')
         if item.isdigit():
             lists.setdefault(holder, {})[int(item)] = count
