@@ -24,6 +24,7 @@ from ggcf_jax import config as config_lib
 from ggcf_jax import doctor, evaluate, export, places, predict, score, serve, train
 from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import checkpoint_files
 from ggcf_jax.workdir import config as workdir_config
 
 
@@ -214,8 +215,10 @@ def main(argv: list[str]) -> int:
 
 
 def _is_news(record: LogRecord) -> bool:
-    """Whether a warning of a library tells something: to TFDS, every data set here is custom."""
-    return not record.getMessage().startswith('Using custom data configuration')
+    """Whether a line of a library tells something: to TFDS, every data set here is custom."""
+    message = record.getMessage()
+    is_custom = message.startswith('Using custom data configuration')
+    return not is_custom and checkpoint_files.TOLD_TWICE not in message
 
 
 def _devices_of_cores(config: ConfigDict) -> int | None:

@@ -13,7 +13,6 @@ import csv
 import dataclasses
 import functools
 import itertools
-import pathlib
 import re
 import sys
 from collections.abc import Sequence
@@ -224,7 +223,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         default='docs/attention_ahead.csv',
-        type=pathlib.Path,
+        type=cli.path,
         help='CSV file that is written [docs/attention_ahead.csv]',
     )
     return parser

@@ -28,6 +28,8 @@ from ggcf_jax.errors import InputError
 TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of checkpoints that Orbax has not finished
 
 
+# In what Orbax logs, with a traceback, of an error in one of its threads, which it raises as well.
+TOLD_TWICE = '_SignalingThread.run() raised an exception'
 _SCORE = 'score.json'  # mIoU of an evaluation that was made after the save
 
 

@@ -11,7 +11,7 @@ import pytest
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import checkpoint_files, checkpoints
 from tests.helpers import make_tiny_config
 
 # Loading a damaged checkpoint leaves Orbax's background tasks unfinished, which Python reports.
@@ -236,7 +236,7 @@ def test_what_a_kill_leaves_is_removed_by_training_and_left_alone_by_readers(sta
 
 
 @pytest.mark.slow
-def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
+def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path, caplog):
     """A limit on the size of files, which fails writes in the middle as a full disk does."""
     _save(tmp_path, state, {3: 0.2})
     saver = checkpoints.Checkpointer(tmp_path)
@@ -249,6 +249,9 @@ def test_full_disk_ends_in_a_clear_error_and_loses_nothing(state, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     saver.close()
+    # The command line leaves these out: the error says the same.
+    logged = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
+    assert logged and all(checkpoint_files.TOLD_TWICE in line for line in logged)
     restored, messages = _restore_latest(tmp_path, state)
     _assert_equal(restored, _at(state, 3))
     assert messages == []
