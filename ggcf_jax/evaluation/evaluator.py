@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32
+from jaxtyping import Array, Float, Int32
 
 from ggcf_jax import models
 from ggcf_jax.data import pipeline
@@ -19,13 +19,13 @@ from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
-from ggcf_jax.evaluation import inference, metrics
+from ggcf_jax.evaluation import by_scale, inference, metrics
 from ggcf_jax.evaluation.boundary import BoundaryCounts
 from ggcf_jax.evaluation.metrics import Metric
 from ggcf_jax.evaluation.results import Evaluation, Ranked, Sample, Worst
 from ggcf_jax.models.layers import extent as extent_lib
 
-EvalStep = jax.stages.Wrapped  # see `make_eval_step`
+EvalStep = jax.stages.Wrapped | by_scale.ByScale  # see `make_eval_step`
 # (class scores, labels) -> (sum, normaliser), see `training.losses.Loss`
 Loss = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 _FLUSH = 2**30  # pixels that are counted on the device, in int32, before the host adds them up
@@ -42,7 +42,8 @@ def make_eval_step(
 ) -> EvalStep:
     """Builds the compiled (params, stats, matrix, batch) -> (matrix + counts, ious, predictions).
 
-    With a loss there is a fourth output: its (sum, normaliser) over the batch.
+    With a loss there is a fourth output: its (sum, normaliser) over the batch. Several scales are
+    programs of their own.
 
     A batch has the padded images, their labels and their sizes ('image', 'label' and 'size' of
     `pipeline.EvaluationBatches.load`). Predictions are uint8 [b, h, w] at the resolution of the
@@ -67,15 +68,37 @@ def make_eval_step(
     ) -> tuple[Any, ...]:
         model = models.merge(graphdef, params, stats)
         extent = extent_lib.of_sizes(batch['size'])
-        scores = inference.scores(model, batch['image'], plan, extent)
+        return count(inference.scores(model, batch['image'], plan, extent), matrix, batch)
+
+    def of_sum(
+        total: Float[Array, 'b h w classes'],
+        matrix: Int32[Array, 'classes classes'],
+        batch: Mapping[str, jax.Array],
+    ) -> tuple[Any, ...]:
+        return count(total / plan.num_views, matrix, batch)
+
+    def count(
+        scores: Float[Array, 'b h w classes'],
+        matrix: Int32[Array, 'classes classes'],
+        batch: Mapping[str, jax.Array],
+    ) -> tuple[Any, ...]:
         predictions = scores.argmax(-1).astype(jnp.uint8)
         counts = metrics.confusion_matrices(batch['label'], predictions, num_classes, IGNORE)
         found = (matrix + counts.sum(0), metrics.mean_ious(counts), predictions)
         return found if loss is None else (*found, loss(scores, batch['label']))
 
     replicated, by_batch = mesh_lib.replicated(mesh), mesh_lib.by_batch(mesh)
-    shardings = (replicated, replicated, by_batch, replicated)
-    return jax.jit(eval_step, donate_argnums=2, out_shardings=shardings[: 3 if loss is None else 4])
+    shardings = (replicated, replicated, by_batch, replicated)[: 3 if loss is None else 4]
+    if len(plan.scales) == 1:
+        return jax.jit(eval_step, donate_argnums=2, out_shardings=shardings)
+    return by_scale.ByScale(
+        graphdef,
+        num_classes,
+        mesh,
+        plan,
+        split=lambda matrix, batch: (batch['image'], batch['size'], (matrix, batch)),
+        finish=jax.jit(of_sum, donate_argnums=1, out_shardings=shardings),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,6 +84,11 @@ class Plan:
         return (self.window, self.scales, self.flip, self.pruning) == (None, (1.0,), False, ())
 
     @property
+    def num_views(self) -> int:
+        """Number of views whose scores are averaged."""
+        return len(self.scales) * (1 + self.flip)
+
+    @property
     def steps(self) -> tuple[int, int]:
         """(down, across) from one window to the next; two thirds of 769 are 513."""
         assert self.window is not None, 'a plan without windows has no stride'
@@ -132,26 +137,50 @@ def scores(
     Raises:
         ValueError: a pruning rule for a kind of head that the model does not have.
     """
-    model = pruning_rules.pruned(model, plan.pruning)
-    size = (images.shape[1], images.shape[2])
-    both = lambda extent: jax.tree.map(lambda x: _interleaved(x, x), extent)  # noqa: E731
     total: Any = 0.0
     for scale in plan.scales:
-        view, own = _resized(images, scale, extent)
-        extents = extent
-        if plan.flip:
-            mirrored, _ = _resized(_mirrored(images, extent), scale, extent)
-            view, own, extents = _interleaved(view, mirrored), both(own), both(extent)
-        logits = _logits(model, view, plan, own)
-        if scale != 1:
-            logits = resize(logits, size, own, extents)
-        # The softmax of a mirror image is the mirror image of the softmax.
-        found = jax.nn.softmax(logits) if plan.average == 'probabilities' else logits
-        if plan.flip:
-            pairs = found.reshape(-1, 2, *found.shape[1:])
-            found = pairs[:, 0] + _mirrored(pairs[:, 1], extent)
-        total += found
-    return total / (len(plan.scales) * (1 + plan.flip))
+        total += of_scale(model, images, plan, scale, extent)
+    return total / plan.num_views
+
+
+def of_scale(
+    model: Segmenter,
+    images: UInt8[Array, 'b h w 3'],
+    plan: Plan,
+    scale: float,
+    extent: Extent | None = None,
+) -> Float[Array, 'b h w classes']:
+    """The scores of one scale's views, added: of all scales they are `plan.num_views` scores.
+
+    Args:
+        model: network.
+        images: RGB.
+        plan: how the scores are computed.
+        scale: one of `plan.scales`.
+        extent: as for `scores`.
+
+    Returns:
+        float32 scores of the image, and of its mirror image if the plan has one, added.
+
+    Raises:
+        ValueError: a pruning rule for a kind of head that the model does not have.
+    """
+    model = pruning_rules.pruned(model, plan.pruning)
+    both = lambda extent: jax.tree.map(lambda x: _interleaved(x, x), extent)  # noqa: E731
+    view, own = _resized(images, scale, extent)
+    extents = extent
+    if plan.flip:
+        mirrored, _ = _resized(_mirrored(images, extent), scale, extent)
+        view, own, extents = _interleaved(view, mirrored), both(own), both(extent)
+    logits = _logits(model, view, plan, own)
+    if scale != 1:
+        logits = resize(logits, (images.shape[1], images.shape[2]), own, extents)
+    # The softmax of a mirror image is the mirror image of the softmax.
+    found = jax.nn.softmax(logits) if plan.average == 'probabilities' else logits
+    if plan.flip:
+        pairs = found.reshape(-1, 2, *found.shape[1:])
+        found = pairs[:, 0] + _mirrored(pairs[:, 1], extent)
+    return found
 
 
 def probabilities(

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from ggcf_jax import models
 from ggcf_jax.data import pipeline
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.evaluation import inference
+from ggcf_jax.evaluation import by_scale, inference
 from ggcf_jax.models.layers import extent as extent_lib
 
 Size = tuple[int, int]
@@ -149,10 +149,17 @@ class Network:
     of its axis `data`.
     """
 
-    def __init__(self, step: jax.stages.Wrapped, params: nnx.State, stats: nnx.State, mesh: Mesh):
+    def __init__(
+        self,
+        step: jax.stages.Wrapped | by_scale.ByScale,
+        params: nnx.State,
+        stats: nnx.State,
+        mesh: Mesh,
+    ):
         """
         Args:
-            step: jitted (params, stats, images, sizes) -> (labels, probabilities or None).
+            step: (params, stats, images, sizes) -> (labels, probabilities or None), jitted or by
+                scale.
             params: parameters of the network, replicated on the mesh.
             stats: its batch statistics, likewise.
             mesh: devices that share a batch.
@@ -192,6 +199,7 @@ def make_run(
     params: nnx.State,
     stats: nnx.State,
     *,
+    num_classes: int,
     plan: inference.Plan,
     mesh: Mesh,
     probabilities: jnp.dtype | None,
@@ -202,7 +210,8 @@ def make_run(
         graphdef: structure of the network.
         params: its parameters, replicated on the mesh.
         stats: its batch statistics, likewise.
-        plan: how the class scores of an image are found.
+        num_classes: number of its classes.
+        plan: how the class scores of an image are found; several scales are programs of their own.
         mesh: devices that share a batch.
         probabilities: dtype of the probabilities; None leaves them out, since they are large.
     """
@@ -214,13 +223,30 @@ def make_run(
         sizes: Int32[Array, 'b 2'],
     ) -> tuple[jax.Array, jax.Array | None]:
         model = models.merge(graphdef, params, stats)
-        scores = inference.scores(model, images, plan, extent_lib.of_sizes(sizes))
+        return finish(inference.scores(model, images, plan, extent_lib.of_sizes(sizes)))
+
+    def of_sum(total: Float[Array, 'b h w classes']) -> tuple[jax.Array, jax.Array | None]:
+        return finish(total / plan.num_views)
+
+    def finish(scores: Float[Array, 'b h w classes']) -> tuple[jax.Array, jax.Array | None]:
         labels = scores.argmax(-1).astype(jnp.uint8)
         if probabilities is None:
             return labels, None
         return labels, inference.probabilities(scores, plan).astype(probabilities)
 
-    step = jax.jit(predict_step, out_shardings=mesh_lib.by_batch(mesh))
+    by_batch = mesh_lib.by_batch(mesh)
+    step: jax.stages.Wrapped | by_scale.ByScale
+    if len(plan.scales) == 1:
+        step = jax.jit(predict_step, out_shardings=by_batch)
+    else:
+        step = by_scale.ByScale(
+            graphdef,
+            num_classes,
+            mesh,
+            plan,
+            split=lambda images, sizes: (images, sizes, ()),
+            finish=jax.jit(of_sum, out_shardings=by_batch),
+        )
     return Network(step, params, stats, mesh)
 
 

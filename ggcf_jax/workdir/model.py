@@ -275,6 +275,7 @@ class TrainedModel:
                 self.graphdef,
                 self.params,
                 self.stats,
+                num_classes=len(self.classes),
                 plan=self.plan,
                 mesh=self.mesh,
                 probabilities=probabilities,
