@@ -307,17 +307,19 @@ def _attend(
     case = _case(inputs, graph, scale, prune, wanted.extras)
     names = _names(case, implementation)
 
-    def by(device: target.Device | None, name: Kernel) -> Callable[..., Partial]:
+    def by(device: target.Device, name: Kernel) -> Callable[..., Partial]:
         def attend(inputs: Inputs, graph: Graph, prune: Prune | None) -> Partial:
             with contextlib.ExitStack() as stack:
-                if device is not None:
+                if len(names) > 1:
                     stack.enter_context(target.tracing_for(*device))
-                return _attend_by(engine, inputs, graph, scale, prune, name)
+                most = 0 if name == 'xla' else KERNELS[name].most_channels(device)
+                options = Options(scale, block_sizes.current(inputs.q.shape[0]), name, most)
+                return _attend_by(engine, inputs, graph, options, prune)
 
         return attend
 
     if len(set(names.values())) == 1:
-        return by(None, next(iter(names.values())))(inputs, graph, prune)
+        return by(*next(iter(names.items())))(inputs, graph, prune)
     branches = {
         _LOWERED_FOR[device.platform]: by(device, name)
         for device, name in names.items()
@@ -334,10 +336,9 @@ _LOWERED_FOR = {'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
 
 
 def _attend_by(
-    engine: Engine, inputs: Inputs, graph: Graph, scale: float, prune: Prune | None, name: Kernel
+    engine: Engine, inputs: Inputs, graph: Graph, options: Options, prune: Prune | None
 ) -> Partial:
     """Attention by the engine of a graph, on XLA or on the kernels of an accelerator."""
-    options = Options(scale, block_sizes.current(inputs.q.shape[0]))
     attend_pruned = engine.attend_pruned
     if prune is not None:
         assert attend_pruned is not None  # the reference has taken the others
@@ -345,11 +346,12 @@ def _attend_by(
             lambda inputs, graph, prune: attend_pruned(inputs, graph, options, prune),
             inputs, graph, prune,
         )  # fmt: skip
-    if sharded.num_devices() == 1 and (name == 'xla' or sharded.num_shares() == 1):
-        return engine.attend(inputs, graph, dataclasses.replace(options, kernels=name))
+    shares = 1 if options.kernels == 'xla' else sharded.num_shares()
+    if sharded.num_devices() == shares == 1:
+        return engine.attend(inputs, graph, options)
     # Each device sees its own arrays there.
     sizes = dataclasses.replace(options.sizes, devices=1)
-    options = dataclasses.replace(options, sizes=sizes, kernels=name)
+    options = dataclasses.replace(options, sizes=sizes)
     rows = engine.attend if sharded.num_devices() == 1 else engine.attend_sharded
     return sharded.attend(rows, inputs, graph, options)
 

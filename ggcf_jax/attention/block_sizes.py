@@ -64,11 +64,13 @@ class Options:
       sizes: sizes of the blocks.
       kernels: what computes the attention between queries and keys that an engine has brought
         together: 'xla', or the kernels of an accelerator.
+      most_channels: largest number of channels that these kernels take; 0 for XLA, which has none.
     """
 
     scale: float
     sizes: BlockSizes
     kernels: Kernel = 'xla'
+    most_channels: int = 0
 
 
 def current(batch: int) -> BlockSizes:

@@ -3,8 +3,8 @@
 It takes bfloat16 and float16 (jax.nn.dot_product_attention, implementation='cudnn'). An engine
 brings queries and keys together that see each other, in sequences; here they get the form that
 cuDNN takes. What must not be seen although it stands in a sequence is hidden by additional channels
-of q and k (`hidden`): cuDNN would also take a bias, but computes its gradient, which is a sum over
-all sequences, whether it is wanted or not.
+of q and k (`hidden`), or where there is no room for them by a bias: cuDNN computes its gradient, a
+sum over all sequences, whether it is wanted or not.
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.custom_batching import custom_vmap
 
 from ggcf_jax.attention import varying
@@ -49,24 +50,56 @@ class CudnnKernels:
         refused = _refusal_of_arguments(case) or _refusal_of_shape(case)
         if refused is not None:
             return refused
-        channels = num_channels(case)
-        most = 256 if capability >= (9, 0) else 128
+        most = self.most_channels(device)
+        by_channels = hides_by_channels(*case.channels, most)
+        channels = _num_channels(case, by_channels=by_channels)
         if channels > most:
+            with_valid = ' with valid' if 'valid' in case.extras else ''
             return (
                 f'it takes {most} channels on compute capability {capability[0]}.{capability[1]}, '
-                f'and {case.graph.kind()} needs {channels} for {max(case.channels)}'
+                f'and {case.graph.kind()}{with_valid} needs {channels}'
+            )
+        if (
+            isinstance(case.graph, Local)
+            and not by_channels
+            and dict(case.mesh).get('space', 1) > 1
+        ):
+            return (
+                f'where devices share rows, {case.graph.kind()} needs {sum(TILE)} channels more '
+                f'than the {case.channels[0]}, and {most} is the most'
             )
         return _refusal_of_jax(channels, jnp.dtype(case.dtypes[0]).name) if here else None
 
+    def most_channels(self, device: Device) -> int:
+        """The largest number of channels that it takes on a device."""
+        return 256 if (device.compute_capability or (0, 0)) >= (9, 0) else 128
 
-def num_channels(case: Case) -> int:
+
+def hides_by_channels(dk: int, dv: int, most: int) -> bool:
+    """Whether `most` channels have room for those that hide the strangers in a LOCAL window."""
+    return -(-max(dk + sum(TILE), dv) // _MULTIPLE) * _MULTIPLE <= most
+
+
+def tile(axis: int, size: int, *, by_channels: bool) -> int:
+    """Longest tile of queries of a LOCAL graph of that size along an axis."""
+    # A bias differs wherever a window is moved inside the map: longer tiles are fewer of these.
+    return TILE[axis] * (1 if by_channels or size <= TILE[axis] else 2)
+
+
+def _num_channels(case: Case, *, by_channels: bool) -> int:
     """Number of channels that q, k and v get for cuDNN."""
-    hiding = sum(TILE) if isinstance(case.graph, Local) else int('valid' in case.extras)
+    is_local = isinstance(case.graph, Local)
+    hiding = sum(TILE) if is_local and by_channels else int('valid' in case.extras)
     return -(-max(case.channels[0] + hiding, case.channels[1]) // _MULTIPLE) * _MULTIPLE
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, scale: float, valid: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scale: float,
+    valid: jax.Array | None = None,
+    strangers: np.ndarray | None = None,
 ) -> jax.Array:
     """Attention inside sequences.
 
@@ -77,6 +110,8 @@ def attend(
       scale: factor of the affinities.
       valid: which keys take part, bool [sequences, n, 1, 1]; None for all. k and v are finite in
         the others, too.
+      strangers: which keys of a sequence a query must not see, bool [m, n], the same in all
+        sequences; None for none.
 
     Returns:
       The sums [sequences, m, heads, dv], zeros for queries without keys.
@@ -90,7 +125,12 @@ def attend(
     v = jnp.broadcast_to(v, (*v.shape[:2], heads, dv))
     channels = -(-max(q.shape[3], dv) // _MULTIPLE) * _MULTIPLE
     q, k, v = (varying.match(_padded(x, channels), q, k, v) for x in (q, k, v))
-    o = _attend(q, k, v, scale)[..., :dv]
+    bias = None
+    if strangers is not None:  # one for each head: cuDNN's gradient of it has no other form
+        far = -(2.0**15 if q.dtype == jnp.float16 else 2.0**41)
+        bias = jnp.where(strangers, far, 0).astype(q.dtype)
+        bias = jnp.broadcast_to(bias, (1, heads, *strangers.shape))
+    o = _attend(q, k, v, bias, scale)[..., :dv]
     return o if valid is None else jnp.where(valid.any(1, keepdims=True), o, 0)
 
 
@@ -103,20 +143,23 @@ def hidden(dtype: Any, scale: float) -> tuple[float, float]:
     return (2.0**14, -sign * 2.0**14) if dtype == jnp.float16 else (1.0, -sign * 2.0**40)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
+) -> jax.Array:
     q, k, v = _batched_alike(q, k, v)
-    return _call(q, k, v, scale)
+    return _call(q, k, v, bias, scale)
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, scale: float
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> tuple[jax.Array, Any]:
-    return jax.vjp(functools.partial(_call, scale=scale), *_batched_alike(q, k, v))
+    q, k, v = _batched_alike(q, k, v)
+    return jax.vjp(lambda q, k, v: _call(q, k, v, bias, scale), q, k, v)
 
 
-def _attend_backward(scale: float, pull: Any, do: jax.Array) -> tuple[jax.Array, ...]:
-    return pull(do)
+def _attend_backward(scale: float, pull: Any, do: jax.Array) -> tuple[jax.Array | None, ...]:
+    return (*pull(do), None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -139,15 +182,19 @@ def _batch_alike(axis_size: int, in_batched: list[bool], *arrays: jax.Array) -> 
     return alike, (True, True, True)
 
 
-def _call(q: jax.Array, k: jax.Array, v: jax.Array, scale: float) -> jax.Array:
+def _call(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
+) -> jax.Array:
     """JAX's function for sequences of any length: cuDNN's gradients want even ones."""
     lengths = [x.shape[1] for x in (q, k)]
     known: list[jax.Array | None] = [None, None]
     if any(n % 2 for n in lengths):  # one position more, which does not take part
         q, k, v = (_even(x) for x in (q, k, v))
+        if bias is not None:
+            bias = jnp.pad(bias, ((0, 0), (0, 0), *((0, n % 2) for n in lengths)))
         known = [jnp.full(q.shape[0], n, jnp.int32) for n in lengths]
     o = jax.nn.dot_product_attention(
-        q, k, v, scale=scale, implementation=_IMPLEMENTATION, query_seq_lengths=known[0],
+        q, k, v, bias, scale=scale, implementation=_IMPLEMENTATION, query_seq_lengths=known[0],
         key_value_seq_lengths=known[1],
     )  # fmt: skip
     return o[:, : lengths[0]]
@@ -220,7 +267,7 @@ def _refusal_of_jax(channels: int, dtype: str) -> str | None:
     x = jax.ShapeDtypeStruct((1, 16, 1, channels), dtype)
 
     def gradients(x: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.vjp(functools.partial(_call, scale=1.0), x, x, x)[1](x)
+        return jax.vjp(lambda *x: _call(x[0], x[1], x[2], None, 1.0), x, x, x)[1](x)
 
     try:
         jax.eval_shape(gradients, x)

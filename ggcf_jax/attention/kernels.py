@@ -48,3 +48,6 @@ class Kernels(Protocol):
           device: the device.
           here: whether it is a device of this machine, so that it can be asked.
         """
+
+    def most_channels(self, device: Device) -> int:
+        """The largest number of channels that they take on a device."""

@@ -1,13 +1,15 @@
 """LOCAL attention by fused kernels: each tile of queries and its window of keys are sequences.
 
 All tiles of a map have one size, and all windows: a window is moved inside the map where it would
-reach past it. What of a window is no neighbour of a query is hidden by channels that know the rows
-and the columns of the tile: 1 in the channels of the query's own row and column, far below zero in
-those that must not see the key.
+reach past it. What of a window is no neighbour of a query, a stranger, is hidden by channels that
+know the rows and the columns of the tile: 1 in the channels of the query's own row and column, far
+below zero in those that must not see the key. Where there is no room for more channels, a bias
+hides it, which differs for the tiles at the border.
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,58 +67,156 @@ def attend(
     q, k, v, valid, _ = inputs
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
-    rows = _axis(h, margin, graph, 0)
-    columns = _axis(w, 0, graph, 1)
+    by_channels = cudnn.hides_by_channels(q.shape[-1], v.shape[-1], options.most_channels)
+    rows, columns = (
+        _axis(n, m, graph, axis, cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels))
+        for axis, (n, m) in enumerate([(h, margin), (w, 0)])
+    )
+    shift = graph.border == 'shift'
     ends = (0, k.shape[1]) if rows_of_map is None else (rows_of_map[0], rows_of_map[1])
-    penalty = _penalty(rows, margin, graph.sizes[0], ends, graph.border == 'shift')
-    across = _penalty(columns, 0, graph.sizes[1], (0, w), graph.border == 'shift')
-    one, far = cudnn.hidden(q.dtype, options.scale)
-
-    tiles = len(rows.starts), len(columns.starts)
-    shape = b, *tiles, rows.window, columns.window, heads
-    hide = jnp.concatenate(
-        [
-            jnp.broadcast_to(penalty[:, None, :, None], (*shape[1:5], rows.tile)),
-            jnp.broadcast_to(across[None, :, None, :], (*shape[1:5], columns.tile)),
-        ],
-        -1,
+    strangers = _Strangers(
+        _strangers(rows, margin, graph.sizes[0], ends, shift=shift),
+        _strangers(columns, 0, graph.sizes[1], (0, w), shift=shift),
     )
-    hide = hide[None, :, :, :, :, None]
-    inside = None
-    if valid is not None:
-        inside = _windows(valid[..., None, None], rows, columns).reshape(*shape[:5], 1, 1)
-        hide = hide | ~inside
-    hide = jnp.where(hide, far, 0).astype(k.dtype)
-    hide = jnp.broadcast_to(hide, (*shape, hide.shape[-1]))
-    keys = jnp.concatenate([_windows(k, rows, columns).reshape(*shape, -1), hide], -1)
-
-    size = rows.tile, columns.tile
-    of_row = np.broadcast_to(np.eye(size[0])[:, None], (*size, size[0]))
-    of_column = np.broadcast_to(np.eye(size[1]), (*size, size[1]))
-    own = jnp.asarray(one * np.concatenate([of_row, of_column], -1)[:, :, None], q.dtype)
     queries = _tiles(q, rows, columns)
-    own = jnp.broadcast_to(own, (*queries.shape[:-1], own.shape[-1]))
-    queries = jnp.concatenate([queries, own], -1)
-
-    count = b * tiles[0] * tiles[1]
-    o = cudnn.attend(
-        queries.reshape(count, rows.tile * columns.tile, heads, -1),
-        keys.reshape(count, rows.window * columns.window, heads, -1),
-        _windows(v, rows, columns).reshape(count, rows.window * columns.window, v.shape[3], -1),
-        options.scale,
-    )
-    o = o.reshape(b, *tiles, rows.tile, columns.tile, heads, -1)
+    keys, values = (_windows(x, rows, columns) for x in (k, v))
+    inside = None if valid is None else _windows(valid[..., None, None], rows, columns)
+    if by_channels:
+        o = _hide_by_channels(queries, keys, values, inside, strangers, options)
+    else:
+        o = _hide_by_bias(queries, keys, values, inside, strangers, options)
     if inside is not None:
-        o = jnp.where(_sees_any(penalty, across, inside[..., 0, 0])[..., None, None], o, 0)
+        seen = strangers.sees_any(inside[..., 0, 0])
+        o = jnp.where(seen[..., None, None], o, 0)
     o = o.transpose(0, 1, 3, 2, 4, 5, 6)
-    o = o.reshape(b, tiles[0] * rows.tile, tiles[1] * columns.tile, heads, -1)[:, :h, :w]
+    height, width = (len(axis.starts) * axis.tile for axis in (rows, columns))
+    o = o.reshape(b, height, width, heads, -1)[:, :h, :w]
     return Partial(o, jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
 
 
-def _axis(n: int, margin: int, graph: Local, axis: int) -> _Axis:
-    """The tiles of n queries with `margin` more keys before and behind."""
+class _Strangers(NamedTuple):
+    """Which keys of the windows the queries of their tiles must not see, along each axis.
+
+    Attributes:
+      rows: bool [tiles, window, tile] along rows.
+      columns: the same along columns.
+    """
+
+    rows: Any
+    columns: Any
+
+    def sees_any(self, inside: jax.Array) -> jax.Array:
+        """Which queries have a valid key among their neighbours: bool [b, *tiles, *tile].
+
+        Args:
+          inside: which keys are valid, bool [b, *tiles, *window].
+        """
+        factors = (~self.rows, inside, ~self.columns)
+        seen = jnp.einsum('yki,byxkl,xlj->byxij', *(x.astype(jnp.float32) for x in factors))
+        return seen > 0
+
+
+def _hide_by_channels(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    inside: jax.Array | None,
+    strangers: _Strangers,
+    options: Options,
+) -> jax.Array:
+    """Attention of all tiles in one call.
+
+    Args:
+      queries: [b, *tiles, *tile, heads, dk].
+      keys: [b, *tiles, *window, heads, dk].
+      values: [b, *tiles, *window, heads or 1, dv].
+      inside: which keys are valid, bool [b, *tiles, *window, 1, 1]; None for all.
+      strangers: which keys are not seen.
+      options: scale, and the number of channels that there is room for.
+
+    Returns:
+      The sums [b, *tiles, *tile, heads, dv].
+    """
+    height, width = queries.shape[3:5]
+    field = keys.shape[1:5]
+    one, far = cudnn.hidden(queries.dtype, options.scale)
+    of_row = np.broadcast_to(np.eye(height)[:, None], (height, width, height))
+    of_column = np.broadcast_to(np.eye(width), (height, width, width))
+    own = one * np.concatenate([of_row, of_column], -1)[:, :, None]
+    hide = jnp.concatenate(
+        [
+            jnp.broadcast_to(strangers.rows[:, None, :, None], (*field, height)),
+            jnp.broadcast_to(strangers.columns[None, :, None], (*field, width)),
+        ],
+        -1,
+    )[None, :, :, :, :, None]
+    if inside is not None:
+        hide = hide | ~inside
+    queries, keys = (
+        jnp.concatenate([x, jnp.broadcast_to(y.astype(x.dtype), (*x.shape[:-1], y.shape[-1]))], -1)
+        for x, y in ((queries, jnp.asarray(own)), (keys, jnp.where(hide, far, 0)))
+    )
+    return _call(queries, keys, values, None, None, options)
+
+
+def _hide_by_bias(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    inside: jax.Array | None,
+    strangers: _Strangers,
+    options: Options,
+) -> jax.Array:
+    """As `_hide_by_channels`: one call for each field of tiles that must not see the same keys."""
+    rows = []
+    for top, bottom in _alike(strangers.rows):
+        columns = []
+        for left, right in _alike(strangers.columns):
+            hide = (
+                strangers.rows[top][:, None, :, None] | strangers.columns[left][None, :, None, :]
+            )  # [*window, *tile]
+            hide = hide.reshape(math.prod(hide.shape[:2]), -1).T
+            field = (slice(None), slice(top, bottom), slice(left, right))
+            own = None if inside is None else inside[field]
+            columns.append(_call(queries[field], keys[field], values[field], own, hide, options))
+        rows.append(jnp.concatenate(columns, 2))
+    return jnp.concatenate(rows, 1)
+
+
+def _alike(strangers: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of neighbouring tiles with the same strangers: first and end."""
+    new = [i for i, x in enumerate(strangers) if i == 0 or (x != strangers[i - 1]).any()]
+    return list(zip(new, [*new[1:], len(strangers)]))
+
+
+def _call(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    inside: jax.Array | None,
+    strangers: np.ndarray | None,
+    options: Options,
+) -> jax.Array:
+    """Attention of some tiles to their windows, in one call."""
+
+    def sequences(x: jax.Array) -> jax.Array:
+        return x.reshape(math.prod(x.shape[:3]), math.prod(x.shape[3:5]), *x.shape[5:])
+
+    o = cudnn.attend(
+        sequences(queries),
+        sequences(keys),
+        sequences(values),
+        options.scale,
+        None if inside is None else sequences(inside),
+        strangers,
+    )
+    return o.reshape(*queries.shape[:-1], -1)
+
+
+def _axis(n: int, margin: int, graph: Local, axis: int, most: int) -> _Axis:
+    """The tiles of n queries with `margin` more keys before and behind, at most `most` long."""
     size, keys = graph.sizes[axis], n + 2 * margin
-    tile = even(n, cudnn.TILE[axis])
+    tile = even(n, most)
     # Where the map ends is not known with a margin: a shifted window moves by S at most.
     reach = 2 * size if graph.border == 'shift' and margin else size
     window = min(keys, max(tile + 2 * reach, min(keys, 2 * size + 1)))
@@ -124,16 +224,15 @@ def _axis(n: int, margin: int, graph: Local, axis: int) -> _Axis:
     return _Axis(keys, tile, window, tuple(starts))
 
 
-def _penalty(
-    axis: _Axis, margin: int, size: int, ends: tuple, shift: bool
-) -> jax.Array:  # fmt: skip
+def _strangers(axis: _Axis, margin: int, size: int, ends: tuple[Any, Any], *, shift: bool) -> Any:
     """Which keys of a window the queries of a tile must not see: bool [tiles, window, tile].
 
     Args:
       axis: how the axis is cut.
       margin: number of keys before the first query.
       size: S of the graph.
-      ends: first and end of the keys that belong to the map.
+      ends: first and end of the keys that belong to the map; the result is an array of numpy
+        unless they are traced.
       shift: whether windows are moved inside the map at its border.
     """
     first = np.arange(len(axis.starts)) * axis.tile + margin
@@ -141,26 +240,10 @@ def _penalty(
     j = axis.positions[:, :, None]
     inside = (j >= ends[0]) & (j < ends[1])
     if not shift:
-        return jnp.asarray(~(inside & (abs(i - j) <= size)))
-    start = jnp.maximum(ends[0], jnp.minimum(i - size, ends[1] - (2 * size + 1)))
+        return ~(inside & (abs(i - j) <= size))
+    np_or_jnp: Any = np if isinstance(ends[0], int) else jnp
+    start = np_or_jnp.maximum(ends[0], np_or_jnp.minimum(i - size, ends[1] - (2 * size + 1)))
     return ~(inside & (j >= start) & (j <= start + 2 * size))
-
-
-def _sees_any(rows: jax.Array, columns: jax.Array, inside: jax.Array) -> jax.Array:
-    """Which queries have a valid key among their neighbours.
-
-    Args:
-      rows: what the rows of the tiles must not see, as `_penalty`.
-      columns: the same for columns.
-      inside: which keys of the windows are valid, bool [b, tiles, tiles, window, window].
-
-    Returns:
-      Bool [b, tiles, tiles, tile, tile].
-    """
-    seen = jnp.einsum(
-        'yki,byxkl,xlj->byxij', *(x.astype(jnp.float32) for x in (~rows, inside, ~columns))
-    )
-    return seen > 0
 
 
 def _tiles(x: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:
@@ -175,11 +258,11 @@ def _tiles(x: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _windows(x: jax.Array, rows: _Axis, columns: _Axis) -> jax.Array:
-    """The windows [b, tiles * tiles * window * window, heads, c] of a map [b, h, w, heads, c]."""
+    """The windows [b, *tiles, *window, heads, c] of a map [b, h, w, heads, c]."""
     b, h, w, heads, c = x.shape
     y, at = rows.positions, columns.positions
     index = y[:, None, :, None] * w + at[None, :, None, :]
-    return x.reshape(b, h * w, heads, c)[:, index.ravel()]
+    return x.reshape(b, h * w, heads, c)[:, index.ravel()].reshape(b, *index.shape, heads, c)
 
 
 def _windows_forward(x: jax.Array, rows: _Axis, columns: _Axis) -> tuple[jax.Array, None]:
@@ -193,7 +276,8 @@ def _windows_backward(
 
     Collected, not scattered: on a GPU a scatter would need atomic additions.
     """
-    b, _, heads, c = windows.shape
+    b, *_, heads, c = windows.shape
+    windows = windows.reshape(b, -1, heads, c)
     total = None
     for y, in_rows in zip(*rows.places()):
         for x, in_columns in zip(*columns.places()):

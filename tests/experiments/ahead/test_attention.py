@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from experiments.ahead import accelerators, attention, cost
+from experiments.common import cli
 from tests.attention.cases import slow
+from tests.helpers import ROOT
 
 TARGET = accelerators.TARGETS['h100']
 # Kernels of a call, forward and with backward (one head of 64 channels on 128 x 256).
@@ -30,6 +32,15 @@ def test_kernels_and_traffic_of_an_h100(head):
         many = attention.compile_case(dataclasses.replace(one, batch=8, heads=6), 'h100')
         assert many.fused == program.fused
         assert many.kernels <= most
+
+
+def test_the_page_has_the_printed_table(monkeypatch, capsys):
+    monkeypatch.setattr(
+        'sys.argv', ['script', '--only_print', f'--out={ROOT / "docs" / "attention_ahead.csv"}']
+    )
+    cli.run(attention.main, attention.make_parser())
+    page = (ROOT / 'docs' / 'performance.md').read_text()
+    assert capsys.readouterr().out in page
 
 
 def test_traffic_without_fused_kernels():
