@@ -144,9 +144,9 @@ flags.DEFINE_string(
 flags.DEFINE_enum(
     'format',
     'programs',
-    ['programs', 'folder', 'backbone'],
-    'export: compiled programs in one file, a folder that ggcf_jax.load reads, or the backbone as '
-    '.safetensors with the names of PyTorch libraries.',
+    ['programs', 'onnx', 'folder', 'backbone'],
+    'export: compiled programs in one file, an ONNX file, a folder that ggcf_jax.load reads, or '
+    'the backbone as .safetensors with the names of PyTorch libraries.',
 )
 flags.DEFINE_string(
     'license', '', 'export: licence of the model, such as cc-by-4.0, as its card states it.'

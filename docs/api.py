@@ -101,6 +101,7 @@ SECTIONS = (
             'ggcf_jax.evaluate:evaluate_workdir',
             'ggcf_jax.predict:predict',
             'ggcf_jax.export:export_workdir',
+            'ggcf_jax.export:export_onnx',
             'ggcf_jax.export:export_folder',
             'ggcf_jax.export:export_backbone',
             'ggcf_jax.errors:InputError.',

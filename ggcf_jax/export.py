@@ -1,8 +1,9 @@
 """Export of a trained model: for programs without this package, as a folder, or its backbone.
 
 `--format=folder` writes a released model (`workdir.released`), `--format=backbone` the backbone in
-a published layout (`models.pretrained.writing`). `--format=programs`, the default, writes one file
-that needs neither this package nor the data set.
+a published layout (`models.pretrained.writing`), `--format=onnx` an ONNX file
+(`exporting.onnx_file`). `--format=programs`, the default, writes one file that needs neither this
+package nor the data set.
 
 That file is a zip archive of programs (`jax.export`: StableHLO for CPU, CUDA and TPU), the weights
 that they all take, `metadata.json` and `card.md`. Programs map (weights, images, sizes)
@@ -40,6 +41,7 @@ from ggcf_jax.attention import target as platform
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
+from ggcf_jax.exporting import onnx_file
 from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.pretrained import writing
 from ggcf_jax.workdir import card, released
@@ -73,8 +75,19 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
             license_=flags.license,
         )
         return 0
+    if flags.format == 'onnx':
+        export_onnx(
+            config,
+            workdir,
+            flags.checkpoint,
+            flags.output,
+            sizes,
+            overwrite=flags.overwrite,
+            license_=flags.license,
+        )
+        return 0
     if sizes:
-        raise InputError(f'--sizes={flags.sizes} is for --format=programs')
+        raise InputError(f'--sizes={flags.sizes} is for --format=programs and onnx')
     write = {'folder': export_folder, 'backbone': export_backbone}[flags.format]
     write(
         config,
@@ -261,6 +274,86 @@ def export_workdir(
             program_ = bytes(exported.serialize())
             file.writestr(f'{name}.jax_export', program_, zipfile.ZIP_DEFLATED)
     print(f'{output}: checkpoint of step {model.step}, {output.stat().st_size / 1e6:.1f} MB')
+
+
+def export_onnx(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    checkpoint: Which,
+    output: str | pathlib.Path,
+    sizes: tuple[Size, ...],
+    *,
+    batch: int = 1,
+    overwrite: bool = False,
+    license_: str = '',
+) -> None:
+    """Exports a checkpoint of a run as ONNX, with the inference plan of `config.eval`.
+
+    The network computes in float32, whatever `config.train.dtype` is. The file is written only if
+    onnxruntime gives the labels that the network gives, on images that are drawn for it.
+
+    Args:
+        config: configuration of the run; `eval` says how images are predicted.
+        workdir: directory of the run.
+        checkpoint: 'best', 'latest' or a step number.
+        output: file to write, atomically.
+        sizes: the one (height, width) of the images.
+        batch: number of images at once.
+        overwrite: whether an existing file is replaced.
+        license_: licence of the model for its card; '' if nobody has said.
+
+    Raises:
+        InputError: the file cannot be made, or computes something else.
+    """
+    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    _check_file(output, overwrite=overwrite)
+    if len(sizes) != 1:
+        raise InputError(
+            'a file of ONNX is for images of one size; pass --sizes=HEIGHTxWIDTH, such as '
+            '--sizes=360x480'
+        )
+    onnx_file.needs()
+    config = workdir_config.from_text(workdir_config.to_text(config))
+    config.train.dtype = 'float32'
+    model = _model(config, workdir, checkpoint)
+    params, stats = jax.tree.map(np.asarray, (model.params, model.stats))
+
+    def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with platform.tracing_for('cpu'):  # loops over blocks of a stage are unrolled
+            network = models.merge(model.graphdef, params, stats)
+            scores = inference.scores(network, images, model.plan)
+        return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, model.plan)
+
+    text = card.of_workdir(workdir, model.step, plan=str(model.plan), files={}, license_=license_)
+    metadata = {
+        'classes': json.dumps(model.classes),
+        'colors': json.dumps(model.colors),
+        'plan': str(model.plan),
+        'step': str(model.step),
+        'license': license_ or 'unknown',
+        'card': text,
+    }
+    content = onnx_file.convert(run, (batch, *sizes[0], 3), metadata)
+    images = _drawn(sizes[0], 2 * batch)
+    labels, probabilities = map(np.asarray, jax.jit(run)(images))
+    ties = onnx_file.check(content, images, labels, probabilities, batch)
+    atomic.write(output, content)
+    print(
+        f'{output}: checkpoint of step {model.step}, opset {onnx_file.OPSET}, '
+        f"{len(content) / 1e6:.1f} MB; labels of onnxruntime equal the network's, "
+        f'{ties} ties in {labels.size:,} pixels'
+    )
+
+
+def _drawn(size: Size, count: int) -> np.ndarray:
+    """Images of coarse and fine spots: uint8 [count, h, w, 3]."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((count, *size, 3), np.float32)
+    for side in (64, 16, 4, 1):
+        cells = rng.integers(0, 64, (count, *(-(-n // side) for n in size), 3))
+        fine = cells.repeat(side, 1).repeat(side, 2)
+        images += fine[:, : size[0], : size[1]]
+    return images.astype(np.uint8)
 
 
 def export_folder(

@@ -51,6 +51,7 @@ RULES = {
         'evaluation prediction'
     ),
     'training': 'errors places registry attention data models distributed config workdir',
+    'exporting': 'errors',
     'serving': 'errors json_files display data models distributed evaluation workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.

@@ -51,7 +51,10 @@ MISTAKES = {
         '--output=docs exists and is no released model'
     ),
     '--mode=export --config=configs/camvid.py --output=a --format=folder --sizes=3x4': (
-        '--sizes=3x4 is for --format=programs'
+        '--sizes=3x4 is for --format=programs and onnx'
+    ),
+    '--mode=export --config=configs/camvid.py --output=a --format=onnx --sizes=3x4,5x6': (
+        'a file of ONNX is for images of one size'
     ),
     '--mode=export --config=configs/camvid.py --output=a --format=backbone': (
         'the name of a backbone ends in .safetensors'

@@ -1,0 +1,165 @@
+"""Files of ONNX: onnxruntime, in a process without jax, computes what evaluation does."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip('jax2onnx', reason='the onnx extra is not installed')
+onnxruntime = pytest.importorskip('onnxruntime', reason='the onnx extra is not installed')
+
+import ggcf_jax  # noqa: E402  (after what is skipped)
+from ggcf_jax import export, models  # noqa: E402
+from ggcf_jax.attention import target  # noqa: E402
+from ggcf_jax.errors import InputError  # noqa: E402
+from ggcf_jax.evaluation import inference  # noqa: E402
+from ggcf_jax.exporting import onnx_file  # noqa: E402
+from ggcf_jax.workdir import config as workdir_config  # noqa: E402
+from tests.helpers import ROOT, TINY_MODEL, load_config  # noqa: E402
+
+# Packages without jax: site-packages of numpy and onnxruntime alone, by links.
+_READER = """
+import sys
+sys.path.insert(0, 'packages')
+{loader}
+assert not [name for name in sys.modules if name.split('.')[0] in ('jax', 'jaxlib', 'ggcf_jax')]
+import importlib.util
+assert importlib.util.find_spec('jax') is None
+about, predict = load('model.onnx')
+labels, probabilities = predict(np.load('images.npy'))
+np.savez('results.npz', labels=labels, probabilities=probabilities)
+"""
+
+
+def _loader() -> str:
+    """The loader of the docs."""
+    text = (ROOT / 'docs' / 'export.md').read_text()
+    return re.search(r'```python no-run\n(.*?)```', text, re.S)[1]
+
+
+@pytest.mark.slow
+def test_a_process_without_jax_computes_what_evaluation_does(untrained_run, tmp_path, rng):
+    config = workdir_config.load(untrained_run)
+    export.export_onnx(
+        config, untrained_run, 'best', tmp_path / 'model.onnx', ((40, 56),), batch=2, license_='mit'
+    )
+    content = (tmp_path / 'model.onnx').read_bytes()
+    for place in (
+        ROOT,
+        pathlib.Path.home(),
+        untrained_run.parent,
+        pathlib.Path(jax.__file__).parent,
+    ):
+        assert str(place).encode() not in content
+    images = rng.integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
+    np.save(tmp_path / 'images.npy', images)
+    (tmp_path / 'packages').mkdir()
+    for module in (np, onnxruntime):
+        folder = pathlib.Path(module.__file__).parent
+        for path in (folder, folder.with_name(f'{folder.name}.libs')):
+            if path.exists():
+                (tmp_path / 'packages' / path.name).symlink_to(path)
+    script = _READER.format(loader=_loader())
+    environment = {'PATH': os.environ['PATH']}
+    subprocess.run(
+        [sys.executable, '-I', '-S', '-c', script], cwd=tmp_path, check=True, env=environment
+    )
+    with np.load(tmp_path / 'results.npz') as results:
+        labels, probabilities = results['labels'], results['probabilities']
+    config.train.dtype = 'float32'
+    model = ggcf_jax.load(untrained_run, config=config)
+    for i, image in enumerate(images):
+        np.testing.assert_allclose(probabilities[i], model.probabilities(image), atol=1e-4)
+        np.testing.assert_array_equal(labels[i], model.predict(image))
+
+
+def _forward(changes):
+    """A tiny network with drawn parameters as a function of images; its plan is that of `eval`."""
+    config = load_config('camvid')
+    config.update_from_flattened_dict(TINY_MODEL | {'train.dtype': 'float32'} | changes)
+    graphdef, params, stats = models.abstract(config, 11)
+    plan = inference.build(config)
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        values = rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype)
+        name = jax.tree_util.keystr(path)
+        return np.abs(values) + 0.5 if 'var' in name or 'scale' in name else values
+
+    params, stats = (jax.tree_util.tree_map_with_path(drawn, tree) for tree in (params, stats))
+
+    def run(images):
+        with target.tracing_for('cpu'):
+            scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
+        return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, plan)
+
+    return run
+
+
+_WIDE = {'model.context': 'none', 'model.backbone.width': 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'changes',
+    [
+        *(
+            {'model.heads': heads}
+            for heads in (
+                'full', 'local:1', 'grid:2', 'learned', 'row', 'column', 'cross', 'block:2',
+                'block:4+2', 'local:1@2', 'local:1:shift', 'local:1|cross', 'local:3&grid:2',
+            )
+        ),
+        *(
+            {'model.context': context}
+            for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa', 'none')
+        ),
+        *(
+            _WIDE | {'model.backbone.name': name}
+            for name in ('resnet18', 'resnet50', 'wide_resnet38', 'mobilenet_v2')
+        ),
+        *(_WIDE | {'model.backbone.stem': stem} for stem in ('64-64-128', '32-32-64')),
+        {'eval.flip': True},
+        {'eval.window': (24, 32)},
+        {'eval.scales': (0.75, 1.0)},
+        {'eval.pruning': 'local:keep=4'},
+    ],
+    ids=lambda changes: ','.join(map(str, changes.values())),
+)  # fmt: skip
+def test_labels_are_those_of_the_network(changes, rng):
+    run = _forward(changes)
+    content = onnx_file.convert(run, (1, 40, 56, 3), {'a': 'b'})
+    images = rng.integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
+    labels, probabilities = map(np.asarray, jax.jit(run)(images))
+    assert onnx_file.check(content, images, labels, probabilities, 1) <= 2
+
+
+def test_wrong_labels_and_unknown_operators_are_refused(rng, monkeypatch):
+    def run(images):
+        probabilities = jax.nn.softmax(images.astype(jnp.float32))
+        return probabilities.argmax(-1).astype(jnp.int32), probabilities
+
+    content = onnx_file.convert(run, (1, 3, 4, 3), {'classes': json.dumps(['a'])})
+    images = rng.integers(0, 256, (2, 3, 4, 3), dtype=np.uint8)
+    labels, probabilities = map(np.asarray, run(images))
+    assert onnx_file.check(content, images, labels, probabilities, 1) == 0
+    with pytest.raises(InputError, match=r'gives \d+ of 24 pixels another class .*nothing was wri'):
+        onnx_file.check(content, images, labels, probabilities[..., ::-1], 1)
+    monkeypatch.setattr(onnx_file, 'OPERATORS', frozenset({'Cast'}))
+    with pytest.raises(InputError, match=r'needs the operators ArgMax, .*do not document'):
+        onnx_file.convert(run, (1, 3, 4, 3), {})
+
+
+def test_one_size_is_asked_for(untrained_run, tmp_path):
+    config = workdir_config.load(untrained_run)
+    for sizes in ((), ((8, 8), (9, 9))):
+        with pytest.raises(InputError, match='for images of one size; pass --sizes=HEIGHTxWIDTH'):
+            export.export_onnx(config, untrained_run, 'best', tmp_path / 'a.onnx', sizes)
+    assert not (tmp_path / 'a.onnx').exists()
