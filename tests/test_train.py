@@ -242,9 +242,16 @@ def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
             'train.log_every': 5,
             'train.gradient_norms': True,
             'train.ema_statistics': 'averaged',
+            'train.start_from': str(whole),  # a resumed run goes on from its own checkpoint
+            'train.frozen': 'backbone.stem,backbone.stages.0',
         }
     )
     train.train_and_evaluate(config, workdir, accept_changes=True)
+    _, before = _final(whole, config)
+    _, after = _final(workdir, config)
+    for part, is_frozen in (('stem', True), ('stages', False)):
+        trees = ([tree['backbone'][part] for tree in trees] for trees in (before, after))
+        assert all(map(np.array_equal, *map(jax.tree.leaves, trees))) == is_frozen
     rows = _rows(workdir)
     assert rows[:-5] == _rows(whole)
     segment, first, _, second, last = rows[-5:]

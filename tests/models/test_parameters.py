@@ -28,11 +28,12 @@ def test_layers_have_the_names_that_weights_are_stored_under(tiny_config, backbo
 
 
 def test_a_module_that_is_called_blocks_is_no_stack():
-    shapes = {'a.blocks.kernel': (3, 2), 'b.0.kernel': (2,), 'b.1.blocks.kernel': (3, 2)}
+    shapes = {'a.blocks.kernel': (3, 2), 'b.0.kernel': (2,), 'b.1.blocks.kernel': (3, 2), 'c.d': ()}
     assert parameters.layer_names(shapes, {'b.1.blocks'}) == {
         'a.blocks.kernel': ('a.blocks.kernel',),
         'b.0.kernel': ('b.0.kernel',),
         'b.1.blocks.kernel': ('b.1.kernel', 'b.2.kernel', 'b.3.kernel'),
+        'c.d': ('c.d',),  # a scalar, such as those of learned graphs
     }
     # Items behind a stack are counted on, and a stack need not be in a list.
     shapes = {'b.0.blocks.kernel': (2, 2), 'b.1.kernel': (2,), 'c.rest.blocks.bias': (2,)}
