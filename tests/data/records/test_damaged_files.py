@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ggcf_jax.data.records import codec
+from ggcf_jax.data.records import codec, depth
 from ggcf_jax.errors import InputError
 
 MUTATIONS = 5_000
@@ -170,6 +170,10 @@ def _image(data: bytes) -> np.ndarray:
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     upright = codec.decode_upright(data, 'photo 7', max_pixels=MAX_PIXELS)
     assert sorted(upright.shape) == sorted(image.shape)
+    largest = codec.largest_of_16_bits(data, 'photo 7')
+    if largest is not None:
+        bits = depth.needed_bits(largest)
+        assert codec.decode_image(data, 'photo 7', bits=bits).shape == image.shape
     return image
 
 
