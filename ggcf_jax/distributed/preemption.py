@@ -95,6 +95,15 @@ def install() -> None:
         _end(error, error.code)  # the code of other exceptions is 1
 
     sys.excepthook = tell
+    ignored = sys.unraisablehook
+
+    def tell_ignored(unraisable: Any) -> None:
+        # The signal came inside of a finalizer or a callback of the garbage collector, where
+        # exceptions end: the second thread ends the process instead.
+        if not isinstance(unraisable.exc_value, Interrupted):
+            ignored(unraisable)
+
+    sys.unraisablehook = tell_ignored
 
 
 @contextlib.contextmanager

@@ -52,6 +52,25 @@ def test_a_program_ends_with_one_line_and_the_code_of_the_signal(name):
     assert done.returncode == 128 + signal.Signals[name].value
 
 
+def test_a_signal_inside_of_the_garbage_collector_is_no_traceback():
+    """JAX has a callback there; exceptions end in it, and Python prints them."""
+    done = _run(
+        'import gc, time\n'
+        'preemption.GRACE = 0.2\n'
+        'preemption.install()\n'
+        'def called(phase, info):\n'
+        '    if phase == "start": signal.raise_signal(stop); time.sleep(0)\n'
+        'with preemption.interruptible("before the first step"):\n'
+        '    gc.callbacks.append(called)\n'
+        '    gc.collect()\n'
+        '    gc.callbacks.clear()\n'
+        '    time.sleep(30)\n',
+        'SIGHUP',
+    )
+    assert done.stderr == 'stopped by SIGHUP before the first step\n'
+    assert done.returncode == 129
+
+
 def test_a_main_thread_that_is_stuck_outside_of_python_is_left_behind():
     done = _run(
         'preemption.GRACE = 0.2\n'
