@@ -305,7 +305,7 @@ def export_onnx(
     Raises:
         InputError: the file cannot be made, or computes something else.
     """
-    workdir, output = pathlib.Path(workdir), pathlib.Path(output)
+    workdir, output = places.expand(workdir), places.expand(output)
     _check_file(output, overwrite=overwrite)
     if len(sizes) != 1:
         raise InputError(
@@ -337,7 +337,8 @@ def export_onnx(
     images = _drawn(sizes[0], 2 * batch)
     labels, probabilities = map(np.asarray, jax.jit(run)(images))
     ties = onnx_file.check(content, images, labels, probabilities, batch)
-    atomic.write(output, content)
+    with places.writing(output, '--output'):
+        atomic.write(output, content)
     print(
         f'{output}: checkpoint of step {model.step}, opset {onnx_file.OPSET}, '
         f"{len(content) / 1e6:.1f} MB; labels of onnxruntime equal the network's, "
