@@ -114,8 +114,8 @@ flags.DEFINE(
     _PathParser(),
     'input',
     None,
-    'predict: an image file, a folder of images or a split of the data set. score: folder of '
-    'predicted label files.',
+    'predict: an image file, a folder of images, a video or a split of the data set. score: folder '
+    'of predicted label files.',
 )
 flags.DEFINE(
     _PathParser(),

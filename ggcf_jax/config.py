@@ -352,6 +352,8 @@ def default() -> ConfigDict:
     config.predict = ConfigDict()
     config.predict.overlays = True  # Whether to write the images overlaid with the class colours.
     config.predict.probabilities = False  # Whether to write float16 probabilities; they are large.
+    # Whether to write a label file for each frame of a video, beside the overlaid video.
+    config.predict.frames = False
     # Ids in the label files: 'train', 'dataset' (those of the data set's own label files) or
     # 'server' (those of its evaluation server).
     config.predict.label_ids = 'train'

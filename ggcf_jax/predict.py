@@ -1,11 +1,12 @@
 """Predictions of images as files, with a trained model: read it from top to bottom."""
 
+import contextlib
 import functools
 import hashlib
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -22,7 +23,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.prediction import batches, code, large_images, outputs
+from ggcf_jax.prediction import batches, code, large_images, outputs, video
 from ggcf_jax.prediction import inputs as prediction_inputs
 from ggcf_jax.prediction.batches import Job, Prediction
 from ggcf_jax.prediction.inputs import Input
@@ -68,11 +69,11 @@ def predict(
             written.
         workdir: directory of the run.
         checkpoint: 'best', 'latest' or a step number.
-        source: an image file, a folder of images, or a split of the run's data set.
+        source: an image file, a folder of images, a video, or a split of the run's data set.
         output: folder of the results.
 
     Returns:
-        Whether every image has its results.
+        Whether every image, or frame of the video, has its results.
 
     Raises:
         InputError: no such images or checkpoint, a run of another network, an output folder of
@@ -87,7 +88,8 @@ def predict(
     workdir_config.check_model(config, workdir)
     inference.build(config)
     for_server = config.predict.label_ids == 'server'
-    inputs, dataset = _find(config, source, folder, for_server=for_server)
+    clip = _clip(source, for_server=for_server)
+    inputs, dataset = ([], None) if clip else _find(config, source, folder, for_server=for_server)
     classes = classes_lib.of_run(config, workdir)
     ids = _label_ids(config, classes, dataset)
     model = model_lib.load(
@@ -105,6 +107,8 @@ def predict(
     with places.writing(folder, '--output'):
         outputs.claim(folder, _key(model))
         results.write_classes(model.classes)
+        if clip is not None:
+            return _predict_clip(config, model, clip, results)
         ledger = Ledger(folder, code.digest(model.network))
     networks = {  # parts are blended by their probabilities
         False: model.batch_run(np.dtype(np.float16) if results.probabilities else None),
@@ -202,6 +206,78 @@ def predict(
             )
         print(f'for the server: {made}')
     return complete
+
+
+def _clip(source: str, *, for_server: bool) -> video.Reader | None:
+    """The video that is to be predicted; None for images."""
+    path = places.expand(source)
+    if not video.is_video(path):
+        return None
+    if for_server:
+        raise InputError(
+            f"config.predict.label_ids='server': {source} is a video; a server takes a split"
+        )
+    return video.Reader(path)
+
+
+def _predict_clip(
+    config: ConfigDict, model: TrainedModel, clip: video.Reader, results: outputs.Results
+) -> bool:
+    """Predicts the frames of a video; returns whether there are as many as its header says."""
+    name = clip.path.stem
+    network = model.batch_run(None)
+    sizes = [clip.size] * max(config.eval.batch_size, 1)
+    (job, *_) = batches.plan_jobs(
+        config, sizes, devices=model.mesh.size, max_side=config.predict.max_side
+    )
+    in_parts = model.batch_run(np.dtype(np.float32))
+    batch = 1 if job.in_parts else job.batch_size
+    target = results.folder / 'overlays' / f'{name}.mp4'
+    try:
+        with (
+            contextlib.closing(clip),
+            jax.set_mesh(model.mesh),
+            video.Writer(target, clip.size, clip.rate).open() as append,
+            Progress() as progress,
+            stop_requests() as stop_requested,
+            progress.working('predict', 'predicted', clip.count, name, of='frames') as advance,
+        ):
+
+            def run(
+                images: UInt8[np.ndarray, 'b h w 3'], sizes: Int32[np.ndarray, 'b 2']
+            ) -> Prediction:
+                if reason := stop_requested():
+                    raise _Stopped(reason)
+                chosen = in_parts if job.in_parts else network
+                if not chosen.is_compiled(images):
+                    count, height, width, _ = images.shape
+                    with progress.compiling(f'the network for {count} x {height} x {width} pixels'):
+                        chosen.compile(images, sizes)
+                return chosen(images, sizes)
+
+            def predict_frames(frames: Sequence[video.Frame]) -> list[video.Labels]:
+                if not job.in_parts:
+                    return [each.labels for each in batches.predict_padded(run, frames, job)]
+                labels = [np.empty(clip.size, np.uint8) for _ in frames]
+                for frame, found in zip(frames, labels):
+                    to = Prediction(found, None)
+                    large_images.predict(run, frame, to, job, lambda share: None)
+                return labels
+
+            def write(number: int, frame: video.Frame, labels: video.Labels) -> None:
+                if config.predict.frames:
+                    results.write_labels(f'{name}/{number:06d}', labels)
+                results.paint(frame, labels)
+                append(frame)
+
+            video.run(clip, predict_frames, write, batch=batch, advance=advance)
+    except _Stopped as stopped:
+        print(f'stopped by {stopped}; the same command begins again')
+        return False
+    for line in clip.report():
+        print(line, file=sys.stderr)
+    print(f'{target}: {clip.read} frames')
+    return clip.read == max(clip.count, clip.read)
 
 
 def _find(

@@ -89,9 +89,11 @@ def _forward(changes):
     rng = np.random.default_rng(0)
 
     def drawn(path, leaf):
-        values = rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype)
         name = jax.tree_util.keystr(path)
-        return np.abs(values) + 0.5 if 'var' in name or 'scale' in name else values
+        if 'var' in name or 'scale' in name:
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        fan = np.prod(leaf.shape[-4:-1]) if 'kernel' in name else 16  # keeps scores small
+        return rng.normal(0, np.sqrt(2 / fan), leaf.shape).astype(leaf.dtype)
 
     params, stats = (jax.tree_util.tree_map_with_path(drawn, tree) for tree in (params, stats))
 

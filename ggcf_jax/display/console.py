@@ -118,7 +118,7 @@ class Progress:
 
     @contextlib.contextmanager
     def working(
-        self, verb: str, past: str, total: int, name: str
+        self, verb: str, past: str, total: int, name: str, *, of: str = 'images'
     ) -> Iterator[Callable[[float], None]]:
         """Shows work on many images, and prints a line with their number and the time at the end.
 
@@ -129,6 +129,7 @@ class Progress:
             past: what was done, such as 'predicted'.
             total: number of images.
             name: name of the images, such as that of a split.
+            of: what is counted.
 
         Yields:
             A function to call with the number of images that were finished since the last call;
@@ -149,7 +150,7 @@ class Progress:
             told = now
             rate = done / max(now - began - (self._compiled - compiled), 1e-9)
             left = _clock(max(total - done, 0) / rate if rate else None)
-            status = f'{rate:.3g} images/s  left {left}'
+            status = f'{rate:.3g} {of}/s  left {left}'
             if live is None:
                 share = f'{done / total:.0%}' if total else ''
                 # A sum of shares such as 3 x 1/3 may lie a rounding error below its number.
@@ -163,7 +164,7 @@ class Progress:
             if live is not None and task is not None:
                 live.remove_task(task)
         seconds = time.monotonic() - began
-        self.print(f'{past} {round(done)} images of {name} in {seconds:.1f} s')
+        self.print(f'{past} {round(done)} {of} of {name} in {seconds:.1f} s')
 
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:

@@ -81,11 +81,29 @@ class Results:
             labels: train id of each pixel.
         """
         if self.overlays:
-            for top in range(0, len(image), _ROWS):
-                rows = slice(top, top + _ROWS)
-                painted = pictures.colorize(labels[rows], self.colors, ignore=255)
-                image[rows] = cv2.addWeighted(image[rows], 0.5, painted, 0.5, 0)
+            self.paint(image, labels)
             pictures.write_png(self.overlay_path(name), image)
+        self.write_labels(name, labels)
+
+    def paint(self, image: UInt8[np.ndarray, 'h w 3'], labels: UInt8[np.ndarray, 'h w']) -> None:
+        """Paints the colours of the classes over an image, in place.
+
+        Args:
+            image: RGB.
+            labels: train id of each pixel.
+        """
+        for top in range(0, len(image), _ROWS):
+            rows = slice(top, top + _ROWS)
+            painted = pictures.colorize(labels[rows], self.colors, ignore=255)
+            image[rows] = cv2.addWeighted(image[rows], 0.5, painted, 0.5, 0)
+
+    def write_labels(self, name: str, labels: UInt8[np.ndarray, 'h w']) -> None:
+        """Writes a label file.
+
+        Args:
+            name: name of the image.
+            labels: train id of each pixel.
+        """
         values = self.ids[labels]
         if self.palette and values.dtype == np.uint8:
             encoded = pictures.encode_palette_png(values, dict(zip(self.ids.tolist(), self.colors)))

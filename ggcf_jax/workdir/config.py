@@ -49,7 +49,7 @@ MAY_DIFFER = frozenset(
         # How what is trained is evaluated.
         'eval.window', 'eval.stride', 'eval.windows_at_once', 'eval.scales', 'eval.flip',
         'eval.average', 'eval.pruning', 'predict.overlays', 'predict.probabilities',
-        'predict.label_ids', 'predict.max_side',
+        'predict.label_ids', 'predict.max_side', 'predict.frames',
         # What only the first start reads: later ones read a checkpoint.
         'model.backbone.weights', 'train.start_from',
     }
