@@ -29,6 +29,7 @@ from ggcf_jax.attention import (
 )
 from ggcf_jax.attention.arguments import Priority
 from ggcf_jax.attention.block_sizes import Kernel, Options
+from ggcf_jax.attention.cudnn_rules import needs_sums
 from ggcf_jax.attention.engine import ENGINES, Engine, engine_of
 from ggcf_jax.attention.graphs import (
     GRAPHS,
@@ -312,8 +313,10 @@ def _attend(
             with contextlib.ExitStack() as stack:
                 if len(names) > 1:
                     stack.enter_context(target.tracing_for(*device))
-                most = 0 if name == 'xla' else KERNELS[name].most_channels(device)
-                options = Options(scale, block_sizes.current(inputs.q.shape[0]), name, most)
+                most, sums = 0, False
+                if name != 'xla':
+                    most, sums = KERNELS[name].most_channels(device), needs_sums(case)
+                options = Options(scale, block_sizes.current(inputs.q.shape[0]), name, most, sums)
                 return _attend_by(engine, inputs, graph, options, prune)
 
         return attend

@@ -64,6 +64,7 @@ class Options:
       sizes: sizes of the blocks.
       kernels: what computes the attention between queries and keys that an engine has brought
         together: 'xla', or the kernels of an accelerator.
+      sums: whether these give the log-sum-exps, which XLA always does.
       most_channels: largest number of channels that these kernels take; 0 for XLA, which has none.
     """
 
@@ -71,6 +72,7 @@ class Options:
     sizes: BlockSizes
     kernels: Kernel = 'xla'
     most_channels: int = 0
+    sums: bool = False
 
 
 def current(batch: int) -> BlockSizes:

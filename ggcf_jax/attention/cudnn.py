@@ -12,126 +12,88 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.custom_batching import custom_vmap
+from jax import lax
 
-from ggcf_jax.attention import varying
-from ggcf_jax.attention.graphs import Block, Column, Full, Graph, Grid, Local, Row
-from ggcf_jax.attention.kernels import Case
-from ggcf_jax.attention.target import Device
+from ggcf_jax.attention import cudnn_sums, softmax, varying
+from ggcf_jax.attention.block_sizes import Options
+from ggcf_jax.attention.cudnn_sums import batched_alike
 
 _IMPLEMENTATION: Any = 'cudnn'  # of jax.nn.dot_product_attention
 
-_GRAPHS = (Full, Local, Grid, Row, Column, Block)
-_DTYPES = (jnp.bfloat16, jnp.float16)
-_MULTIPLE = 8  # of the number of channels
-_LEAST_SCALE = 2.0**-10  # below, hidden scores might be seen
-_MOST_SEQUENCES = 65535  # blocks along an axis of a CUDA grid
+MULTIPLE = 8  # of the number of channels
 
 # Height and width of a tile of queries of a local graph. Their sum is the number of channels that
 # hide what is no neighbour.
 TILE = (16, 16)
 
 
-class CudnnKernels:
-    """`kernels.Kernels` of cuDNN."""
-
-    platform = 'gpu'
-
-    def refusal(self, case: Case, device: Device, *, here: bool) -> str | None:
-        """Why cuDNN cannot compute an attention on a device; None if it can."""
-        if device.platform != self.platform:
-            return f'it runs on NVIDIA GPUs, not on a {device.platform.upper()}'
-        capability = device.compute_capability
-        if capability is None:
-            return 'it is not known for which NVIDIA GPU is compiled'
-        if capability < (8, 0):
-            return f'it needs compute capability 8.0, the GPU has {capability[0]}.{capability[1]}'
-        refused = _refusal_of_arguments(case) or _refusal_of_shape(case)
-        if refused is not None:
-            return refused
-        most = self.most_channels(device)
-        by_channels = hides_by_channels(*case.channels, most)
-        channels = _num_channels(case, by_channels=by_channels)
-        if channels > most:
-            with_valid = ' with valid' if 'valid' in case.extras else ''
-            return (
-                f'it takes {most} channels on compute capability {capability[0]}.{capability[1]}, '
-                f'and {case.graph.kind()}{with_valid} needs {channels}'
-            )
-        if (
-            isinstance(case.graph, Local)
-            and not by_channels
-            and dict(case.mesh).get('space', 1) > 1
-        ):
-            return (
-                f'where devices share rows, {case.graph.kind()} needs {sum(TILE)} channels more '
-                f'than the {case.channels[0]}, and {most} is the most'
-            )
-        return _refusal_of_jax(channels, jnp.dtype(case.dtypes[0]).name) if here else None
-
-    def most_channels(self, device: Device) -> int:
-        """The largest number of channels that it takes on a device."""
-        return 256 if (device.compute_capability or (0, 0)) >= (9, 0) else 128
-
-
-def hides_by_channels(dk: int, dv: int, most: int) -> bool:
+def hides_by_channels(dk: int, most: int) -> bool:
     """Whether `most` channels have room for those that hide the strangers in a LOCAL window."""
-    return -(-max(dk + sum(TILE), dv) // _MULTIPLE) * _MULTIPLE <= most
+    return dk + sum(TILE) <= most
 
 
 def tile(axis: int, size: int, *, by_channels: bool) -> int:
     """Longest tile of queries of a LOCAL graph of that size along an axis."""
     # A bias differs wherever a window is moved inside the map: longer tiles are fewer of these.
-    return TILE[axis] * (1 if by_channels or size <= TILE[axis] else 2)
-
-
-def _num_channels(case: Case, *, by_channels: bool) -> int:
-    """Number of channels that q, k and v get for cuDNN."""
-    is_local = isinstance(case.graph, Local)
-    hiding = sum(TILE) if is_local and by_channels else int('valid' in case.extras)
-    return -(-max(case.channels[0] + hiding, case.channels[1]) // _MULTIPLE) * _MULTIPLE
+    return TILE[axis] * (1 if by_channels or size < TILE[axis] else 2)
 
 
 def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    scale: float,
+    options: Options,
     valid: jax.Array | None = None,
-    strangers: np.ndarray | None = None,
-) -> jax.Array:
+    strangers: jax.typing.ArrayLike | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Attention inside sequences.
 
     Args:
       q: queries [sequences, m, heads, dk].
       k: keys [sequences, n, heads, dk].
-      v: values [sequences, n, heads or 1, dv].
-      scale: factor of the affinities.
+      v: values [sequences, n, heads or 1, dv]. Of more channels than cuDNN takes, some at a time.
+      options: scale, number of channels that cuDNN takes, and whether the sums are needed.
       valid: which keys take part, bool [sequences, n, 1, 1]; None for all. k and v are finite in
         the others, too.
       strangers: which keys of a sequence a query must not see, bool [m, n], the same in all
-        sequences; None for none.
+        sequences; None for none. Every query sees itself.
 
     Returns:
-      The sums [sequences, m, heads, dv], zeros for queries without keys.
+      The sums of the values [sequences, m, heads, dv], zeros for queries without valid keys, and
+      the log-sum-exps [sequences, m, heads], minus infinity for these and NaN where they are not
+      needed.
     """
-    heads, dv = q.shape[2], v.shape[3]
+    heads, scale = q.shape[2], options.scale
     if valid is not None:
         one, far = hidden(q.dtype, scale)
         hide = jnp.broadcast_to(jnp.where(valid, 0, far).astype(k.dtype), (*k.shape[:3], 1))
         q = jnp.concatenate([q, jnp.full_like(q[..., :1], one)], -1)
         k = jnp.concatenate([k, hide], -1)
-    v = jnp.broadcast_to(v, (*v.shape[:2], heads, dv))
-    channels = -(-max(q.shape[3], dv) // _MULTIPLE) * _MULTIPLE
-    q, k, v = (varying.match(_padded(x, channels), q, k, v) for x in (q, k, v))
     bias = None
     if strangers is not None:  # one for each head: cuDNN's gradient of it has no other form
         far = -(2.0**15 if q.dtype == jnp.float16 else 2.0**41)
-        bias = jnp.where(strangers, far, 0).astype(q.dtype)
-        bias = jnp.broadcast_to(bias, (1, heads, *strangers.shape))
-    o = _attend(q, k, v, bias, scale)[..., :dv]
-    return o if valid is None else jnp.where(valid.any(1, keepdims=True), o, 0)
+        bias = jnp.where(jnp.asarray(strangers), far, 0).astype(q.dtype)
+        bias = jnp.broadcast_to(bias, (1, heads, *bias.shape))
+    spare = int(options.sums)  # a channel for the gradient of the sums
+    most = options.most_channels - spare
+    outputs = []
+    lse = jnp.full(q.shape[:3], jnp.nan, jnp.float32)
+    for first in range(0, v.shape[3], most):
+        some = v[..., first : first + most]
+        some = jnp.broadcast_to(some, (*v.shape[:2], heads, some.shape[3]))
+        dv = some.shape[3]
+        channels = -(-max(q.shape[3], dv + spare) // MULTIPLE) * MULTIPLE
+        arrays = [varying.match(_padded(x, channels), q, k, v) for x in (q, k, some)]
+        if options.sums and first == 0:
+            o, lse = cudnn_sums.attend(arrays[0], arrays[1], arrays[2], bias, scale)
+        else:
+            o = _attend(arrays[0], arrays[1], arrays[2], bias, scale)
+        outputs.append(o[..., :dv])
+    o = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, -1)
+    if valid is None:
+        return o, lse
+    seen = valid.any(1, keepdims=True)
+    return jnp.where(seen, o, 0), jnp.where(seen[..., 0], lse, softmax.HIDDEN)
 
 
 def hidden(dtype: Any, scale: float) -> tuple[float, float]:
@@ -147,14 +109,14 @@ def hidden(dtype: Any, scale: float) -> tuple[float, float]:
 def _attend(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> jax.Array:
-    q, k, v = _batched_alike(q, k, v)
+    q, k, v = batched_alike(q, k, v)
     return _call(q, k, v, bias, scale)
 
 
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> tuple[jax.Array, Any]:
-    q, k, v = _batched_alike(q, k, v)
+    q, k, v = batched_alike(q, k, v)
     return jax.vjp(lambda q, k, v: _call(q, k, v, bias, scale), q, k, v)
 
 
@@ -165,43 +127,17 @@ def _attend_backward(scale: float, pull: Any, do: jax.Array) -> tuple[jax.Array 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-@custom_vmap
-def _batched_alike(
-    q: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The arrays: under `jax.vmap` all mapped over their first axis, as cuDNN's rule expects."""
-    return q, k, v
-
-
-@_batched_alike.def_vmap
-def _batch_alike(axis_size: int, in_batched: list[bool], *arrays: jax.Array) -> tuple[Any, Any]:
-    alike = tuple(
-        x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
-        for x, batched in zip(arrays, in_batched)
-    )
-    return alike, (True, True, True)
-
-
 def _call(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> jax.Array:
-    """JAX's function for sequences of any length: cuDNN's gradients want even ones."""
-    lengths = [x.shape[1] for x in (q, k)]
-    known: list[jax.Array | None] = [None, None]
-    if any(n % 2 for n in lengths):  # one position more, which does not take part
-        q, k, v = (_even(x) for x in (q, k, v))
-        if bias is not None:
-            bias = jnp.pad(bias, ((0, 0), (0, 0), *((0, n % 2) for n in lengths)))
-        known = [jnp.full(q.shape[0], n, jnp.int32) for n in lengths]
+    """JAX's function."""
+    even = cudnn_sums.even(q, k, v, bias)
+    _, of_q, of_k = batched_alike(lax.stop_gradient(q), even.of_q, even.of_k)
     o = jax.nn.dot_product_attention(
-        q, k, v, bias, scale=scale, implementation=_IMPLEMENTATION, query_seq_lengths=known[0],
-        key_value_seq_lengths=known[1],
+        even.q, even.k, even.v, even.bias, scale=scale, implementation=_IMPLEMENTATION,
+        query_seq_lengths=of_q, key_value_seq_lengths=of_k,
     )  # fmt: skip
-    return o[:, : lengths[0]]
-
-
-def _even(x: jax.Array) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+    return o[:, : q.shape[1]]
 
 
 def _padded(x: jax.Array, channels: int) -> jax.Array:
@@ -209,60 +145,13 @@ def _padded(x: jax.Array, channels: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, short)]) if short else x
 
 
-def _refusal_of_arguments(case: Case) -> str | None:
-    graph, (of_q, of_v) = case.graph, case.dtypes
-    if not isinstance(graph, _GRAPHS):
-        return f'it has no form of {graph.kind()} graphs'
-    if of_q != of_v or of_q not in _DTYPES:
-        names = ' and '.join(dict.fromkeys(jnp.dtype(x).name for x in (of_q, of_v)))
-        return f'it takes bfloat16 or float16 alike for q, k and v, not {names}'
-    if case.extras - {'valid'}:
-        return f'it does not know {", ".join(sorted(case.extras - {"valid"}))}'
-    hides = isinstance(graph, Local) or 'valid' in case.extras
-    if hides and not abs(case.scale) >= _LEAST_SCALE:
-        return f'a scale of {case.scale} is too small to hide positions from each other'
-    return None
-
-
-def _refusal_of_shape(case: Case) -> str | None:
-    unknown = [name for name, size in case.mesh if size > 1 and name not in ('data', 'space')]
-    if unknown:
-        return f'it is not known what the mesh axis {unknown[0]!r} shards'
-    if case.shape is None:
-        return None
-    b, h, w = case.shape
-    if not isinstance(b, int):
-        return 'the batch is symbolic'
-    data = dict(case.mesh).get('data', 1)
-    if b % data:
-        return f'the batch of {b} is not divisible by the {data} devices of data'
-    sequences = b * h * w // _sequence_length(case.graph, h, w)
-    if sequences > _MOST_SEQUENCES:
-        return f'it takes {_MOST_SEQUENCES} sequences, and here are about {sequences}'
-    return None
-
-
-def _sequence_length(graph: Graph, h: int, w: int) -> int:
-    """About how many queries stand in a sequence of a graph's engine."""
-    if isinstance(graph, Local):
-        members = [-(-n // d) for n, d in zip((h, w), graph.dilations)]
-        return min(members[0], TILE[0]) * min(members[1], TILE[1])
-    if isinstance(graph, Grid):
-        return max(1, h // graph.strides[0]) * max(1, w // graph.strides[1])
-    if isinstance(graph, Block):
-        return min(h, graph.sizes[0]) * min(w, graph.sizes[1])
-    if isinstance(graph, (Row, Column)):
-        return w if isinstance(graph, Row) else h
-    return h * w
-
-
 def forget_answers() -> None:
     """Asks JAX again what it refuses: it is another GPU."""
-    _refusal_of_jax.cache_clear()
+    refusal_of_jax.cache_clear()
 
 
 @functools.cache
-def _refusal_of_jax(channels: int, dtype: str) -> str | None:
+def refusal_of_jax(channels: int, dtype: str) -> str | None:
     """Why JAX refuses to call cuDNN here, with so many channels; None if it does not."""
     x = jax.ShapeDtypeStruct((1, 16, 1, channels), dtype)
 

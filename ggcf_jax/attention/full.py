@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from ggcf_jax.attention import cudnn, flash, position_bias, pruning, softmax
+from ggcf_jax.attention import cudnn, flash, position_bias, pruning
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.flash import Schedule
 from ggcf_jax.attention.graphs import Full
@@ -23,9 +23,8 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
     if options.kernels == 'cudnn':
         rows = [x.reshape(b, -1, *x.shape[3:]) for x in (q, k, v)]
         inside = None if valid is None else valid.reshape(b, -1, 1, 1)
-        o = cudnn.attend(rows[0], rows[1], rows[2], options.scale, inside)
-        o = o.reshape(*q.shape[:4], -1)
-        return Partial(o, jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
+        o, lse = cudnn.attend(rows[0], rows[1], rows[2], options, inside)
+        return Partial(o.reshape(*q.shape[:4], -1), lse.reshape(q.shape[:4]))
     chunks = flash.choose_chunks(h * w, b * heads, options, math.prod(k.shape[1:3]))
     q, k, v = (as_rows(x) for x in (q, k, v))
     o, lse = flash.attend_rows(q, k, v, valid_as_rows(valid), None, Schedule(chunks, options))

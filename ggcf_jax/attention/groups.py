@@ -88,8 +88,8 @@ def attend(
       options: scale and block sizes.
       skip: who does not see whom in a group; None where all see all.
     """
-    if options.kernels == 'cudnn' and skip is None:
-        return _attend_fused(inputs, partition, options)
+    if options.kernels == 'cudnn':
+        return _attend_fused(inputs, partition, options, skip)
     return _attend_chunks(inputs, partition, options, skip)
 
 
@@ -137,20 +137,27 @@ def result_specs(inputs: Inputs) -> list[MapSpec]:
     return [MapSpec(heads, v.shape[-1], v.dtype), MapSpec(heads, 1, softmax.accumulator(q, k))]
 
 
-def _attend_fused(inputs: Inputs, partition: Partition, options: Options) -> Partial:
-    """`attend` by fused kernels: all groups of one size together. The log-sum-exps are NaN."""
+def _attend_fused(
+    inputs: Inputs, partition: Partition, options: Options, skip: Skip | None
+) -> Partial:
+    """`attend` by fused kernels: all groups of one size together."""
 
     def groups(members: tuple[int, int], *maps: jax.Array) -> Sequence[jax.Array]:
         count, b, heads, n, _ = maps[0].shape
         q, k, v, *valid = (
             jnp.swapaxes(x.reshape(count * b, x.shape[2], n, x.shape[4]), 1, 2) for x in maps
         )
-        o = cudnn.attend(q, k, v, options.scale, valid[0] if valid else None)
-        return [jnp.swapaxes(o, 1, 2).reshape(count, b, heads, n, -1)]
+        strangers = None
+        if skip is not None:
+            at = jnp.arange(n)
+            strangers = skip.of(members[1])(at[:, None], at)
+        o, lse = cudnn.attend(q, k, v, options, valid[0] if valid else None, strangers)
+        found = (jnp.swapaxes(x, 1, 2) for x in (o, lse[..., None]))
+        return [x.reshape(count, b, heads, n, -1) for x in found]
 
-    spec, of_sums = result_specs(inputs)
-    (o,) = _over_groups(groups, as_maps(inputs), partition, [spec], lambda n: _ALL)
-    return Partial(o, jnp.full(o.shape[:4], jnp.nan, of_sums.dtype))
+    specs = result_specs(inputs)
+    o, lse = _over_groups(groups, as_maps(inputs), partition, specs, lambda n: _ALL)
+    return Partial(o, lse[..., 0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

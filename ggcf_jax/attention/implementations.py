@@ -7,7 +7,7 @@ graphs, dtypes and widths: an entry in `KERNELS`.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from ggcf_jax.attention import cudnn
+from ggcf_jax.attention import cudnn_rules
 from ggcf_jax.attention.kernels import Case, Kernels
 from ggcf_jax.attention.target import Device
 
@@ -16,7 +16,7 @@ Resolved = Literal['reference', 'xla', 'cudnn', 'pallas']
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla', 'cudnn', 'pallas')
 
-KERNELS: dict[Literal['cudnn', 'pallas'], Kernels] = {'cudnn': cudnn.CudnnKernels()}
+KERNELS: dict[Literal['cudnn', 'pallas'], Kernels] = {'cudnn': cudnn_rules.CudnnKernels()}
 
 
 class Resolution(NamedTuple):
@@ -48,6 +48,8 @@ def resolve(
     """
     if implementation == 'reference':
         return Resolution('reference', {})
+    if implementation == 'auto' and not has_engine:
+        return Resolution('reference', dict.fromkeys(('xla', *KERNELS), 'the graph has no engine'))
     if implementation == 'auto':
         reasons: dict[str, str] = {}
         for name in KERNELS:
@@ -55,9 +57,7 @@ def resolve(
             if reason is None:
                 return Resolution(name, reasons)
             reasons[name] = reason
-        if has_engine:
-            return Resolution('xla', reasons)
-        return Resolution('reference', {'xla': 'it has no engine for the graph', **reasons})
+        return Resolution('xla', reasons)
     if implementation == 'xla':
         return Resolution('xla', {})
     reason = _refusal(implementation, case, device, here=here)

@@ -60,14 +60,11 @@ class _Axis(NamedTuple):
 def attend(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
-    """LOCAL attention of a block of rows to its surroundings, as `local.attend_rows`.
-
-    The log-sum-exps of the result are NaN: the kernels do not give them.
-    """
+    """LOCAL attention of a block of rows to its surroundings, as `local.attend_rows`."""
     q, k, v, valid, _ = inputs
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
-    by_channels = cudnn.hides_by_channels(q.shape[-1], v.shape[-1], options.most_channels)
+    by_channels = cudnn.hides_by_channels(q.shape[-1], options.most_channels)
     rows, columns = (
         _axis(n, m, graph, axis, cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels))
         for axis, (n, m) in enumerate([(h, margin), (w, 0)])
@@ -81,17 +78,19 @@ def attend(
     queries = _tiles(q, rows, columns)
     keys, values = (_windows(x, rows, columns) for x in (k, v))
     inside = None if valid is None else _windows(valid[..., None, None], rows, columns)
-    if by_channels:
-        o = _hide_by_channels(queries, keys, values, inside, strangers, options)
-    else:
-        o = _hide_by_bias(queries, keys, values, inside, strangers, options)
+    hide = _hide_by_channels if by_channels else _hide_by_bias
+    o, lse = hide(queries, keys, values, inside, strangers, options)
     if inside is not None:
-        seen = strangers.sees_any(inside[..., 0, 0])
-        o = jnp.where(seen[..., None, None], o, 0)
-    o = o.transpose(0, 1, 3, 2, 4, 5, 6)
-    height, width = (len(axis.starts) * axis.tile for axis in (rows, columns))
-    o = o.reshape(b, height, width, heads, -1)[:, :h, :w]
-    return Partial(o, jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
+        seen = strangers.sees_any(inside[..., 0, 0])[..., None]
+        o = jnp.where(seen[..., None], o, 0)
+        lse = jnp.where(seen, lse, softmax.HIDDEN)
+
+    def as_map(x: jax.Array) -> jax.Array:
+        height, width = (len(axis.starts) * axis.tile for axis in (rows, columns))
+        x = x.transpose(0, 1, 3, 2, 4, 5, 6)
+        return x.reshape(b, height, width, heads, -1)[:, :h, :w]
+
+    return Partial(as_map(o), as_map(lse[..., None])[..., 0])
 
 
 class _Strangers(NamedTuple):
@@ -123,7 +122,7 @@ def _hide_by_channels(
     inside: jax.Array | None,
     strangers: _Strangers,
     options: Options,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attention of all tiles in one call.
 
     Args:
@@ -135,7 +134,7 @@ def _hide_by_channels(
       options: scale, and the number of channels that there is room for.
 
     Returns:
-      The sums [b, *tiles, *tile, heads, dv].
+      The sums [b, *tiles, *tile, heads, dv] and the log-sum-exps without the last axis.
     """
     height, width = queries.shape[3:5]
     field = keys.shape[1:5]
@@ -166,7 +165,7 @@ def _hide_by_bias(
     inside: jax.Array | None,
     strangers: _Strangers,
     options: Options,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """As `_hide_by_channels`: one call for each field of tiles that must not see the same keys."""
     rows = []
     for top, bottom in _alike(strangers.rows):
@@ -179,8 +178,8 @@ def _hide_by_bias(
             field = (slice(None), slice(top, bottom), slice(left, right))
             own = None if inside is None else inside[field]
             columns.append(_call(queries[field], keys[field], values[field], own, hide, options))
-        rows.append(jnp.concatenate(columns, 2))
-    return jnp.concatenate(rows, 1)
+        rows.append(jax.tree.map(lambda *x: jnp.concatenate(x, 2), *columns))
+    return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *rows)
 
 
 def _alike(strangers: np.ndarray) -> list[tuple[int, int]]:
@@ -196,21 +195,21 @@ def _call(
     inside: jax.Array | None,
     strangers: np.ndarray | None,
     options: Options,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     """Attention of some tiles to their windows, in one call."""
 
     def sequences(x: jax.Array) -> jax.Array:
         return x.reshape(math.prod(x.shape[:3]), math.prod(x.shape[3:5]), *x.shape[5:])
 
-    o = cudnn.attend(
+    o, lse = cudnn.attend(
         sequences(queries),
         sequences(keys),
         sequences(values),
-        options.scale,
+        options,
         None if inside is None else sequences(inside),
         strangers,
     )
-    return o.reshape(*queries.shape[:-1], -1)
+    return o.reshape(*queries.shape[:-1], -1), lse.reshape(queries.shape[:-1])
 
 
 def _axis(n: int, margin: int, graph: Local, axis: int, most: int) -> _Axis:
