@@ -351,8 +351,12 @@ def test_what_is_made_from_data(unwritable, untrained_run, tmp_path, field, valu
             data.training_batches(config, dataset, 0, data.pipeline.Shard())
 
 
-def test_read_only_places_with_everything_in_them(tiny_config, monkeypatch):
+@pytest.mark.parametrize('name', ['camvid', 'folder'])
+def test_read_only_places_with_everything_in_them(name, tiny_config, camvid_folder, monkeypatch):
     """A data directory that colleagues share needs to be written by the first of them only."""
+    (camvid_folder / 'classes.txt').write_text('\n'.join('abcdefghijk'))
+    tiny_config.data.update(name=name, classes='classes.txt', ignore=(11,))
+    tiny_config.data.splits.update(train='train,trainannot', validation='val,valannot')
     tiny_config.update_from_flattened_dict(
         {'train.class_weights': 'data', 'data.class_uniform': 0.5, 'data.storage': 'compact'}
     )

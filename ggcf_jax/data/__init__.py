@@ -147,7 +147,7 @@ def check_writable(config: ConfigDict, dataset: Dataset) -> None:
     made = [class_weights.counts_file(records, directory)] if counted else []
     if data.storage == 'compact':
         made += compact.folders(dataset, _splits(parts), directory)
-        dataset = dataclasses.replace(dataset, identity=compact.identity(dataset, _splits(parts)))
+        dataset = dataclasses.replace(dataset, identity=compact.identity(dataset))
         records = mixture.records(dataset, parts)
     if data.class_uniform:
         made += [class_uniform.index_file(each, directory) for each in records]

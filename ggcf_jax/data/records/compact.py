@@ -145,18 +145,20 @@ def dataset(
     sources: dict[str, RecordSource] = {}
     for split in splits:
         builder = Builder(original, split, data_dir=str(directory), threads=threads)
-        sources |= prepare.prepared_sources(builder)
+        made_from = getattr(original.source(split), 'made_from', '')
+        for name, source in prepare.prepared_sources(builder).items():
+            sources[name] = dataclasses.replace(source, made_from=made_from)
     return dataclasses.replace(
         original,
         sources=sources,
         decoder=CompactDecoder(),
-        identity=identity(original, splits),
+        identity=identity(original),
     )
 
 
-def identity(original: Dataset, splits: Sequence[str]) -> str:
-    """Identity of the copy of some splits of a data set."""
-    return f'{original.identity_of(*splits)} compact'
+def identity(original: Dataset) -> str:
+    """Identity of the copy of a data set, whose sources are made from what those of it are."""
+    return f'{original.identity} compact'
 
 
 def folders(
