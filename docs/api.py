@@ -127,7 +127,8 @@ SECTIONS = (
         (
             'ggcf_jax.attention:OffsetGraph.edges',
             'ggcf_jax.attention:SeparableGraph.axis_edges',
-            'ggcf_jax.attention:Graph.adjacency,degrees,num_edges,max_degree,init,bind',
+            'ggcf_jax.attention:Graph.adjacency,within,degrees,num_edges,max_degree,init,bind',
+            'ggcf_jax.attention:Frame.',
             'ggcf_jax.models.backbones:BackboneBuilder',
             'ggcf_jax.models.backbones:Backbone',
             'ggcf_jax.models.contexts:ContextBuilder',

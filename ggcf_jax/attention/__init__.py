@@ -27,10 +27,13 @@ from ggcf_jax.attention import (
     softmax,
     target,
 )
+from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.arguments import Priority
 from ggcf_jax.attention.block_sizes import Kernel, Options
 from ggcf_jax.attention.cudnn_rules import needs_sums
 from ggcf_jax.attention.engine import ENGINES, Engine, engine_of
+from ggcf_jax.attention.frame import Frame
+from ggcf_jax.attention.graph import knows_border
 from ggcf_jax.attention.graphs import (
     GRAPHS,
     KINDS,
@@ -66,6 +69,7 @@ __all__ = [
     'Block',
     'Column',
     'Cross',
+    'Frame',
     'Full',
     'Graph',
     'Grid',
@@ -246,7 +250,7 @@ def _attend_runs(
     """Attention with one graph for each run of (graph, number of heads)."""
     if len(runs) == 1:
         return _attend(inputs, runs[0][0], scale, prune, wanted)
-    q, k, v, valid, bias = inputs
+    q, k, v, valid, bias, _ = inputs
     parts: list[Partial] = []
     first = 0
     for graph, count in runs:
@@ -286,7 +290,8 @@ def _attend(
         sums = NamedSharding(explicit.mesh, PartitionSpec(*explicit.spec[:4]))
         automatic = jax.sharding.auto_axes(run, out_sharding=(explicit, sums))
         return Partial(*automatic(inputs, graph, prune))
-    attend_pruned = None
+    if engine is not None and inputs.valid is not None and knows_border(graph):
+        inputs = inputs._replace(frame=frames.mask(inputs.valid))
     if engine is not None and prune is not None:
         if prune.keeps_all(graph.max_degree(*inputs.q.shape[1:3])):
             prune = None
@@ -295,15 +300,9 @@ def _attend(
                 'Context Pruning with a bias has no engine: drop one of them, or use '
                 "implementation='reference' on small maps"
             )
-        elif engine.attend_pruned is None and implementation == 'xla':
-            raise ValueError(
-                f"implementation 'xla' has no Context Pruning for {graph}; use 'reference'"
-            )
-        else:
-            attend_pruned = engine.attend_pruned
-    if engine is None or (prune is not None and attend_pruned is None):
+    if engine is None:
         if implementation == 'auto':
-            _warn_of_reference(inputs.q, graph, pruned=engine is not None)
+            _warn_of_reference(inputs, graph)
         return reference.attend(inputs, graph, scale=scale, prune=prune)
     case = _case(inputs, graph, scale, prune, wanted.extras)
     names = _names(case, implementation)
@@ -342,11 +341,9 @@ def _attend_by(
     engine: Engine, inputs: Inputs, graph: Graph, options: Options, prune: Prune | None
 ) -> Partial:
     """Attention by the engine of a graph, on XLA or on the kernels of an accelerator."""
-    attend_pruned = engine.attend_pruned
     if prune is not None:
-        assert attend_pruned is not None  # the reference has taken the others
         return _forward_only(
-            lambda inputs, graph, prune: attend_pruned(inputs, graph, options, prune),
+            lambda inputs, graph, prune: engine.attend_pruned(inputs, graph, options, prune),
             inputs, graph, prune,
         )  # fmt: skip
     shares = 1 if options.kernels == 'xla' else sharded.num_shares()
@@ -581,20 +578,20 @@ _REFERENCE_BYTES = 12
 _REFERENCE_LIMIT = 16 * 2**30  # bytes; beyond it the reference has to be asked for by name
 
 
-def _warn_of_reference(q: jax.Array, graph: Graph, *, pruned: bool) -> None:
+def _warn_of_reference(inputs: Inputs, graph: Graph) -> None:
     """Says once how much memory a graph without an engine needs, and refuses what cannot be meant.
 
     Args:
-      q: queries.
-      graph: the graph.
-      pruned: whether it has one without Context Pruning.
+      inputs: the arrays of the attention.
+      graph: the graph; it may have an engine without a bias.
 
     Raises:
       ValueError: the scores of all pairs are larger than the limit.
     """
-    b, h, w, heads, _ = q.shape
+    b, h, w, heads, _ = inputs.q.shape
     pairs = (h * w) ** 2 * heads * (b if isinstance(b, int) else 1)
-    lack = 'no engine for Context Pruning' if pruned else 'no engine'
+    bias_alone = inputs.bias is not None and engine_of(simplify(graph)) is not None
+    lack = 'no engine for a bias' if bias_alone else 'no engine'
     needed = f'{_REFERENCE_BYTES * pairs / 2**30:.3g} GiB for the {h} x {w} map'
     if _REFERENCE_BYTES * pairs > _REFERENCE_LIMIT:
         raise ValueError(

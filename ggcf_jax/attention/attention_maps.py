@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import position_bias, pruning, softmax
-from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.attention.graph import Graph, of_images
 from ggcf_jax.attention.layout import as_rows
 from ggcf_jax.attention.pruning import Prune
 
@@ -48,7 +48,8 @@ def attention_weights(
         y, x = jnp.clip(position, 0, jnp.array([h - 1, w - 1]))
         query = lax.dynamic_slice(q, (0, y, x, 0, 0), (b, 1, 1, heads, dk))
         s = softmax.scores(query.reshape(b, heads, 1, dk), keys, scale)
-        mask = graph.mask_of(y, x, h, w).reshape(1, 1, 1, -1)
+        mask = of_images(graph, valid, lambda graph: graph.mask_of(y, x, h, w))
+        mask = mask.reshape(-1, 1, 1, h * w)
         if valid is not None:
             mask = mask & valid.reshape(b, 1, 1, -1)
         kept = mask
@@ -57,7 +58,8 @@ def attention_weights(
         if bias is not None:
             own = position_bias.of_query(bias, graph, y, x, h, w)
             s = s + own.reshape(own.shape[0], 1, h * w)
-        s = s + jnp.reshape(graph.log_edges_of(y, x, h, w), -1)
+        weights = of_images(graph, valid, lambda g: jnp.asarray(g.log_edges_of(y, x, h, w)))
+        s = s + weights.reshape(len(weights), 1, 1, -1)
         p = jax.nn.softmax(jnp.where(kept, s, softmax.HIDDEN), axis=-1)
         p = jnp.where(mask.any(-1, keepdims=True), p, 0)
         return p.reshape(b, heads, h, w)

@@ -17,7 +17,7 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
     One row of queries after the other. The affinities of a query stand in the row-major order of
     its neighbours while it chooses among them: its column above, its row, its column below.
     """
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     b, h, w, heads, _ = q.shape
     column_keys, column_values = (layout.columns_first(x) for x in (k, v))
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(h, w)
@@ -49,7 +49,8 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
         o_along = softmax.weigh(jnp.moveaxis(p_along[..., 0, :], 0, 2), vt)
         o = softmax.weigh(p_across, column_values) + jnp.moveaxis(o_along, 2, 0)[..., None, :]
         seen = None if mask is None else mask.any(-1, keepdims=True)
-        new = softmax.where_seen((o / total).astype(v.dtype), top + jnp.log(total), seen)
+        lse = jnp.where(top == softmax.HIDDEN, softmax.HIDDEN, top + jnp.log(total))
+        new = softmax.where_seen((o / total).astype(v.dtype), lse, seen)
         return tuple(
             lax.dynamic_update_slice_in_dim(x, jnp.moveaxis(part[..., 0, :], 0, 1)[:, None], y, 1)
             for x, part in zip(carry, new)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from ggcf_jax.attention import cudnn, cudnn_sums, union
 from ggcf_jax.attention.cudnn import MULTIPLE, hides_by_channels
+from ggcf_jax.attention.graph import knows_border
 from ggcf_jax.attention.graphs import Block, Column, Cross, Full, Graph, Grid, Local, Row, Union
 from ggcf_jax.attention.kernels import Case
 from ggcf_jax.attention.target import Device
@@ -42,17 +43,26 @@ class CudnnKernels:
                 f'it takes {most} channels on compute capability {capability[0]}.{capability[1]}, '
                 f'and {case.graph.kind()}{with_valid} needs {channels}'
             )
-        shares_rows = dict(case.mesh).get('space', 1) > 1
-        if _has_local(case.graph) and not by_channels and shares_rows:
+        where = _differing_windows(case)
+        if where is not None and not by_channels:
             return (
-                f'where devices share rows, {case.graph.kind()} needs {sum(cudnn.TILE)} channels '
-                f'more than the {case.channels[0]}, and {most} is the most'
+                f'{where}, {case.graph.kind()} needs {sum(cudnn.TILE)} channels more than the '
+                f'{case.channels[0]}, and {most} is the most'
             )
         return cudnn.refusal_of_jax(channels, jnp.dtype(case.dtypes[0]).name) if here else None
 
     def most_channels(self, device: Device) -> int:
         """The largest number of channels that it takes on a device."""
         return 256 if (device.compute_capability or (0, 0)) >= (9, 0) else 128
+
+
+def _differing_windows(case: Case) -> str | None:
+    """Where the windows of LOCAL are moved by what the program does not know; None if nowhere."""
+    if _has_local(case.graph) and dict(case.mesh).get('space', 1) > 1:
+        return 'where devices share rows'
+    if knows_border(case.graph) and 'valid' in case.extras:
+        return 'where images of a batch end in different places'
+    return None
 
 
 def _num_channels(case: Case, *, by_channels: bool) -> int:
@@ -73,6 +83,8 @@ def _refusal_of_arguments(case: Case) -> str | None:
     unknown = case.extras & {'bias', 'pruning'}
     if unknown:
         return f'it does not know {", ".join(sorted(unknown))}'
+    if len(_parts(graph)) > 1 and 'valid' in case.extras and knows_border(graph):
+        return f'what a part of {graph} hides depends on where each image ends'
     if needs_sums(case) and cudnn_sums.missing() is not None:
         return cudnn_sums.missing()
     hides = _has_local(graph) or 'valid' in case.extras

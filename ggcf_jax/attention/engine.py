@@ -46,13 +46,12 @@ class Engine:
 
     Attributes:
       attend: attention to all neighbours.
-      attend_pruned: attention to the neighbours that Context Pruning keeps; None where only the
-        reference has it.
+      attend_pruned: attention to the neighbours that Context Pruning keeps.
       attend_sharded: `attend` inside `sharded.attend`, on the rows that one device has.
     """
 
     attend: Attend
-    attend_pruned: AttendPruned | None
+    attend_pruned: AttendPruned
     attend_sharded: Attend
 
 
@@ -89,5 +88,5 @@ def engine_of(graph: Graph) -> Engine | None:
         others = [sharded.rest_rows(inputs, rest, options) for rest in rests]
         return merge(own.attend_sharded(inputs, first, options), *others)
 
-    pruned = cross.attend_pruned if isinstance(graph, Cross) else None
+    pruned = cross.attend_pruned if isinstance(graph, Cross) else union.attend_pruned
     return Engine(attend, pruned, attend_sharded)

@@ -7,6 +7,7 @@ learned graph comes in as a table and is made one pair of chunks at a time.
 
 import dataclasses
 import functools
+import operator
 from typing import Protocol
 
 import jax
@@ -36,8 +37,14 @@ class Bias(Protocol):
 class Skip(Protocol):
     """Says which keys do not take part although they stand in the sequence; hashable."""
 
-    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Whether the i-th query does not see the j-th key; numbers that broadcast."""
+    def __call__(self, i: jax.Array, j: jax.Array, ends: jax.Array | None) -> jax.Array:
+        """Whether the i-th query does not see the j-th key.
+
+        Args:
+          i, j: numbers that broadcast.
+          ends: int32 [..., 2, 1], first of the sequence that belongs to an image and that behind
+            the last; None where all do.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +94,7 @@ def forward(
     valid: jax.Array | None,
     table: jax.Array | None,
     schedule: Schedule,
+    ends: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Chunked attention.
 
@@ -97,6 +105,7 @@ def forward(
       valid: which keys take part, bool [..., heads or 1, m, 1]; None for all.
       table: what `schedule.bias` makes the bias from; None without one.
       schedule: chunk lengths, scale and bias.
+      ends: for `schedule.skip`, int32 [..., heads or 1, 2, 1]; or None.
 
     Returns:
       Output [..., heads, n, dv] in the dtype of v, log-sum-exp [..., heads, n, 1] float32. Zeros
@@ -112,32 +121,35 @@ def forward(
         _padded(valid, size.keys),
     )
     steps = k.shape[-2] // size.keys
-    inputs = [x for x in (q, k, v, valid, table) if x is not None]
+    inputs = [x for x in (q, k, v, valid, table, ends) if x is not None]
 
     def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
         qt = _cut(q, i, size.queries)
 
-        def scores(t: jax.Array | int) -> jax.Array:
+        def scores(t: jax.Array | int) -> tuple[jax.Array, jax.Array | None]:
             s = softmax.scores(qt, _cut(k, t, size.keys), schedule.options.scale)
-            return _finish_scores(s, (i, t), m, valid, _piece(table, i, t, schedule), schedule)
+            masks = _masks((i, t), m, valid, ends, schedule)
+            s = _finish_scores(s, masks, _piece(table, i, t, schedule), schedule)
+            return s, None if schedule.skip is None else _any_key(masks, qt)
 
         if steps == 1:
-            s = scores(0)
+            s, own = scores(0)
             o, lse = softmax.normalise(s, v)
-            top = None if schedule.skip is None else s.max(-1, keepdims=True)
         else:
 
-            def step(state: OnlineSoftmax, t: jax.Array) -> tuple[OnlineSoftmax, None]:
-                vt = _cut(v, t, size.keys)
-                return softmax.accumulate(state, scores(t), vt), None
+            def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
+                state, own = carry
+                s, more = scores(t)
+                state = softmax.accumulate(state, s, _cut(v, t, size.keys))
+                return (state, None if own is None else own | more), None
 
-            start = softmax.start(qt, v)
-            start = OnlineSoftmax(*(varying.match(x, *inputs) for x in start))
-            state, _ = lax.scan(step, start, jnp.arange(steps))
+            start = OnlineSoftmax(*(varying.match(x, *inputs) for x in softmax.start(qt, v)))
+            none = None
+            if schedule.skip is not None:
+                none = varying.zeros(start.total.shape, jnp.dtype(bool), *inputs)
+            (state, own), _ = lax.scan(step, (start, none), jnp.arange(steps))
             o, lse = softmax.finish(state)
-            top = None if schedule.skip is None else state.top
-        any_key = None if top is None else jnp.not_equal(top, softmax.HIDDEN)
-        return softmax.where_seen(o.astype(v.dtype), lse[..., None], any_key)
+        return softmax.where_seen(o.astype(v.dtype), lse[..., None], own)
 
     if q.shape[-2] == size.queries:
         o, lse = (x[..., :n, :] for x in chunk(0))
@@ -164,6 +176,7 @@ def backward(
     valid: jax.Array | None,
     table: jax.Array | None,
     schedule: Schedule,
+    ends: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Gradients of `forward` with respect to q, k, v and table.
 
@@ -174,6 +187,7 @@ def backward(
       valid: as for `forward`.
       table: as for `forward`.
       schedule: as for `forward`.
+      ends: as for `forward`.
 
     Returns:
       dq, dk, dv in the dtypes of q, k, v; dtable, or None without a table.
@@ -192,7 +206,7 @@ def backward(
         kt, vt = _cut(k, t, size.keys), _cut(v, t, size.keys)
         s = softmax.scores(tile.q, kt, schedule.options.scale)
         piece = _piece(table, i, t, schedule)
-        s = _finish_scores(s, (i, t), lengths[1], valid, piece, schedule)
+        s = _finish_scores(s, _masks((i, t), lengths[1], valid, ends, schedule), piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
         if bias is not None and piece is not None:
             shared = tuple(range(ds.ndim - 2 if piece.shape[0] == 1 else ds.ndim - 3))
@@ -206,7 +220,7 @@ def backward(
             dtable,
         ), None
 
-    inputs = [x for x in (*queries, k, v, valid, table) if x is not None]
+    inputs = [x for x in (*queries, k, v, valid, table, ends) if x is not None]
     carry: tuple = (
         *(varying.zeros(x.shape, softmax.accumulator(x), *inputs) for x in (queries.q, k, v)),
         None if table is None else varying.zeros(table.shape, table.dtype, *inputs),
@@ -269,36 +283,55 @@ def _piece(
     return schedule.bias.cut(table, i, t)
 
 
-def _finish_scores(
-    s: jax.Array,
+def _masks(
     pair: tuple[jax.Array | int, jax.Array | int],
     n: int,
     valid: jax.Array | None,
-    piece: jax.Array | None,
+    ends: jax.Array | None,
     schedule: Schedule,
+) -> list[jax.Array]:
+    """Which keys of a pair of chunks take part: those for which all of these are true.
+
+    Args:
+      pair: number of the chunk of queries and of that of keys.
+      n: number of keys; those behind are padding.
+      valid: which keys take part, padded as the keys are.
+      ends: for `schedule.skip`.
+      schedule: chunk lengths and skip.
+    """
+    (i, t), size, masks = pair, schedule.chunks, []
+    if valid is not None:
+        masks.append(jnp.swapaxes(_cut(valid, t, size.keys), -1, -2))
+    elif n % size.keys:
+        masks.append(t * size.keys + jnp.arange(size.keys) < n)
+    if schedule.skip is not None:
+        queries = i * size.queries + jnp.arange(size.queries)
+        keys = t * size.keys + jnp.arange(size.keys)
+        masks.append(~schedule.skip(queries[:, None], keys, ends))
+    return masks
+
+
+def _any_key(masks: list[jax.Array], q: jax.Array) -> jax.Array:
+    """Which queries any key takes part for: bool [..., queries, 1]."""
+    seen = functools.reduce(operator.and_, masks).any(-1, keepdims=True)
+    return jnp.broadcast_to(seen, (*q.shape[:-1], 1))
+
+
+def _finish_scores(
+    s: jax.Array, masks: list[jax.Array], piece: jax.Array | None, schedule: Schedule
 ) -> jax.Array:
     """Adds the bias of a pair of chunks, and hides the keys that do not take part.
 
     Args:
       s: scores [..., heads, queries, keys].
-      pair: number of the chunk of queries and of that of keys.
-      n: number of keys; those behind are padding.
-      valid: which keys take part, padded as the keys are.
+      masks: which take part, from `_masks`.
       piece: piece of the table.
-      schedule: chunk lengths and bias.
+      schedule: maker of the bias.
     """
-    i, t = pair
     if schedule.bias is not None and piece is not None:
         s = s + schedule.bias.expand(piece)
-    size = schedule.chunks
-    if valid is not None:
-        s = jnp.where(jnp.swapaxes(_cut(valid, t, size.keys), -1, -2), s, softmax.HIDDEN)
-    elif n % size.keys:
-        s = jnp.where(t * size.keys + jnp.arange(size.keys) < n, s, softmax.HIDDEN)
-    if schedule.skip is not None:
-        queries = i * size.queries + jnp.arange(size.queries)
-        keys = t * size.keys + jnp.arange(size.keys)
-        s = jnp.where(schedule.skip(queries[:, None], keys), softmax.HIDDEN, s)
+    for mask in masks:
+        s = jnp.where(mask, s, softmax.HIDDEN)
     return s
 
 

@@ -18,7 +18,7 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
     if inputs.bias is not None:
         table = position_bias.of_size(inputs.bias, *inputs.q.shape[1:3])
         return position_bias.attend_table(inputs, table, options)
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     b, h, w, heads, _ = q.shape
     if options.kernels == 'cudnn':
         rows = [x.reshape(b, -1, *x.shape[3:]) for x in (q, k, v)]
@@ -33,7 +33,7 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
 
 def attend_pruned(inputs: Inputs, graph: Full, options: Options, prune: Prune) -> Partial:
     """FULL attention with Context Pruning; `engine.AttendPruned`."""
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     h, w = q.shape[1:3]
     q, k, v = (as_rows(x) for x in (q, k, v))
     o, lse = pruning.attend_rows(q, k, v, valid_as_rows(valid), jnp.arange(h * w), prune, options)

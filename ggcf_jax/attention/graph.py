@@ -21,6 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, Shaped
 
+from ggcf_jax.attention import frame as frames
+from ggcf_jax.attention.frame import Frame
+
 _PAIRS_AT_ONCE = 1 << 24  # pairs of positions of one axis that are counted together
 
 
@@ -93,6 +96,18 @@ class Graph(abc.ABC):
     def parts(self) -> 'tuple[Graph, ...]':
         """Graphs whose union this is: itself, unless simpler ones are known."""
         return (self,)
+
+    def within(self, frame: Frame) -> 'Graph':
+        """This graph where an image ends before the map does.
+
+        A graph whose edges depend on where the map ends, and not on positions alone, returns one
+        with the edges that it has on a map that ends with the frame: what lies outside of it is
+        padding. The others return themselves.
+
+        Args:
+          frame: rectangle of the map that holds the image; its numbers may be traced.
+        """
+        return self
 
     def init(self, key: PRNGKeyArray) -> dict[str, Array]:
         """New float32 parameters for `bind`; {} unless the graph is `trainable`."""
@@ -172,6 +187,10 @@ class SeparableGraph(Graph):
     unions and intersections of such graphs are counted in the same way.
     """
 
+    def within(self, frame: Frame) -> 'SeparableGraph':
+        """This graph where an image ends before the map does, see `Graph.within`."""
+        return self
+
     @abc.abstractmethod
     def axis_edges(self, axis: int, i: Array, j: Array, n: int) -> Bool[Array, '...']:
         """Whether the position j of an axis is a neighbour of the position i.
@@ -233,6 +252,14 @@ class _Combination(Graph):
                 total += (-1) ** (count + 1) * _common_degrees(together, h, w)
         return total
 
+    def within(self, frame: Frame) -> Graph:
+        """The combination of what the members are within the frame."""
+        members = tuple(graph.within(frame) for graph in self.members)
+        return self if all(a is b for a, b in zip(members, self.members)) else self._of(members)
+
+    def _of(self, members: tuple[Graph, ...]) -> Graph:
+        return type(self)(members)  # type: ignore[call-arg]  # of the subclass
+
     def _reduced(self, edges: Iterator[Shaped[Array, '*shape']]) -> Bool[Array, '*shape']:
         return functools.reduce(type(self)._combine, map(self._boolean, edges))
 
@@ -289,6 +316,31 @@ class Intersection(_Combination):
 
     sign = '&'
     _combine = operator.and_
+
+
+def of_images(
+    graph: Graph, valid: Bool[Array, 'b h w'] | None, f: Callable[[Graph], Array]
+) -> Shaped[Array, '#b ...']:
+    """f of a graph as it is in the images of a batch.
+
+    Args:
+      graph: any graph.
+      valid: which positions belong to the images; None for all.
+      f: function of a graph, such as its edges.
+
+    Returns:
+      One for each image, or a single one where the graph is the same in all of them.
+    """
+    if valid is not None:
+        found = frames.of(valid)
+        if graph.within(found) is not graph:
+            return jax.vmap(lambda frame: f(graph.within(frame)))(found)
+    return f(graph)[None]
+
+
+def knows_border(graph: Graph) -> bool:
+    """Whether its edges depend on where an image ends, see `Graph.within`."""
+    return graph.within(Frame((0, 0), (0, 0))) is not graph
 
 
 def as_union(graph: Graph) -> list[tuple[Graph, ...]]:

@@ -43,8 +43,9 @@ __all__ = [
 # The graphs that the head grammar knows by a short name: every concrete class of `kinds`.
 GRAPHS: dict[str, type[Graph]] = {
     cls.kind(): cls
-    for cls in vars(kinds).values()
-    if inspect.isclass(cls) and issubclass(cls, Graph) and not inspect.isabstract(cls)
+    for name, cls in vars(kinds).items()
+    if inspect.isclass(cls) and issubclass(cls, Graph)
+    if not (inspect.isabstract(cls) or name.startswith('_'))
 }
 # The short names of graphs; those that combine others are written with their signs.
 KINDS = (*GRAPHS, Union.kind(), Intersection.kind())

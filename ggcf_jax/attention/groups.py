@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import cudnn, flash, layout, position_bias, pruning, softmax, varying
+from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -119,15 +120,16 @@ def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune:
 
 
 def as_maps(inputs: Inputs) -> tuple[jax.Array, ...]:
-    """q, k, v and, where it is given, `valid` as a map of one head and one channel."""
-    q, k, v, valid, _ = inputs
-    return (q, k, v) if valid is None else (q, k, v, valid[..., None, None])
+    """q, k, v and, where they are given, `valid` and `frame` as maps of one channel."""
+    masks = [x[..., None, None] for x in (inputs.valid, inputs.frame) if x is not None]
+    return (*inputs[:3], *masks)
 
 
 def from_maps(maps: Sequence[jax.Array], bias: jax.Array | None = None) -> Inputs:
     """The arrays that `as_maps` gives these maps for, with the bias, which is no map."""
-    q, k, v, *valid = maps
-    return Inputs(q, k, v, valid[0][..., 0, 0] if valid else None, bias)
+    q, k, v, *masks = maps
+    valid, frame = [*(x[..., 0, 0] for x in masks), None, None][:2]
+    return Inputs(q, k, v, valid, bias, frame)
 
 
 def result_specs(inputs: Inputs) -> list[MapSpec]:
@@ -150,7 +152,7 @@ def _attend_fused(
         strangers = None
         if skip is not None:
             at = jnp.arange(n)
-            strangers = skip.of(members[1])(at[:, None], at)
+            strangers = skip.of(members[1])(at[:, None], at, None)
         o, lse = cudnn.attend(q, k, v, options, valid[0] if valid else None, strangers)
         found = (jnp.swapaxes(x, 1, 2) for x in (o, lse[..., None]))
         return [x.reshape(count, b, heads, n, -1) for x in found]
@@ -175,16 +177,17 @@ def _attend(inputs: Inputs, partition: Partition, options: Options, skip: Skip |
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        valid: jax.Array | None = None,
+        *masks: jax.Array,
     ) -> Sequence[jax.Array]:
         shape = q.shape[:-1]
         schedule = _schedule(inputs, members, options, skip)
+        valid, ends = _hidden(masks)
         table = None
         if inputs.bias is None:
-            (q, k, v), valid = _merged((q, k, v), valid)
+            (q, k, v), (valid, ends) = _merged((q, k, v), (valid, ends))
         else:
             table = _table(inputs.bias, members, schedule)
-        o, lse = flash.forward(q, k, v, valid, table, schedule)
+        o, lse = flash.forward(q, k, v, valid, table, schedule, ends)
         return o.reshape(*shape, -1), lse.reshape(*shape, 1)
 
     most = _groups_per_step(b * heads, options)
@@ -217,18 +220,19 @@ def _attend_backward(
         delta: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        valid: jax.Array | None = None,
+        *masks: jax.Array,
     ) -> Sequence[jax.Array]:
         shapes = [x.shape for x in (q, k, v)]
         schedule = _schedule(inputs, members, options, skip)
+        valid, ends = _hidden(masks)
         if inputs.bias is not None:
             bias = varying.match(inputs.bias, q, k, v)
             table, pull = jax.vjp(lambda bias: _table(bias, members, schedule), bias)
             tile = QueryTile(q, do, lse, delta)
-            *gradients, dtable = flash.backward(tile, k, v, valid, table, schedule)
+            *gradients, dtable = flash.backward(tile, k, v, valid, table, schedule, ends)
             return [*gradients, *pull(dtable)]
-        (k, v, *rows), valid = _merged((k, v, q, do, lse, delta), valid)
-        *gradients, _ = flash.backward(QueryTile(*rows), k, v, valid, None, schedule)
+        (k, v, *rows), (valid, ends) = _merged((k, v, q, do, lse, delta), (valid, ends))
+        *gradients, _ = flash.backward(QueryTile(*rows), k, v, valid, None, schedule, ends)
         return [x.reshape(shape) for x, shape in zip(gradients, shapes)]
 
     specs = [MapSpec(x.shape[3], x.shape[4], x.dtype) for x in (q, k, v)]
@@ -357,16 +361,41 @@ def _chunks(n: int, batch: int, options: Options) -> Chunks:
     return flash.choose_chunks(n, batch, options)
 
 
+def _hidden(masks: Sequence[jax.Array]) -> tuple[jax.Array | None, jax.Array | None]:
+    """`valid` and, for groups that are lines, the ends of `frame`, of what `as_maps` adds.
+
+    Args:
+      masks: groups of them, bool [groups, b, 1, members, 1] each.
+
+    Returns:
+      `valid`, and int32 [groups, b, 1, 2, 1], the first member in the frame and that behind the
+      last.
+    """
+    valid, frame = [*masks, None, None][:2]
+    if frame is None:
+        return valid, None
+    return valid, jnp.stack(frames.ends(frame[..., 0]), -1)[..., None]
+
+
 def _merged(
-    arrays: Sequence[jax.Array], valid: jax.Array | None
-) -> tuple[Sequence[jax.Array], jax.Array | None]:
-    """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one."""
+    arrays: Sequence[jax.Array], hidden: Sequence[jax.Array | None]
+) -> tuple[Sequence[jax.Array], Sequence[jax.Array | None]]:
+    """Groups [groups, b * heads, n, c], unless the heads share one v; [groups, n, c] of one.
+
+    Args:
+      arrays: groups [groups, b, heads or 1, n, c].
+      hidden: the same of what `_hidden` returns.
+    """
     batch, heads = arrays[0].shape[1:3]
     if any(x.shape[2] != heads for x in arrays):
-        return arrays, valid
+        return arrays, hidden
     # XLA:CPU fuses product, softmax and product into one kernel unless an axis has length one.
     one = () if batch * heads == 1 else (batch * heads,)
-    if valid is not None:
-        valid = jnp.broadcast_to(valid, (*valid.shape[:2], heads, *valid.shape[3:]))
-        valid = valid.reshape(valid.shape[0], *one, *valid.shape[3:])
-    return [x.reshape(x.shape[0], *one, *x.shape[3:]) for x in arrays], valid
+
+    def merged(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], *one, *x.shape[3:])
+
+    spread = [
+        x if x is None else jnp.broadcast_to(x, (*x.shape[:2], heads, *x.shape[3:])) for x in hidden
+    ]
+    return [merged(x) for x in arrays], [x if x is None else merged(x) for x in spread]

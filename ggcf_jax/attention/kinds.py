@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ggcf_jax.attention.frame import Frame
 from ggcf_jax.attention.graph import Graph, OffsetGraph, SeparableGraph, offsets_from
 
 Border = Literal['truncate', 'shift']
@@ -46,6 +47,8 @@ class Local(SeparableGraph):
     A shifted one is moved inward and keeps its size: every position has min(2 S + 1, n) neighbours
     per axis, n being the number of positions of its residue class. That is the rule of NATTEN
     (github.com/SHI-Labs/NATTEN, csrc/include/natten/cuda/reference/mask.hpp at b05994f).
+    Where only some positions are valid, the border is that of their frame, the smallest rectangle
+    that holds them; queries outside of it, whose windows are moved by S at most, see what is left.
 
     Args:
       size: S, number of positions to each side, at least 1; an interior position has (2 S + 1)^2
@@ -91,10 +94,54 @@ class Local(SeparableGraph):
         same = (i - j) % dilation == 0
         if self.border == 'truncate':
             return same & (jnp.abs(i - j) <= min(size * dilation, n))
-        members = (n - 1 - i % dilation) // dilation + 1  # of the residue class of i
-        last_start = jnp.maximum(members - (2 * size + 1), 0)
-        after = j // dilation - jnp.clip(i // dilation - size, 0, last_start)
-        return same & (after >= 0) & (after <= 2 * size)
+        return same & shifted_window(i, j, size, dilation, 0, n)
+
+    def within(self, frame: Frame) -> SeparableGraph:
+        """Shifted windows move inward from the border of the frame."""
+        return self if self.border == 'truncate' else _Framed(self, frame)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Framed(SeparableGraph):
+    """Shifted windows on a map that ends with a frame; equal to itself alone."""
+
+    graph: Local
+    frame: Frame
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Those of the windows."""
+        return self.graph.steps
+
+    def axis_edges(self, axis: int, i: Array, j: Array, n: int) -> Bool[Array, '...']:
+        """True where j lies in the window of i."""
+        size, dilation = min(self.graph.sizes[axis], n), min(self.graph.dilations[axis], n)
+        ends = self.frame.first[axis], self.frame.end[axis]
+        return ((i - j) % dilation == 0) & shifted_window(i, j, size, dilation, *ends)
+
+
+def shifted_window(
+    i: Array, j: Array, size: int, dilation: int, first: ArrayLike, end: ArrayLike
+) -> Bool[Array, '...']:
+    """Whether a position lies in the window of another, which is moved inward at the border.
+
+    Args:
+      i, j: integer arrays that broadcast, the query's and the key's positions on an axis, of one
+        residue class.
+      size: number of positions to each side.
+      dilation: distance of the members of a residue class.
+      first, end: where the axis begins and ends.
+
+    Returns:
+      Bool, of the broadcast shape. Of a query outside of [first, end) the window is moved by `size`
+      towards it at most, as it is of those inside.
+    """
+    at, residue = i // dilation, i % dilation  # counted in members of the residue class
+    lowest = -((residue - first) // dilation)
+    last_start = (end - 1 - residue) // dilation - 2 * size
+    start = jnp.maximum(lowest, jnp.minimum(at - size, last_start))
+    after = j // dilation - jnp.clip(start, at - 2 * size, at)
+    return (after >= 0) & (after <= 2 * size)
 
 
 @jax.tree_util.register_static

@@ -23,7 +23,7 @@ def attend(inputs: Inputs, graph: Learned, options: Options) -> Partial:
 
 def attend_pruned(inputs: Inputs, graph: Learned, options: Options, prune: Prune) -> Partial:
     """LEARNED attention with Context Pruning; `engine.AttendPruned`."""
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     h, w = q.shape[1:3]
     turned = graph.log_table(h, w)[::-1, ::-1]
 

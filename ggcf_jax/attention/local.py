@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention import layout, position_bias, pruning, softmax, varying, windows
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
@@ -31,6 +32,13 @@ class _Corners(NamedTuple):
 
     y: jax.Array
     x: jax.Array
+
+
+class _Ends(NamedTuple):
+    """First position and end of rows and of columns: one for all images, or int32 [b] each."""
+
+    rows: tuple
+    columns: tuple
 
 
 class _AxisTile(NamedTuple):
@@ -63,6 +71,7 @@ class Tiling:
       keys: height and width of the map of keys.
       tile: height and width of the tiles of queries.
       margin: number of rows that the map of keys has more than that of queries, above and below.
+      framed: whether windows are moved inward from the border of a frame in the map of keys.
       groups: tiles by the shape of their windows.
     """
 
@@ -70,6 +79,7 @@ class Tiling:
     keys: Size2d
     tile: Size2d
     margin: int
+    framed: bool
     groups: tuple[WindowGroup, ...]
 
 
@@ -150,7 +160,9 @@ class _Offsets:
 
 
 @functools.cache
-def tiling(h: int, w: int, graph: Local, sizes: BlockSizes, margin: int = 0) -> Tiling:
+def tiling(
+    h: int, w: int, graph: Local, sizes: BlockSizes, margin: int = 0, *, framed: bool = False
+) -> Tiling:
     """The tiling of h x w queries among h + 2 * margin rows of keys.
 
     Args:
@@ -158,12 +170,15 @@ def tiling(h: int, w: int, graph: Local, sizes: BlockSizes, margin: int = 0) -> 
       graph: sizes and border rule, not dilated.
       sizes: tile to aim at and number of different window lengths per axis.
       margin: number of additional rows of keys above and below.
+      framed: whether shifted windows are moved inward from the border of a frame in the map.
     """
     size, shift = graph.sizes, graph.border == 'shift'
+    # Where rows or columns end is not known here, if devices share them or images differ.
+    open_rows, open_columns = framed or margin > 0, framed
     bh, bw = (_tile_length(*axis) for axis in zip((h, w), size, sizes.local))
     groups: dict[Size2d, list[tuple[int, ...]]] = {}
-    for row in _axis(h, bh, size[0], sizes.windows, margin, shift=shift):
-        for column in _axis(w, bw, size[1], sizes.windows, 0, shift=shift):
+    for row in _axis(h, bh, size[0], sizes.windows, margin, shift, open_rows):
+        for column in _axis(w, bw, size[1], sizes.windows, 0, shift, open_columns):
             corners = (row.query, column.query, row.key, column.key)
             groups.setdefault((row.window, column.window), []).append(corners)
     return Tiling(
@@ -171,6 +186,7 @@ def tiling(h: int, w: int, graph: Local, sizes: BlockSizes, margin: int = 0) -> 
         (h + 2 * margin, w),
         (bh, bw),
         margin,
+        framed,
         tuple(WindowGroup(window, np.array(c, np.int32)) for window, c in groups.items()),
     )
 
@@ -216,7 +232,8 @@ def attend_pruned(
     """
     v = inputs.v
     _, h, w, heads, _ = inputs.q.shape
-    cut = tiling(h, w, graph, options.sizes)
+    cut = tiling(h, w, graph, options.sizes, framed=inputs.frame is not None)
+    ends = _ends(inputs, None)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
     for group in cut.groups:
@@ -227,7 +244,7 @@ def attend_pruned(
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
             s = softmax.scores(qt, kt, options.scale)
-            mask = _neighbours(query, key, cut, group.window, None, valid)
+            mask = _neighbours(query, key, cut, group.window, None, ends, valid)
             seen = _sees_any(mask, valid)
             mask = mask.reshape(*mask.shape[:3], *s.shape[-2:])
             i, j = (
@@ -252,9 +269,8 @@ def _attend_rows(
 def _forward(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
-    q, k, v = inputs[:3]
-    b, h, w, heads, _ = q.shape
-    cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
+    b, _, _, heads, _ = inputs.q.shape
+    v, cut, ends = inputs.v, _tiling_of(inputs, graph, options), _ends(inputs, rows_of_map)
     qm, km, vm, valid = _merged(inputs)
     carry = _empty(inputs)
     for group in cut.groups:
@@ -267,7 +283,7 @@ def _forward(
             qt = _take(qm, query, cut.tile, heads)
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
-            mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
+            mask = _neighbours(query, key, cut, group.window, rows_of_map, ends, valid)
             s = _masked_scores(qt, kt, options.scale, mask, table.of(query, key))
             o, lse = softmax.normalise(s, vt, (math.prod(cut.tile), math.prod(group.window)))
             seen = _sees_any(mask, valid)
@@ -287,8 +303,8 @@ def _attend_forward(
 def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Partial) -> tuple:
     inputs, rows_of_map, result = saved
     q, k, v = inputs[:3]
-    b, h, w, heads, _ = q.shape
-    cut = tiling(h, w, graph, options.sizes, (k.shape[1] - h) // 2)
+    b, _, _, heads, _ = q.shape
+    cut, ends = _tiling_of(inputs, graph, options), _ends(inputs, rows_of_map)
     queries = softmax.query_tile(
         q, result.o, result.lse[..., None], gradients.o, gradients.lse[..., None]
     )
@@ -312,7 +328,7 @@ def _attend_backward(graph: Local, options: Options, saved: tuple, gradients: Pa
             tiles = QueryTile(*(_take(x, query, cut.tile, heads) for x in queries))
             kt = _take(km, key, group.window, heads)
             vt = _take(vm, key, group.window, v.shape[3])
-            mask = _neighbours(query, key, cut, group.window, rows_of_map, valid)
+            mask = _neighbours(query, key, cut, group.window, rows_of_map, ends, valid)
             mask = mask & _own(query, cut.tile)
             s = _masked_scores(tiles.q, kt, options.scale, mask, table.of(query, key))
             dqt, dkt, dvt, ds = softmax.backward(tiles, kt, vt, s, options)
@@ -350,16 +366,19 @@ def _tile_length(n: int, size: int, most: int) -> int:
     return min(lengths, key=executed)
 
 
-def _axis(n: int, b: int, size: int, windows: int, margin: int, *, shift: bool) -> list[_AxisTile]:
+def _axis(
+    n: int, b: int, size: int, windows: int, margin: int, shift: bool, open_ends: bool
+) -> list[_AxisTile]:
     """The tiles of b queries along an axis of n, with at most `windows` different window lengths.
 
-    There are `margin` more positions of keys than of queries at both ends.
+    There are `margin` more positions of keys than of queries at both ends. Where shifted windows
+    have to end is not known while `open_ends`.
     """
     keys, tiles = n + 2 * margin, []
     for start in range(0, n, b):
         start = min(start, n - b)
         low, high = start + margin - size, start + b + margin + size
-        if shift and margin:  # where the map ends is not known here: a window moves by S at most
+        if shift and open_ends:  # a window moves by S at most
             low, high = low - size, high + size
         elif shift:
             low, high = min(low, n - 2 * size - 1), max(high, 2 * size + 1)
@@ -437,16 +456,40 @@ def _near(q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int) -> j
 def _within(
     q0: jax.Array, k0: jax.Array, queries: int, keys: int, size: int, ends: tuple
 ) -> jax.Array:
-    """As `_near` with windows that are moved inward at the ends of the map, [first, end)."""
+    """As `_near` with windows that are moved inward at the ends of the map, [first, end).
+
+    Where images of a batch have ends of their own, int32 [b], the result is [tiles, b, queries,
+    keys]; there are queries outside of them, whose windows are moved by `size` at most.
+    """
     q = (q0[:, None] + jnp.arange(queries))[:, :, None]
     k = (k0[:, None] + jnp.arange(keys))[:, None]
+    each = jnp.ndim(ends[0]) > 0
+    if each:
+        q, k, ends = q[:, None], k[:, None], tuple(x[:, None, None] for x in ends)
     first = jnp.maximum(ends[0], jnp.minimum(q - size, ends[1] - (2 * size + 1)))
+    if each:
+        first = jnp.clip(first, q - 2 * size, q)
     return (k >= first) & (k <= first + 2 * size)
+
+
+def _tiling_of(inputs: Inputs, graph: Local, options: Options) -> Tiling:
+    """The tiling of the arrays of an attention."""
+    h, w = inputs.q.shape[1:3]
+    margin, framed = (inputs.k.shape[1] - h) // 2, inputs.frame is not None
+    return tiling(h, w, graph, options.sizes, margin, framed=framed)
+
+
+def _ends(inputs: Inputs, rows_of_map: jax.Array | None) -> _Ends:
+    """Where shifted windows have to end."""
+    _, h, w, _, _ = inputs.k.shape
+    if inputs.frame is not None:
+        return _Ends(*zip(*frames.of(inputs.frame)))
+    return _Ends((0, h) if rows_of_map is None else tuple(rows_of_map), (0, w))
 
 
 def _merged(inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """The arrays with heads and channels merged; `valid` as one channel."""
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     q, k, v = (layout.merge_heads(x) for x in (q, k, v))
     return q, k, v, None if valid is None else valid[..., None]
 
@@ -474,10 +517,11 @@ def _neighbours(
     cut: Tiling,
     window: Size2d,
     rows_of_map: jax.Array | None,
+    ends: _Ends,
     valid: jax.Array | None,
 ) -> jax.Array:
     """`_mask` of the valid keys: bool [tiles, 1 or b, 1, *tile, *window]."""
-    mask = _mask(query, key, cut, window, rows_of_map)
+    mask = _mask(query, key, cut, window, rows_of_map, ends)
     if valid is None:
         return mask
     inside = _take(valid, key, window, 1)
@@ -497,9 +541,10 @@ def _mask(
     key: _Corners,
     cut: Tiling,
     window: Size2d,
-    rows_of_map: jax.Array | None = None,
+    rows_of_map: jax.Array | None,
+    ends: _Ends,
 ) -> jax.Array:
-    """Which keys are neighbours of which queries: bool [tiles, 1, 1, *tile, *window].
+    """Which keys are neighbours of which queries: bool [tiles, 1 or b, 1, *tile, *window].
 
     Of the rows of keys only [first, end) of `rows_of_map` belong to the map, where it is given.
     """
@@ -507,14 +552,14 @@ def _mask(
     rows_at = query.y + cut.margin, key.y, cut.tile[0], window[0], sizes[0]
     columns_at = query.x, key.x, cut.tile[1], window[1], sizes[1]
     if cut.graph.border == 'shift':
-        rows = _within(*rows_at, (0, cut.keys[0]) if rows_of_map is None else tuple(rows_of_map))
-        columns = _within(*columns_at, (0, cut.keys[1]))
+        rows, columns = _within(*rows_at, ends.rows), _within(*columns_at, ends.columns)
     else:
         rows, columns = _near(*rows_at), _near(*columns_at)
-    if rows_of_map is not None:
+    if rows_of_map is not None and not cut.framed:  # a frame lies inside the map
         k = key.y[:, None] + jnp.arange(window[0])
         rows &= ((k >= rows_of_map[0]) & (k < rows_of_map[1]))[:, None]
-    return (rows[:, :, None, :, None] & columns[:, None, :, None])[:, None, None]
+    mask = rows[..., :, None, :, None] & columns[..., None, :, None, :]
+    return mask[:, :, None] if cut.framed else mask[:, None, None]
 
 
 def _own(query: _Corners, tile: Size2d) -> jax.Array:

@@ -24,6 +24,8 @@ class Inputs(NamedTuple):
       valid: which positions may be attended to, bool [b, h, w]; None for all.
       bias: bias of the scores by offset, [heads or 1, 2 R + 1, 2 C + 1], see `position_bias`; or
         None.
+      frame: which positions lie in the `frame` of the valid ones, bool [b, h, w]; None where
+        nothing is padded, and for graphs that do not know where an image ends.
     """
 
     q: Float[Array, 'b h w heads dk']
@@ -31,6 +33,7 @@ class Inputs(NamedTuple):
     v: Float[Array, 'b h w #heads dv']
     valid: Bool[Array, 'b h w'] | None = None
     bias: Float[Array, '#heads _ _'] | None = None
+    frame: Bool[Array, 'b h w'] | None = None
 
 
 class Partial(NamedTuple):
@@ -39,8 +42,9 @@ class Partial(NamedTuple):
     Attributes:
       o: output [b, h, w, heads, dv] in the dtype of v; zeros for a query that sees none of them.
       lse: logarithm of the sum of exp(scale * q . k) over those keys, weighted by E, float32
-        [b, h, w, heads]; minus infinity for a query that sees none of them. NaN where the
-        implementation does not give it.
+        [b, h, w, heads]; minus infinity for a query that sees none of them, or only such whose
+        affinity is minus infinity (its output is NaN). NaN where the implementation does not give
+        it.
     """
 
     o: Float[Array, 'b h w heads dv']
@@ -82,16 +86,24 @@ def merge(*parts: Partial) -> Partial:
                 f'lse {parts[0].lse.shape} and {part.lse.shape}'
             )
     lses = jnp.stack([part.lse for part in parts])
-    nobody = (lses == softmax.HIDDEN).all(0)
+    weightless = lses == softmax.HIDDEN
+    nobody = weightless.all(0)
     # Where no part has a key, differences of infinities would be NaN, in gradients as well.
     safe = jnp.where(nobody, 0, lses)
     top = jax.lax.stop_gradient(safe.max(0))
     weights = jnp.exp(safe - top)
     total = weights.sum(0)
     share = jnp.where(nobody, 0, weights / total)
-    o = sum(part.o.astype(lses.dtype) * x[..., None] for part, x in zip(parts, share))
+    outputs = [part.o.astype(lses.dtype) for part in parts]
+    # Keys of affinity minus infinity alone give NaN, which counts where there are no others.
+    alone = jax.lax.stop_gradient(jnp.stack(outputs).sum(0))
+    joined = sum(
+        jnp.where(hidden[..., None], 0, o) * x[..., None]
+        for o, hidden, x in zip(outputs, weightless, share)
+    )
+    o = jnp.where(nobody[..., None], alone, joined)
     lse = jnp.where(nobody, softmax.HIDDEN, top + jnp.log(total))
-    return Partial(jnp.asarray(o).astype(parts[0].o.dtype), lse)
+    return Partial(o.astype(parts[0].o.dtype), lse)
 
 
 def attend_registers(q: jax.Array, v: jax.Array, registers: Registers, scale: float) -> Partial:

@@ -98,7 +98,7 @@ def attend_table(inputs: Inputs, table: jax.Array, options: Options) -> Partial:
         offset (dy, dx), counted from the first of those rows.
       options: scale and block sizes.
     """
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, _ = inputs
     b, rows, w, heads, _ = q.shape
     bias = offset_bias(rows, k.shape[1], w, b * heads, options)
     schedule = Schedule(bias.chunks, options, bias)

@@ -108,7 +108,7 @@ def dense_mask(s: jax.Array, mask: jax.Array, prune: Prune) -> jax.Array:
     order = jnp.argsort(jnp.where(mask, priority, lowest), axis=-1, descending=True, stable=True)
     rank = jnp.argsort(order, axis=-1)
     kept = prune.kept(mask.sum(-1, dtype=jnp.int32))
-    return mask & (rank < kept[..., None]) & ~_has_nan(s, mask)
+    return mask & ((rank < kept[..., None]) | _has_nan(s, mask))
 
 
 def select(
@@ -128,14 +128,15 @@ def select(
       j: row-major positions of the keys, int32 [..., n].
 
     Returns:
-      Bool, shaped like s. A query with a NaN among its affinities keeps nothing, so that its
-      output is NaN as without pruning.
+      Bool, shaped like s. A query with a NaN among its affinities keeps all neighbours, so that
+      its output is NaN as without pruning.
     """
     priority = s.astype(jnp.float32)
     if prune.seed is not None:
         priority = random_priority(prune.seed, prune.width, s.shape[-3], i, j)
         priority = jnp.broadcast_to(priority, s.shape)
-    return top_k.largest(priority, mask, prune.kept) & ~_has_nan(s, mask)
+    kept = top_k.largest(priority, mask, prune.kept) | _has_nan(s, mask)
+    return kept if mask is None else kept & mask
 
 
 def attend_rows(
@@ -147,6 +148,7 @@ def attend_rows(
     prune: Prune,
     options: Options,
     bias: Callable[[jax.Array], jax.Array] | None = None,
+    edges: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Dense attention with pruning: chunks of queries against all keys; forward only.
 
@@ -159,6 +161,8 @@ def attend_rows(
       prune: how many neighbours are kept, by what priority.
       options: scale and block sizes.
       bias: None, or a function of the positions of m queries to log E, [m, n].
+      edges: None where all see all, or a function of the positions of m queries to their
+        neighbours, bool [1 or b, 1, m, n].
 
     Returns:
       Output [..., b, heads, n, dv] in the dtype of v, log-sum-exp [..., b, heads, n, 1] float32.
@@ -177,11 +181,15 @@ def attend_rows(
         qt = lax.dynamic_slice_in_dim(q, start, size, axis=q.ndim - 2)
         s = softmax.scores(qt, k, options.scale)
         i = lax.dynamic_slice_in_dim(position, start, size, axis=position.ndim - 1)
-        kept = select(s, mask, prune, i, position)
+        own, any_key = mask, seen
+        if edges is not None:
+            own = edges(i) if mask is None else edges(i) & mask
+            any_key = own.any(-1, keepdims=True)
+        kept = select(s, own, prune, i, position)
         if bias is not None:
             s = s + bias(i)
         o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)
-        new = softmax.where_seen(o.astype(v.dtype), lse[..., None], seen)
+        new = softmax.where_seen(o.astype(v.dtype), lse[..., None], any_key)
         return tuple(
             lax.dynamic_update_slice_in_dim(x, y, start, axis=x.ndim - 2)
             for x, y in zip(carry, new)

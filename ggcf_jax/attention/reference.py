@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ggcf_jax.attention import position_bias, pruning, softmax
-from ggcf_jax.attention.graphs import Graph
+from ggcf_jax.attention.graph import Graph, of_images
 from ggcf_jax.attention.layout import as_map, as_rows
 from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
@@ -28,13 +28,13 @@ def attend(
       Output and log-sum-exp. Differentiable also when pruned: the choice of the kept neighbours is
       a constant.
     """
-    q, k, v, valid, bias = inputs
+    q, k, v, valid, bias, _ = inputs
     b, h, w, heads, _ = q.shape
     n = h * w
 
     q, k = as_rows(q), as_rows(k)
     v = jnp.broadcast_to(as_rows(v), (b, heads, n, v.shape[-1]))
-    edges = jnp.asarray(graph.adjacency(h, w))
+    edges = of_images(graph, valid, lambda graph: jnp.asarray(graph.adjacency(h, w)))[:, None]
     mask = edges > 0
     if valid is not None:
         mask = mask & valid.reshape(b, 1, 1, n)

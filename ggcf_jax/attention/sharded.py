@@ -85,16 +85,16 @@ def attend(
     rows, whole = PartitionSpec(images, across), PartitionSpec()
 
     def run(bias: jax.Array | None, graph: Any, *maps: Any) -> Partial:
-        q, k, v, valid = maps
-        return attend_rows(Inputs(q, k, v, valid, bias), graph, options)
+        q, k, v, valid, frame = maps
+        return attend_rows(Inputs(q, k, v, valid, bias, frame), graph, options)
 
     return jax.shard_map(
         run,
-        in_specs=(whole, whole, rows, rows, rows, rows),
+        in_specs=(whole, whole, rows, rows, rows, rows, rows),
         out_specs=rows,
         axis_names={across, images} - {None},
         check_vma=False,
-    )(inputs.bias, graph, *inputs[:4])
+    )(inputs.bias, graph, *inputs[:4], inputs.frame)
 
 
 def full_rows(inputs: Inputs, graph: Full, options: Options) -> Partial:
@@ -237,8 +237,8 @@ def _own_offsets(table: jax.Array, rows: int, h: int) -> jax.Array:
 
 def _over_keys(f: Callable[[jax.Array], jax.Array], inputs: Inputs) -> Inputs:
     """The arrays with f applied to all but the queries."""
-    q, k, v, valid, bias = inputs
-    return Inputs(q, f(k), f(v), None if valid is None else f(valid), bias)
+    valid, frame = (x if x is None else f(x) for x in (inputs.valid, inputs.frame))
+    return Inputs(inputs.q, f(inputs.k), f(inputs.v), valid, inputs.bias, frame)
 
 
 def _with_all_keys(inputs: Inputs) -> Inputs:

@@ -84,7 +84,8 @@ def normalise(
     top = s.max(axes, keepdims=True)
     p = jnp.exp(s - top)
     total = p.sum(axes, keepdims=True)
-    lse = top + jnp.log(total)
+    # Keys of affinity minus infinity are keys: the output is NaN, its weight among others zero.
+    lse = lax.select(top == HIDDEN, top, top + jnp.log(total))
     if shape is not None:
         p = p.reshape(*p.shape[:-4], *shape)
         total, lse = (x.reshape(*p.shape[:-1], 1) for x in (total, lse))

@@ -12,12 +12,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ggcf_jax.attention import groups
+from ggcf_jax.attention import groups, pruning
 from ggcf_jax.attention.block_sizes import Options
-from ggcf_jax.attention.graph import Graph, SeparableGraph, Union
+from ggcf_jax.attention.frame import Frame
+from ggcf_jax.attention.graph import Graph, SeparableGraph, Union, of_images
 from ggcf_jax.attention.graphs import Block, Column, Grid, Local, Row
 from ggcf_jax.attention.grid import Residues, Strides
+from ggcf_jax.attention.layout import as_map, as_rows, sums_as_map, valid_as_rows
 from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.pruning import Prune
 
 
 class Rest(NamedTuple):
@@ -33,7 +36,8 @@ class Rest(NamedTuple):
 
     def skip(self, size: tuple[int, int]) -> 'Skip':
         """Which pairs of its groups are left out, on a map of this height and width."""
-        return Skip(self.before, size, strides(self.graph, size))
+        axis = 1 if isinstance(self.graph, Row) else 0
+        return Skip(self.before, size, strides(self.graph, size), axis)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,33 +45,44 @@ class Skip:
     """Leaves out pairs that some graphs see; `groups.Skip`, and `flash.Skip` once it has a width.
 
     The members of a group are known by their distances alone. So the graphs are functions of the
-    offset, or the group is a row or a column, where numbers are positions of the map.
+    offset, or the group is a row or a column, where numbers are positions of the map: then they may
+    know where the image ends.
 
     Attributes:
       graphs: the graphs, each of which has every position for a neighbour of itself.
       size: height and width of the map.
       strides: distance between neighbouring members of a group along rows and along columns.
+      axis: 1 if the group is a row, 0 if it is a column.
       width: number of members in a row of the group.
     """
 
     graphs: tuple[SeparableGraph, ...]
     size: tuple[int, int]
     strides: Strides
+    axis: int
     width: int = 1
 
     def of(self, width: int) -> 'Skip':
         """The same for groups of this width."""
         return dataclasses.replace(self, width=width)
 
-    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
-        """Whether any of the graphs sees the j-th member from the i-th."""
+    def __call__(self, i: jax.Array, j: jax.Array, ends: jax.Array | None) -> jax.Array:
+        """Whether any of the graphs sees the j-th member from the i-th; `flash.Skip`."""
         (yi, xi), (yj, xj) = (divmod(n, self.width) for n in (i, j))
         (ty, tx), (h, w) = self.strides, self.size
         seen = jnp.zeros((), bool)
         for graph in self.graphs:
+            if ends is not None:
+                graph = graph.within(self._frame(ends))
             rows = graph.axis_edges(0, yi * ty, yj * ty, h)
             seen = seen | (rows & graph.axis_edges(1, xi * tx, xj * tx, w))
         return seen
+
+    def _frame(self, ends: jax.Array) -> Frame:
+        """The frame along the group; across it there is one position."""
+        own, (h, w) = (ends[..., :1, :], ends[..., 1:, :]), self.size
+        rows, columns = [own if axis == self.axis else (0, n) for axis, n in enumerate((h, w))]
+        return Frame((rows[0], columns[0]), (rows[1], columns[1]))
 
 
 def split(graph: Graph) -> tuple[SeparableGraph, tuple[Rest, ...]] | None:
@@ -109,6 +124,28 @@ def attend_rest(inputs: Inputs, rest: Rest, options: Options) -> Partial:
     _, h, w, _, _ = inputs.q.shape
     partition = Residues(strides(rest.graph, (h, w)))
     return groups.attend(inputs, partition, options, rest.skip((h, w)))
+
+
+def attend_pruned(inputs: Inputs, graph: Graph, options: Options, prune: Prune) -> Partial:
+    """Attention over a union with Context Pruning; `engine.AttendPruned`.
+
+    A query chooses among the neighbours of all members: chunks of queries stand against the whole
+    map. Memory is linear in it, time that of FULL.
+    """
+    q, k, v, valid, _, _ = inputs
+    _, h, w, _, _ = q.shape
+
+    def edges(i: jax.Array) -> jax.Array:
+        def of(graph: Graph) -> jax.Array:
+            return jax.vmap(lambda at: graph.mask_of(at // w, at % w, h, w).reshape(-1))(i)
+
+        return of_images(graph, valid, of)[:, None]
+
+    o, lse = pruning.attend_rows(
+        as_rows(q), as_rows(k), as_rows(v), valid_as_rows(valid), jnp.arange(h * w), prune, options,
+        edges=edges,
+    )  # fmt: skip
+    return Partial(as_map(o, h, w), sums_as_map(lse, h, w))
 
 
 def _of_offsets(graph: Graph) -> bool:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ggcf_jax.attention import cudnn, softmax
+from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -61,19 +62,24 @@ def attend(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
     """LOCAL attention of a block of rows to its surroundings, as `local.attend_rows`."""
-    q, k, v, valid, _ = inputs
+    q, k, v, valid, _, frame = inputs
     b, h, w, heads, _ = q.shape
     margin = (k.shape[1] - h) // 2
     by_channels = cudnn.hides_by_channels(q.shape[-1], options.most_channels)
     rows, columns = (
-        _axis(n, m, graph, axis, cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels))
+        _axis(
+            n, m, graph, axis, cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels),
+            open_ends=m > 0 or frame is not None,
+        )
         for axis, (n, m) in enumerate([(h, margin), (w, 0)])
-    )
+    )  # fmt: skip
     shift = graph.border == 'shift'
-    ends = (0, k.shape[1]) if rows_of_map is None else (rows_of_map[0], rows_of_map[1])
+    ends: Any = (0, k.shape[1]) if rows_of_map is None else (rows_of_map[0], rows_of_map[1]), (0, w)
+    if frame is not None:
+        ends = tuple(zip(*frames.of(frame)))
     strangers = _Strangers(
-        _strangers(rows, margin, graph.sizes[0], ends, shift=shift),
-        _strangers(columns, 0, graph.sizes[1], (0, w), shift=shift),
+        _strangers(rows, margin, graph.sizes[0], ends[0], shift=shift),
+        _strangers(columns, 0, graph.sizes[1], ends[1], shift=shift),
     )
     queries = _tiles(q, rows, columns)
     keys, values = (_windows(x, rows, columns) for x in (k, v))
@@ -97,7 +103,8 @@ class _Strangers(NamedTuple):
     """Which keys of the windows the queries of their tiles must not see, along each axis.
 
     Attributes:
-      rows: bool [tiles, window, tile] along rows.
+      rows: bool [tiles, window, tile] along rows, or [b, tiles, window, tile] where images end
+        in different places.
       columns: the same along columns.
     """
 
@@ -111,7 +118,8 @@ class _Strangers(NamedTuple):
           inside: which keys are valid, bool [b, *tiles, *window].
         """
         factors = (~self.rows, inside, ~self.columns)
-        seen = jnp.einsum('yki,byxkl,xlj->byxij', *(x.astype(jnp.float32) for x in factors))
+        axes = '...yki,...yxkl,...xlj->...yxij'
+        seen = jnp.einsum(axes, *(x.astype(jnp.float32) for x in factors))
         return seen > 0
 
 
@@ -142,13 +150,12 @@ def _hide_by_channels(
     of_row = np.broadcast_to(np.eye(height)[:, None], (height, width, height))
     of_column = np.broadcast_to(np.eye(width), (height, width, width))
     own = one * np.concatenate([of_row, of_column], -1)[:, :, None]
+    lead, (tiles, of_tiles, window, of_window) = strangers.rows.shape[:-3], field
+    in_rows = strangers.rows.reshape(*lead, tiles, 1, window, 1, height)
+    in_columns = strangers.columns.reshape(*lead, 1, of_tiles, 1, of_window, width)
     hide = jnp.concatenate(
-        [
-            jnp.broadcast_to(strangers.rows[:, None, :, None], (*field, height)),
-            jnp.broadcast_to(strangers.columns[None, :, None], (*field, width)),
-        ],
-        -1,
-    )[None, :, :, :, :, None]
+        [jnp.broadcast_to(x, (*lead, *field, x.shape[-1])) for x in (in_rows, in_columns)], -1
+    )[..., None, :]
     if inside is not None:
         hide = hide | ~inside
     queries, keys = (
@@ -212,12 +219,15 @@ def _call(
     return o.reshape(*queries.shape[:-1], -1), lse.reshape(queries.shape[:-1])
 
 
-def _axis(n: int, margin: int, graph: Local, axis: int, most: int) -> _Axis:
-    """The tiles of n queries with `margin` more keys before and behind, at most `most` long."""
+def _axis(n: int, margin: int, graph: Local, axis: int, most: int, *, open_ends: bool) -> _Axis:
+    """The tiles of n queries with `margin` more keys before and behind, at most `most` long.
+
+    Where the axis ends is not known while `open_ends`.
+    """
     size, keys = graph.sizes[axis], n + 2 * margin
     tile = even(n, most)
-    # Where the map ends is not known with a margin: a shifted window moves by S at most.
-    reach = 2 * size if graph.border == 'shift' and margin else size
+    # A shifted window moves by S at most.
+    reach = 2 * size if graph.border == 'shift' and open_ends else size
     window = min(keys, max(tile + 2 * reach, min(keys, 2 * size + 1)))
     starts = [min(max(0, first + margin - reach), keys - window) for first in range(0, n, tile)]
     return _Axis(keys, tile, window, tuple(starts))
@@ -231,17 +241,22 @@ def _strangers(axis: _Axis, margin: int, size: int, ends: tuple[Any, Any], *, sh
       margin: number of keys before the first query.
       size: S of the graph.
       ends: first and end of the keys that belong to the map; the result is an array of numpy
-        unless they are traced.
+        unless they are traced. Of a frame int32 [b] each: the result is [b, tiles, window, tile].
       shift: whether windows are moved inside the map at its border.
     """
     first = np.arange(len(axis.starts)) * axis.tile + margin
     i = (first[:, None] + np.arange(axis.tile))[:, None, :]
     j = axis.positions[:, :, None]
+    framed = jnp.ndim(ends[0]) > 0
+    if framed:
+        ends = ends[0][:, None, None, None], ends[1][:, None, None, None]
     inside = (j >= ends[0]) & (j < ends[1])
     if not shift:
         return ~(inside & (abs(i - j) <= size))
     np_or_jnp: Any = np if isinstance(ends[0], int) else jnp
     start = np_or_jnp.maximum(ends[0], np_or_jnp.minimum(i - size, ends[1] - (2 * size + 1)))
+    if framed:  # there are queries outside of it
+        start = jnp.clip(start, i - 2 * size, i)
     return ~(inside & (j >= start) & (j <= start + 2 * size))
 
 

@@ -57,6 +57,21 @@ def test_no_array_of_all_pairs(text):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('text', ['local:4:shift', 'local:2@4:shift', 'local:4:shift|cross'])
+def test_no_array_of_all_pairs_where_images_end(text):
+    (graph,), h, w = graphs.parse(text), 48, 64
+    x = jax.ShapeDtypeStruct((2, h, w, 1, 16), jnp.float32)
+    valid = jax.ShapeDtypeStruct((2, h, w), bool)
+
+    def both(q, k, v, valid):
+        o, pull = jax.vjp(lambda *x: attend(*x, graph, valid=valid), q, k, v)
+        return o, pull(o), attend(q, k, v, graph, valid=valid, keep=9)
+
+    compiled = jax.jit(both).lower(x, x, x, valid).compile()
+    assert largest_array(compiled) < (h * w) ** 2 / 8
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['local:4', 'grid:4', 'block:8', 'full'])
 def test_no_bias_of_all_pairs(text):
     (graph,), h, w = graphs.parse(text), 48, 64

@@ -163,8 +163,8 @@ def test_values_of_more_channels_than_cudnn_takes(in_its_place, monkeypatch):
 )
 def test_valid_positions(text, in_its_place):
     valid = jnp.arange(63).reshape(1, 7, 9) % 4 > 0
-    # The second image has nothing below its second row: queries without neighbours.
-    valid = jnp.concatenate([valid, valid & (jnp.arange(7) < 2)[:, None]])
+    # The second image has nothing below its fourth row: queries without neighbours.
+    valid = jnp.concatenate([valid, valid & (jnp.arange(7) < 4)[:, None]])
     compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, valid=valid)
 
 
@@ -184,7 +184,11 @@ def test_a_bias_hides_where_there_is_no_room_for_channels(text, in_its_place, mo
     compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, scale=-0.5)
     monkeypatch.setattr(cudnn_rules.CudnnKernels, 'most_channels', lambda self, device: 16)
     monkeypatch.setattr(cudnn, 'TILE', (5, 4))
-    compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, valid=valid)
+    if 'shift' in text:
+        with pytest.raises(ValueError, match=r'images of a batch end .* local needs 9 channels'):
+            compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, valid=valid)
+    else:
+        compare(parse(text)[0], (2, 7, 9, 2), 1e-5, v_heads=1, valid=valid)
 
 
 def test_overlapping_windows_add_in_float32(in_its_place):
@@ -330,6 +334,12 @@ def test_the_platform_decides_when_lowering(gpu, monkeypatch):
     'text, options, reason',
     [
         ('full', {'dtype': 'float32'}, 'bfloat16 or float16'),
+        ('local:1:shift|row', {'extras': ['valid']}, 'depends on where each image ends'),
+        (
+            'local:1:shift',
+            {'key_channels': 240, 'extras': ['valid']},
+            'where images of a batch end',
+        ),
         ('full', {'key_channels': 257}, '256 channels on compute capability 9.0'),
         ('local:8', {'key_channels': 256, 'extras': ['valid']}, 'local with valid needs 264'),
         ('full', {'compute_capability': A100, 'key_channels': 136}, '128 channels'),

@@ -68,10 +68,28 @@ def test_large_affinities_and_single_neighbours(graph):
     for x in (o, *gradients):
         assert np.isfinite(x).all()
     expected = attend(sign, sign[:, ::-1], v, graph, implementation='reference')
-    # Sums of that size are rounded to steps of 1e-3.
+    # These products are exact; sums of that size are rounded to steps of 1e-3.
     assert_close(o, expected, 2e-3 if is_joined(graph) else 1e-5)
     alone = [x[:, :1, :1] for x in (sign, sign, v)]
     assert_close(attend(*alone, graph), alone[2], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('text', ['full', 'local:2', 'cross', 'local:2|row', 'grid:3|row'])
+def test_large_affinities_are_as_good_as_float32_has_them(text):
+    """Random ones near 1e4 that compete: joined parts lose no more than the products themselves."""
+    (graph,) = graphs.parse(text)
+    q, k, v, _ = inputs(1, 9, 11, 1, 64, 5)
+    q, k = q * 50, k[:, :1, :1] * 50 + k * 0.003
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(x), jnp.float64) for x in (q, k, v)]
+        expected = attend(*exact, graph, implementation='reference')
+        assert 5e3 < np.abs(jnp.einsum('byxkc,byxkc->byxk', *exact[:2])).max() < 5e4
+    dense, found = (
+        np.abs(np.asarray(attend(q, k, v, graph, implementation=i)) - expected).max()
+        for i in ('reference', 'auto')
+    )
+    assert 1e-4 < found < 3 * dense < 1e-1
 
 
 @pytest.mark.parametrize('graph', [Full(), Local(2), Grid(3)], ids=str)

@@ -1,5 +1,7 @@
 """Positions that may not be attended to, registers, and attentions that are joined."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,27 +12,42 @@ from ggcf_jax.attention import (
     Block,
     Column,
     Cross,
+    Frame,
     Full,
     Grid,
     Local,
     Partial,
     Registers,
     Row,
+    SeparableGraph,
     attend,
     attention_weights,
     merge,
+    parse,
 )
-from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow, with_engine
+from ggcf_jax.attention import frame as frames
+from ggcf_jax.attention.graph import of_images
+from tests.attention.cases import (
+    assert_close,
+    every_graph,
+    inputs,
+    per_axis,
+    slow,
+    values_and_gradients,
+    with_engine,
+)
 
 H, W, SIZE = 9, 11, (6, 7)  # of the maps, and of the image in the corner of the first of them
 PRUNED = [{'keep': 4}, {'drop_rate': 0.5}]
+# Graphs that know where the image ends.
+BORDERED = parse('local:2:shift,local:1x2@2x3:shift,local:1:shift|cross,local:30:shift')
 
 
 def some_valid():
     """An image with padding, scattered positions, and nothing at all."""
     valid = np.zeros((3, H, W), bool)
     valid[0, : SIZE[0], : SIZE[1]] = True
-    valid[1] = np.random.default_rng(1).random((H, W)) < 0.3
+    valid[1, 1:, 2:] = np.random.default_rng(1).random((H - 1, W - 2)) < 0.3
     return jnp.asarray(valid)
 
 
@@ -51,7 +68,10 @@ def both_outputs(graph, weights, options):
 
 @pytest.mark.parametrize(
     'graph',
-    [*every_graph((3,)), *slow([*every_graph((1, 30))[3:], *per_axis(), *with_engine()])],
+    [
+        *(*every_graph((3,)), *BORDERED[:2]),
+        *slow([*every_graph((1, 30))[3:], *per_axis(), *with_engine(), BORDERED[2]]),
+    ],
     ids=str,
 )
 def test_values_and_gradients(graph):
@@ -59,8 +79,8 @@ def test_values_and_gradients(graph):
     valid = some_valid()
     part, gradients = both_outputs(graph, weights, {})(*arrays, valid)
     expected = both_outputs(graph, weights, {'implementation': 'reference'})(*arrays, valid)
-    nobody = ~np.asarray(graph.adjacency(H, W) > 0)[None] | ~np.asarray(valid).reshape(3, 1, -1)
-    nobody = nobody.all(-1).reshape(3, H, W)
+    edges = of_images(graph, valid, lambda graph: jnp.asarray(graph.adjacency(H, W)) > 0)
+    nobody = ~(np.asarray(edges) & np.asarray(valid).reshape(3, 1, -1)).any(-1).reshape(3, H, W)
     assert nobody[2].all()
     np.testing.assert_array_equal(np.isneginf(part.lse), nobody[..., None].repeat(2, -1))
     finite = Partial(part.o, jnp.where(nobody[..., None], 0, part.lse))
@@ -74,8 +94,49 @@ def test_values_and_gradients(graph):
     assert not dq[nobody].any() and not dk[~valid].any() and not dv[~valid].any()
 
 
+@pytest.mark.parametrize('graph', [*BORDERED, BORDERED[0] & Grid(2)], ids=str)
+def test_the_border_is_that_of_the_image(graph):
+    """By definition: the edges of an image alone, wherever in the map it lies."""
+    valid = np.zeros((4, H, W), bool)
+    places = [(0, 0, *SIZE), (2, 3, 7, 8), (8, 1, 1, 10), (0, 0, 0, 0)]
+    for image, (top, left, h, w) in zip(valid, places):
+        image[top : top + h, left : left + w] = True
+    edges = np.asarray(of_images(graph, jnp.asarray(valid), lambda g: g.adjacency(H, W)))
+    masks = of_images(graph, jnp.asarray(valid), lambda g: g.mask_of(4, 5, H, W))
+    np.testing.assert_array_equal(masks, edges.reshape(4, H, W, H, W)[:, 4, 5])
+    for own, image, (_, _, h, w) in zip(edges, valid.reshape(4, -1), places[:3]):
+        np.testing.assert_array_equal(own[image][:, image], graph.adjacency(h, w))
+    np.testing.assert_array_equal(frames.mask(valid), valid)
+    holes = valid[:1] & (np.arange(W) % 5 != 2)  # the same frame
+    np.testing.assert_array_equal(frames.mask(holes), valid[:1])
+    assert of_images(Local(2), jnp.asarray(valid), lambda g: g.adjacency(H, W)).shape[0] == 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Mirror(SeparableGraph):
+    """Rows and columns see those of the other end; outside of the package."""
+
+    frame: Frame | None = dataclasses.field(default=None, compare=False)
+
+    def axis_edges(self, axis, i, j, n):
+        first, end = (0, n) if self.frame is None else (x[axis] for x in self.frame)
+        return (i == j) | (i + j == first + end - 1)
+
+    def within(self, frame):
+        return Mirror(frame)
+
+
+def test_a_graph_outside_the_package_may_know_the_border():
+    q, k, v = inputs(3, H, W, 1, 5, 4)[:3]
+    for graph in (Mirror(), Mirror() | Local(2, border='shift')):
+        o = attend(q, k, v, graph, valid=some_valid(), implementation='reference')
+        alone = [x[:1, : SIZE[0], : SIZE[1]] for x in (q, k, v)]
+        expected = attend(*alone, graph, implementation='reference')
+        assert_close(o[:1, : SIZE[0], : SIZE[1]], expected, 1e-6)
+
+
 @pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'keep', 'rate'])
-@pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
+@pytest.mark.parametrize('graph', [*every_graph((3,)), BORDERED[0], *slow(BORDERED[1:])], ids=str)
 def test_an_image_is_the_same_with_padding_around_it(graph, options):
     q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
     run = jax.jit(
@@ -94,7 +155,7 @@ def test_an_image_is_the_same_with_padding_around_it(graph, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', PRUNED, ids=['keep', 'rate'])
-@pytest.mark.parametrize('graph', [*every_graph((3,)), Local(1, 2, 'shift')], ids=str)
+@pytest.mark.parametrize('graph', [*every_graph((3,)), *BORDERED, Local(2) | Grid(3)], ids=str)
 def test_pruned(graph, options):
     q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
     run = jax.jit(
@@ -121,14 +182,15 @@ def test_nan_in_padding_stays_there(graph):
     [
         Local(5), Full(),
         *slow([Grid((5, 3)), Row(), Column(), Cross(), Block(5, 3), Local(1, 2, 'shift')]),
-        *slow([Local(2, border='shift')]),
+        *slow(BORDERED),
     ],
     ids=str,
 )  # fmt: skip
 def test_rows_over_devices(graph):
     mesh = jax.make_mesh((2, 4), ('data', 'space'), axis_types=(AxisType.Auto,) * 2)
     *arrays, weights = inputs(2, 12, 11, 2, 4, 4)
-    valid = jnp.asarray(np.random.default_rng(0).random((2, 12, 11)) < 0.6)
+    valid = np.random.default_rng(0).random((2, 12, 11)) < 0.6
+    valid[1] = (np.arange(12)[:, None] < 8) & (np.arange(11) < 7)  # ends inside a device's rows
     run = both_outputs(graph, weights, {})
     expected = run(*arrays, valid)
     with jax.set_mesh(mesh):
@@ -161,6 +223,43 @@ def test_merge_of_two_halves_is_the_whole(graph):
     assert_close(outputs_and_gradients(merged), whole, 1e-5)
 
 
+@pytest.mark.parametrize(
+    'graph', [Cross(), *slow(parse('local:1|row,grid:3|row,local:1:shift|cross'))], ids=str
+)
+def test_keys_of_no_weight_leave_the_others(graph):
+    """Affinities of minus infinity, of all keys of one part or of all keys."""
+    q, k, v, _ = inputs(2, H, W, 1, 5, 4)
+    low = jnp.abs(jnp.arange(W) - 4) < jnp.array([2, W])[:, None]  # some columns; all of them
+    k = k.at[..., 0].set(jnp.where(low[:, None, :, None], -jnp.inf, k[..., 0]))
+    q = q.at[..., 0].set(1.0)
+    for options in ({}, {'keep': 30}, {'keep': 4}):
+        found, expected = (
+            jax.jit(
+                lambda *x, i=i, o=options: attend(*x, graph, implementation=i, return_lse=True, **o)
+            )(q, k, v)
+            for i in ('auto', 'reference')
+        )
+        assert np.isfinite(found.o[0]).all() and np.isnan(found.o[1]).all()
+        assert_close(found.o[0], expected.o[0], 1e-5)
+        assert_close(found.lse[0], expected.lse[0], 1e-5)
+        assert np.isneginf(found.lse[1]).all() and np.isnan(expected.o[1]).all()
+
+
+@pytest.mark.slow
+def test_a_bias_hides_a_part():
+    *arrays, weight = inputs(1, H, W, 1, 5, 4)
+    bias = jnp.zeros((1, 2 * H - 1, 2 * W - 1)).at[:, H - 1].set(-jnp.inf)  # the row of the query
+    found, expected = (
+        values_and_gradients(
+            lambda *x, i=i: attend(*x[:3], Cross(), bias=x[3], implementation=i),
+            weight, *arrays, bias,
+        )
+        for i in ('xla', 'reference')
+    )  # fmt: skip
+    assert np.isfinite(found[0]).all()
+    assert_close(found, expected, 1e-5)
+
+
 def test_merge_of_nothing():
     o, lse = jnp.zeros((1, 2, 3, 1, 4)), jnp.full((1, 2, 3, 1), -jnp.inf)
     both, gradients = jax.value_and_grad(
@@ -168,6 +267,8 @@ def test_merge_of_nothing():
     )(o, lse)
     assert both == 0 and not any(np.asarray(x).any() for x in gradients)
     assert np.isneginf(merge(Partial(o, lse)).lse).all()
+    nan, some = Partial(o + jnp.nan, lse), Partial(o + 2, lse.at[:].set(-1e4))
+    assert np.isnan(merge(nan, Partial(o, lse)).o).all() and (merge(nan, some).o == 2).all()
     with pytest.raises(ValueError, match='at least one part'):
         merge()
     with pytest.raises(ValueError, match=r'different shapes: o \(1, 2, 3, 1, 4\)'):

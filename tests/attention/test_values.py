@@ -137,6 +137,23 @@ def test_a_new_graph_works_through_the_reference():
         attend(q, k, v, Diagonal(), implementation='xla')
 
 
+def test_the_memory_of_the_reference_is_told_or_refused():
+    x = jax.ShapeDtypeStruct((1, 4, 5, 2, 3), jnp.float32)
+
+    def run(x, graph, **options):
+        return jax.eval_shape(lambda x: attend(x, x, x, graph, **options), x)
+
+    with pytest.warns(UserWarning, match=r'Diagonal has no engine: .* about 8.94e-06 GiB for the'):
+        run(x, Diagonal())
+    table = jnp.zeros((1, 9, 9))
+    with pytest.warns(UserWarning, match='union has no engine for a bias: it attends through'):
+        run(x, graphs.parse('local:1|row')[0], bias=table)
+    many = jax.ShapeDtypeStruct((2, 32, 32, 1000, 1), jnp.float32)
+    with pytest.raises(ValueError, match=r'about 23\.4 GiB for the 32 x 32 map: take a'):
+        run(many, Diagonal())
+    assert run(many, Diagonal(), implementation='reference').shape == many.shape
+
+
 def test_resolve_implementation():
     for graph in graphs.parse('full,local:8,grid:8,learned,local:12&grid:4,row|column'):
         assert attention.resolve_implementation(graph).implementation == 'xla'

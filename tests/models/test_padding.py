@@ -89,6 +89,7 @@ def test_every_backbone(tiny_config, rng, name):
         {'context': 'nonlocal', 'non_local.channels': 4},
         {'heads': 'full,learned'},
         {'heads': 'local:1,local:2@2,grid:2,block:3,row,column,cross'},
+        {'heads': 'local:3:shift,local:1@2:shift,local:1:shift|cross'},
     ],
     ids=str,
 )
