@@ -16,8 +16,6 @@ import functools
 import itertools
 import os
 import re
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,13 +25,12 @@ import numpy as np
 import torch
 from flax import nnx
 
+from experiments.benchmark.interleaved import Call, Ratio, compare
 from experiments.common import cli
 from ggcf_jax import config as config_lib
 from ggcf_jax.models.backbones import dilation, mobilenet, resnet, wide_resnet
 from ggcf_jax.models.layers.conv import conv
 from tests.models.pretrained import torch_mobilenet, torch_resnet, torch_wide_resnet
-
-Call = Callable[[], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,45 +156,6 @@ def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
         'forward': lambda: jax.block_until_ready(forward(*state, x)),
         'training': lambda: jax.block_until_ready(both(*state, x)),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Ratio:
-    """How ours compares with torch's.
-
-    Attributes:
-        milliseconds: smallest wall time of ours and of torch's.
-        wall: median over the rounds of our wall time over torch's.
-        processor: the same of the processor time of the process.
-    """
-
-    milliseconds: tuple[float, float]
-    wall: float
-    processor: float
-
-
-def compare(ours: Call, theirs: Call, rounds: int) -> Ratio:
-    """Runs both in turn.
-
-    Args:
-        ours: call that is timed.
-        theirs: call that it is compared with.
-        rounds: number of rounds.
-    """
-    pairs = []
-    ours(), theirs()
-    for i in range(rounds):
-        row = {}
-        for call in (ours, theirs) if i % 2 else (theirs, ours):
-            wall, processor = time.perf_counter(), time.process_time()
-            call()
-            row[call] = (time.perf_counter() - wall, time.process_time() - processor)
-        pairs.append((row[ours], row[theirs]))
-    return Ratio(
-        (1e3 * min(a[0] for a, _ in pairs), 1e3 * min(b[0] for _, b in pairs)),
-        statistics.median(a[0] / b[0] for a, b in pairs),
-        statistics.median(a[1] / b[1] for a, b in pairs),
-    )
 
 
 def _image(case: Case) -> np.ndarray:

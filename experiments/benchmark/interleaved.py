@@ -1,0 +1,47 @@
+"""Times two calls in turn, so that whatever else the machine does meanwhile falls on both."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+Call = Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How one call compares with another.
+
+    Attributes:
+        milliseconds: smallest wall time of each.
+        wall: median over the rounds of the wall time of the one over that of the other.
+        processor: the same of the processor time of the process.
+    """
+
+    milliseconds: tuple[float, float]
+    wall: float
+    processor: float
+
+
+def compare(one: Call, other: Call, rounds: int) -> Ratio:
+    """Runs both in turn.
+
+    Args:
+        one: call that is timed.
+        other: call that it is compared with.
+        rounds: number of rounds.
+    """
+    pairs = []
+    one(), other()
+    for i in range(rounds):
+        row = {}
+        for call in (one, other) if i % 2 else (other, one):
+            wall, processor = time.perf_counter(), time.process_time()
+            call()
+            row[call] = (time.perf_counter() - wall, time.process_time() - processor)
+        pairs.append((row[one], row[other]))
+    return Ratio(
+        (1e3 * min(a[0] for a, _ in pairs), 1e3 * min(b[0] for _, b in pairs)),
+        statistics.median(a[0] / b[0] for a, b in pairs),
+        statistics.median(a[1] / b[1] for a, b in pairs),
+    )
