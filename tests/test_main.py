@@ -13,6 +13,7 @@ import shlex, sys
 sys.path.insert(0, {root!r})
 from absl import flags
 import main
+print(sorted({{'torch', 'matplotlib', 'tensorboardX', 'tensorflow'}} & set(sys.modules)))
 for line in sys.stdin:
     flags.FLAGS.unparse_flags()
     try:
@@ -89,9 +90,9 @@ MISTAKES = {
 
 
 @pytest.fixture(scope='module')
-def answers():
-    """What each mistake gets on stderr."""
-    process = subprocess.run(
+def process():
+    """A process that makes all mistakes."""
+    return subprocess.run(
         [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
         input='\n'.join(MISTAKES),
         env=dict(one_device(), TFDS_DATA_DIR='nowhere', HOME=str(ROOT)),
@@ -99,9 +100,18 @@ def answers():
         capture_output=True,
         text=True,
     )
+
+
+@pytest.fixture(scope='module')
+def answers(process):
+    """What each mistake gets on stderr."""
     parts = process.stderr.split('exit ')
     assert len(parts) == len(MISTAKES) + 1, process.stderr
     return {line: (text, int(after[0])) for line, text, after in zip(MISTAKES, parts, parts[1:])}
+
+
+def test_a_start_does_not_wait_for_what_it_may_not_need(process):
+    assert process.stdout.splitlines()[0] == '[]'
 
 
 @pytest.mark.parametrize('line', MISTAKES)

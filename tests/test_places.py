@@ -13,7 +13,6 @@ import stat
 import tempfile
 
 import pytest
-from tensorboardX import summary
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, doctor, evaluate, export, places, predict, train
@@ -388,7 +387,7 @@ def test_a_full_disk_does_not_replace_what_was_said_first(tmp_path, capfd):
         raise InputError('the checkpoint could not be written')
     writer = Writer(tmp_path / 'b', 0)
     for step in range(100):  # into the buffer of the event file
-        writer._events.add(step, summary.scalar('x', 0.5))
+        writer._events.scalar(step, 'x', 0.5)
     with full_disk(), pytest.raises(InputError, match='b cannot be written'):
         writer.close()
     assert capfd.readouterr().err == ''

@@ -1,21 +1,22 @@
 """Charts of the report: confusion matrix, IoU of the classes, curves over the training step.
 
 They are matplotlib figures drawn without pyplot and returned as SVG bytes. Their text and lines use
-`currentColor`, so that they follow the colour of the page that they are placed in.
+`currentColor`, so that they follow the colour of the page that they are placed in. matplotlib is
+imported when something is drawn: every start of a program would wait for it.
 """
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Int
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Color = tuple[int, int, int]
+_Draw = Callable[['Figure'], None]
 
 _INK = '#010203'  # Unlikely as a class colour; becomes currentColor in the SVG.
 _ACCENT = '#3b82f6'
@@ -48,19 +49,10 @@ def confusion_chart(matrix: Int[np.ndarray, 'classes classes'], classes: Sequenc
 
 def confusion_png(matrix: Int[np.ndarray, 'classes classes'], classes: Sequence[str]) -> bytes:
     """The chart of `confusion_chart` as a PNG on a white background."""
-    draw, size = _confusion(matrix, classes)
-    output = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(size, layout='constrained')
-        FigureCanvasAgg(figure)
-        draw(figure)
-        figure.savefig(output, format='png', dpi=200, facecolor='white')
-    return output.getvalue()
+    return _drawn(*_confusion(matrix, classes), format='png', dpi=200, facecolor='white')
 
 
-def _confusion(
-    matrix: np.ndarray, classes: Sequence[str]
-) -> tuple[Callable[[Figure], None], tuple[float, float]]:
+def _confusion(matrix: np.ndarray, classes: Sequence[str]) -> tuple[_Draw, tuple[float, float]]:
     """A function that draws the confusion matrix into a figure, and the figure's size in inches."""
     matrix = np.asarray(matrix, np.float64)
     count = len(classes)
@@ -70,11 +62,11 @@ def _confusion(
     share = np.divide(matrix, totals, out=np.zeros_like(matrix), where=totals > 0)
     # The colour's opacity carries the value, so that the page's background is the zero.
     cells = np.zeros((count, count, 4))
-    cells[..., :3] = matplotlib.colors.to_rgb(_ACCENT)
+    cells[..., :3] = [int(_ACCENT[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     cells[..., 3] = share**0.6
     side = min(max(0.3 * count, 2.5), 9.5)
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: 'Figure') -> None:
         axes = figure.add_subplot()
         axes.imshow(cells, interpolation='nearest')
         font = max(min(8.5, 600 / count), 2.5)
@@ -110,7 +102,7 @@ def iou_chart(
     """
     values = [np.nan if value is None else float(value) for value in iou]
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: 'Figure') -> None:
         axes = figure.add_subplot()
         axes.barh(
             range(len(classes)),
@@ -145,7 +137,9 @@ def curve_chart(
             are drawn as dots. With more than one curve there is a legend.
     """
 
-    def draw(figure: Figure) -> None:
+    def draw(figure: 'Figure') -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.add_subplot()
         axes.set_title(title, fontsize=10, loc='left')
         for (name, (steps, values)), color in zip(curves.items(), _CYCLE * len(curves)):
@@ -162,14 +156,23 @@ def curve_chart(
     return _svg(draw, (4.4, 2.7))
 
 
-def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> bytes:
+def _svg(draw: _Draw, size: tuple[float, float]) -> bytes:
     """Draws into a figure of `size` inches; the same drawing gives the same bytes."""
+    text = _drawn(draw, size, format='svg', transparent=True, metadata={'Date': None})
+    # Only the element itself: an XML declaration may not stand inside an HTML page.
+    return text[text.index(b'<svg') :].replace(_INK.encode(), b'currentColor')
+
+
+def _drawn(draw: _Draw, size: tuple[float, float], **options: Any) -> bytes:
+    """What `savefig` with these options makes of a figure of `size` inches."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     output = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout='constrained')
         FigureCanvasAgg(figure)
         draw(figure)
-        figure.savefig(output, format='svg', transparent=True, metadata={'Date': None})
-    text = output.getvalue()
-    # Only the element itself: an XML declaration may not stand inside an HTML page.
-    return text[text.index(b'<svg') :].replace(_INK.encode(), b'currentColor')
+        figure.savefig(output, **options)
+    return output.getvalue()

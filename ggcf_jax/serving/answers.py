@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 
 from ggcf_jax.data.records import codec
@@ -265,6 +264,8 @@ class Answers:
 
 def _heat(weights: np.ndarray) -> np.ndarray:
     """BGRA picture uint8 [h, w, 4] of weights, the largest opaque."""
+    import matplotlib  # when it is needed: a start waits for it long enough
+
     shares = weights / weights.max()
     picture = matplotlib.colormaps['inferno'](shares)
     picture[..., 3] = np.sqrt(shares)

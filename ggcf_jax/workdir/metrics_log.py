@@ -9,22 +9,17 @@ import functools
 import json
 import math
 import pathlib
-import socket
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX.summary
 from jaxtyping import UInt8
-from tensorboardX.proto import event_pb2
-from tensorboardX.record_writer import RecordWriter
 
 from ggcf_jax import atomic, json_files, places
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir.event_file import EventFile
 
 FILE_NAME = 'metrics.jsonl'
-_FLUSH_EVERY = 10.0  # seconds between two flushes of the event file
 
 
 class Writer:
@@ -54,7 +49,7 @@ class Writer:
             workdir.mkdir(parents=True, exist_ok=True)
             _truncate(path, step, evaluate_again=evaluate_again)
             self._file = path.open('a', encoding='utf-8')
-            self._events = _Events(workdir, step)
+            self._events = EventFile(workdir, step)
 
     def scalars(self, step: int, row: Mapping[str, Any]) -> None:
         """Writes one row.
@@ -77,7 +72,7 @@ class Writer:
             self._file.flush()
             for name, value in values.items():
                 if value is not None:  # TensorBoard shows a gap there.
-                    self._events.add(int(step), tensorboardX.summary.scalar(name, value))
+                    self._events.scalar(int(step), name, value)
 
     def image(self, step: int, tag: str, array: UInt8[np.ndarray, 'h w 3']) -> None:
         """Writes an image to TensorBoard.
@@ -97,7 +92,7 @@ class Writer:
                 f'image {tag!r} is {array.dtype} {list(array.shape)}; give uint8 [h, w, 3]'
             )
         with self._writing():
-            self._events.add(int(step), tensorboardX.summary.image(tag, array, dataformats='HWC'))
+            self._events.image(int(step), tag, array)
 
     def close(self) -> None:
         """Flushes and closes both files; a second call does nothing.
@@ -115,41 +110,6 @@ class Writer:
         # On a full disk closing fails as well, which must not replace what was said first.
         with contextlib.suppress(InputError) if kind else contextlib.nullcontext():
             self.close()
-
-
-class _Events:
-    """A TensorBoard event file.
-
-    It is written by this thread: that of `tensorboardX.SummaryWriter` ends with a traceback when
-    the disk is full, and then nobody empties its queue, which the next events wait for.
-    """
-
-    def __init__(self, workdir: pathlib.Path, step: int):
-        # TensorBoard reads the time in the name; a second file of one second has another number.
-        number = len(list(workdir.glob('events.out.tfevents.*')))
-        name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{number}'
-        self._file = RecordWriter(str(workdir / name))
-        self._closed = False
-        self._flushed = time.monotonic()
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(step=step + 1, file_version='brain.Event:2'))
-        # So that TensorBoard hides what comes after the step in earlier files.
-        self._write(event_pb2.Event(step=step + 1, session_log=start))
-
-    def add(self, step: int, summary: Any) -> None:
-        self._write(event_pb2.Event(step=step, summary=summary))
-
-    def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
-        self._file.write(event.SerializeToString())
-        if time.monotonic() - self._flushed > _FLUSH_EVERY:
-            self._file.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._file.close()
 
 
 class NoWriter(contextlib.AbstractContextManager):

@@ -4,10 +4,12 @@ import pathlib
 import subprocess
 import sys
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir.metrics_log import Writer, read_rows
@@ -17,8 +19,13 @@ def _events(path):
     data = pathlib.Path(path).read_bytes()
     position = 0
     while position < len(data):
-        length = int.from_bytes(data[position : position + 8], 'little')
-        yield Event.FromString(data[position + 12 : position + 12 + length])
+        head = data[position : position + 8]
+        length = int.from_bytes(head, 'little')
+        event = data[position + 12 : position + 12 + length]
+        sums = data[position + 8 : position + 12], data[position + 12 + length :][:4]
+        for content, sum_ in zip((head, event), sums):
+            assert masked_crc32c(content) == int.from_bytes(sum_, 'little')
+        yield Event.FromString(event)
         position += 16 + length
 
 
@@ -100,20 +107,25 @@ def test_bad_values_are_named(tmp_path, value):
 
 
 def test_event_file_has_the_scalars_and_the_image(tmp_path):
-    image = np.zeros((4, 6, 3), np.uint8)
+    image = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
     with Writer(tmp_path, 0) as writer:
         writer.scalars(3, {'train/loss': 0.5, 'bad': float('nan'), 'none': None})
         writer.image(3, 'panels/0', image)
+        writer.scalars(2**40, {'/a b(c)': -1e-3})
         with pytest.raises(ValueError, match=r'float64 \[2, 2\]'):
             writer.image(3, 'panels/1', np.zeros((2, 2)))
     values = {v.tag: (e.step, v) for e in _all_events(tmp_path) for v in e.summary.value}
-    assert set(values) == {'train/loss', 'panels/0'}
+    assert set(values) == {'train/loss', 'panels/0', 'a_b_c_'}
+    assert values['a_b_c_'][0] == 2**40
+    assert values['a_b_c_'][1].simple_value == np.float32(-1e-3)
+    encoded = np.frombuffer(values['panels/0'][1].image.encoded_image_string, np.uint8)
+    np.testing.assert_array_equal(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1], image)
     assert values['train/loss'][0] == 3 and values['train/loss'][1].simple_value == 0.5
     assert (values['panels/0'][1].image.height, values['panels/0'][1].image.width) == (4, 6)
 
 
 def test_second_writer_keeps_the_first_event_file_and_purges_later_steps(tmp_path):
-    # Both within one second, which is the resolution of tensorboardX's file names.
+    # Both within one second, which is the resolution of the names.
     for step in (0, 10):
         with Writer(tmp_path, step) as writer:
             writer.scalars(step + 10, {'a': 1.0})
