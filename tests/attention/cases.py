@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import GRAPHS, Cross, Grid, Local, Union, parse, resolve_implementation
+from ggcf_jax.attention import (
+    GRAPHS,
+    Cross,
+    Grid,
+    Local,
+    Union,
+    attend,
+    parse,
+    resolve_implementation,
+)
 
 
 def every_graph(numbers=(1, 3, 30)):
@@ -41,6 +50,11 @@ def inputs(b, h, w, heads, dk, dv, *, v_heads=None, dtype=jnp.float32, seed=0):
         jnp.asarray(rng.standard_normal((b, h, w, n, c)) * 0.7, jnp.float32).astype(dtype)
         for n, c in shapes
     ]
+
+
+def attending(graph, **options):
+    """`attend` with these options as one program; uncompiled calls compile every primitive."""
+    return jax.jit(lambda *arrays: attend(*arrays, graph, **options))
 
 
 def values_and_gradients(f, weight, *arguments):
@@ -97,4 +111,7 @@ def per_axis():
 
 def slow(values):
     """The values as parameters of tests that are marked slow."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]

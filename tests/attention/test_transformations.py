@@ -1,5 +1,7 @@
 """The attention wherever JAX works: x64, every kind of mesh, shard_map, export, transforms."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,54 +54,55 @@ def x64():
 def test_with_x64_on(x64, graph, dtype):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, 6, 7, 2, 4)), dtype) for _ in range(3))
-    expected = jax.jit(forward_and_backward(graph, 'reference'))(q, k, v, params_of(graph))
-    o, gradients = jax.jit(forward_and_backward(graph))(q, k, v, params_of(graph))
+    options = PRUNED[dtype != 'float64']  # the largest affinities, or random ones
+
+    @jax.jit
+    def run(q, k, v, params):
+        both = ('auto', 'reference')
+        whole = [forward_and_backward(graph, i)(q, k, v, params) for i in both]
+        pruned = [attend(q, k, v, graph, implementation=i, **options) for i in both]
+        return whole, pruned, attention_weights(q, k, graph, AT, keep=4)
+
+    ((o, gradients), expected), pruned, weights = run(q, k, v, params_of(graph))
     assert o.dtype == dtype and all(x.dtype == dtype for x in gradients[:3])
     # Learned graphs have float32 parameters.
     exact = 1e-13 if not graph.trainable else 1e-6
-    assert_close(o, expected[0], {'float64': exact, 'float32': 1e-6}.get(dtype, 2e-2))
+    rel = {'float64': exact, 'float32': 1e-6}.get(dtype, 2e-2)
+    assert_close(o, expected[0], rel)
+    assert_close(*pruned, rel)
     rel = {'float64': 10 * exact, 'float32': 1e-5}.get(dtype, 5e-2)
     assert_close(gradients[:3], expected[1][:3], rel)
-    for options in PRUNED:
-        both = jax.jit(
-            lambda *x, o=options: [
-                attend(*x, graph, implementation=i, **o) for i in ('auto', 'reference')
-            ]
-        )
-        assert_close(*both(q, k, v), {'float64': exact, 'float32': 1e-6}.get(dtype, 2e-2))
-    weights = attention_weights(q, k, graph, [[0, 1], [3, 3]], keep=4)
     np.testing.assert_allclose(weights.astype('float64').sum((-1, -2)), 1, rtol=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ('spec', 'set_mesh'), [(('data',), True), (('data',), False), ((None, 'data'), True)], ids=str
-)
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
-def test_explicit_mesh(graph, spec, set_mesh):
-    """jax.make_mesh gives Explicit axes unless told otherwise: shardings are part of the types."""
+def test_explicit_mesh(graph):
+    """jax.make_mesh gives Explicit axes unless told otherwise: shardings are part of the types.
+
+    Images or rows of images are sharded, and the mesh is set or known from the types alone.
+    """
     mesh = jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])
     assert mesh.axis_types == (AxisType.Explicit,)
     arrays = inputs(2, 6, 7, 2, 4, 3)[:3]
-    options = {'keep': 3, 'valid': VALID if set_mesh else None}
-    f = jax.jit(forward_and_backward(graph))
-    expected = f(*arrays, params_of(graph), options['valid'])
-    placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))) for x in arrays]
 
-    def both():
-        pruned = jax.jit(lambda *x: attend(*x, graph, **options))(*placed)
-        weights = jax.jit(lambda q, k: attention_weights(q, k, graph, AT, **options))(*placed[:2])
-        return f(*placed, params_of(graph), options['valid']), pruned, weights
+    @jax.jit
+    def run(q, k, v, params, valid):
+        whole = forward_and_backward(graph)(q, k, v, params, valid)
+        pruned = attend(q, k, v, graph, keep=3, valid=valid)
+        return whole, pruned, attention_weights(q, k, graph, AT, keep=3, valid=valid)
 
-    if set_mesh:
-        with jax.set_mesh(mesh):
-            found, pruned, weights = both()
-    else:
-        found, pruned, weights = both()
-    assert jax.typeof(found[0]).sharding.spec[: len(spec)] == spec
-    assert_close(found, expected, 1e-5)
-    assert_close(pruned, attend(*arrays, graph, **options), 1e-5)
-    assert_close(weights, attention_weights(*arrays[:2], graph, AT, **options), 1e-5)
+    everywhere = np.ones_like(VALID)
+    expected = {id(x): run(*arrays, params_of(graph), x) for x in (VALID, everywhere)}
+    cases = [(('data',), True, VALID), ((None, 'data'), True, None)]
+    if graph in (Full(), Local(3), Local(1) | Grid(3)):
+        cases.append((('data',), False, VALID))
+    for spec, set_mesh, valid in cases:
+        placed = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec))) for x in arrays]
+        with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
+            found = run(*placed, params_of(graph), valid)
+        assert jax.typeof(found[0][0]).sharding.spec[: len(spec)] == spec
+        assert_close(found, expected[id(everywhere if valid is None else valid)], 1e-5)
 
 
 @pytest.mark.slow
@@ -158,38 +161,55 @@ def test_symbolic_batch(graph):
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
 def test_vmap_checkpoint_hessian(graph):
     q, k, v = inputs(2, 4, 5, 1, 2, 3)[:3]
-    run = jax.jit(lambda q, k, v: attend(q, k, v, graph))
-    expected = run(q, k, v)
-    each = jax.jit(jax.vmap(lambda q, k, v: attend(q[None], k[None], v[None], graph)[0]))
-    assert_close(each(q, k, v), expected, 1e-6)
-    kept = jax.jit(jax.grad(lambda q: (jax.checkpoint(run)(q, k, v) ** 2).sum()))(q)
-    assert_close(kept, jax.jit(jax.grad(lambda q: (run(q, k, v) ** 2).sum()))(q), 1e-6)
 
-    def second(implementation):
-        def f(x):
-            one = q.at[0, 1, 2, 0].set(x)
-            return (attend(one, k, v, graph, implementation=implementation) ** 2).sum()
+    @jax.jit
+    def both(q, k, v):
+        def run(q, k, v):
+            return attend(q, k, v, graph)
 
-        return jax.jit(jax.hessian(f))(q[0, 1, 2, 0])
+        def gradient(f):
+            return jax.grad(lambda q: (f(q, k, v) ** 2).sum())(q)
 
-    assert_close(second('auto'), second('reference'), 1e-4)
+        def second(implementation):
+            def f(x):
+                one = q.at[0, 1, 2, 0].set(x)
+                return (attend(one, k, v, graph, implementation=implementation) ** 2).sum()
+
+            return jax.hessian(f)(q[0, 1, 2, 0])
+
+        each = jax.vmap(lambda q, k, v: attend(q[None], k[None], v[None], graph)[0])
+        found = each(q, k, v), gradient(jax.checkpoint(run)), second('auto')
+        return found, (run(q, k, v), gradient(run), second('reference'))
+
+    (*found, curvature), (*expected, expected_curvature) = both(q, k, v)
+    assert_close(found, expected, 1e-6)
+    assert_close(curvature, expected_curvature, 1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'top', 'random'])
 @pytest.mark.parametrize('graph', GRAPHS, ids=str)
-def test_nan_stays_nan(graph, options):
+def test_nan_stays_nan(graph):
     """No finite sentinel turns a row without meaning into numbers."""
     q, k, v = inputs(1, 5, 6, 1, 4, 3)[:3]
     k = k.at[0, 2, 3].set(jnp.nan)
     sees = np.asarray(graph.adjacency(5, 6) > 0)[:, 2 * 6 + 3]
-    both = jax.jit(
-        lambda *x: [attend(*x, graph, implementation=i, **options) for i in ('auto', 'reference')]
-    )
-    for o in both(q, k, v):
+    every = ({}, *PRUNED)
+
+    @jax.jit
+    def run(q, k, v):
+        outputs = [
+            attend(q, k, v, graph, implementation=i, **options)
+            for i in ('auto', 'reference')
+            for options in every
+        ]
+        at = np.array([[2, 3], [0, 0]])
+        return outputs, [attention_weights(q, k, graph, at, **options) for options in every]
+
+    outputs, weights = run(q, k, v)
+    for o in outputs:
         np.testing.assert_array_equal(np.isnan(np.asarray(o).reshape(30, 3)).all(1), sees)
-    weights = attention_weights(q, k, graph, [[2, 3], [0, 0]], **options)
-    assert np.isnan(np.asarray(weights[0, 0])).any()
+    for each in weights:
+        assert np.isnan(np.asarray(each[0, 0])).any()
 
 
 @pytest.mark.parametrize('graph', every_graph((2,)), ids=str)
