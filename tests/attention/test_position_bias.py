@@ -20,7 +20,7 @@ from ggcf_jax.attention import (
     block_sizes,
     position_bias,
 )
-from tests.attention.cases import assert_close, inputs, slow, values_and_gradients
+from tests.attention.cases import assert_close, attending, inputs, slow, values_and_gradients
 from tests.attention.test_values import SMALL
 
 GRAPHS = [
@@ -130,14 +130,20 @@ def test_inside_shard_map(graph):
 def test_pruned_by_the_affinity_alone():
     q, k, v, _ = inputs(1, H, W, 2, 5, 4)
     bias = 50 * table(Local(2), 2)
-    weights = attention_weights(q, k, Local(2), [[4, 5]], bias=bias, keep=4)
-    kept = attention_weights(q, k, Local(2), [[4, 5]], keep=4) > 0
+    at = np.array([[4, 5]])
+
+    @jax.jit
+    def run(q, k, bias):
+        both = attention_weights(q, k, Local(2), at, bias=bias, keep=4)
+        return both, attention_weights(q, k, Local(2), at, keep=4) > 0
+
+    weights, kept = run(q, k, bias)
     assert not np.asarray(weights)[~np.asarray(kept)].any()
-    o = attend(q, k, v, Local(2), bias=bias, keep=4, implementation='reference')
+    o = attending(Local(2), bias=bias, keep=4, implementation='reference')(q, k, v)
     expected = jnp.einsum('bmkyx,byxkc->bmkc', weights, v)[0, 0]
     assert_close(o[0, 4, 5], expected, 1e-5)
-    whole = attend(q, k, v, Local(2), bias=bias)
-    np.testing.assert_array_equal(attend(q, k, v, Local(2), bias=bias, keep=25), whole)
+    whole = attending(Local(2), bias=bias)(q, k, v)
+    np.testing.assert_array_equal(attending(Local(2), bias=bias, keep=25)(q, k, v), whole)
     with pytest.raises(ValueError, match='Context Pruning with a bias has no engine'):
         attend(q, k, v, Local(2), bias=bias, keep=4)
 

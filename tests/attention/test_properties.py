@@ -9,6 +9,7 @@ from ggcf_jax.attention import attend, graphs
 from ggcf_jax.attention.graphs import Full, Grid, Local
 from tests.attention.cases import (
     assert_close,
+    attending,
     every_graph,
     inputs,
     is_joined,
@@ -67,11 +68,11 @@ def test_large_affinities_and_single_neighbours(graph):
     )
     for x in (o, *gradients):
         assert np.isfinite(x).all()
-    expected = attend(sign, sign[:, ::-1], v, graph, implementation='reference')
+    expected = attending(graph, implementation='reference')(sign, sign[:, ::-1], v)
     # These products are exact; sums of that size are rounded to steps of 1e-3.
     assert_close(o, expected, 2e-3 if is_joined(graph) else 1e-5)
     alone = [x[:, :1, :1] for x in (sign, sign, v)]
-    assert_close(attend(*alone, graph), alone[2], 1e-6)
+    assert_close(attending(graph)(*alone), alone[2], 1e-6)
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_graphs_pass_through_jit_as_arguments():
     q, k, v, _ = inputs(1, 4, 5, 1, 3, 3)
     run = jax.jit(attend)
     for graph in every_graph((3,)):
-        assert_close(run(q, k, v, graph), attend(q, k, v, graph), 1e-5)
+        assert_close(run(q, k, v, graph), attending(graph)(q, k, v), 1e-5)
 
 
 ARRAY = np.zeros((1, 4, 5, 2, 3), np.float32)

@@ -7,10 +7,19 @@ import pytest
 
 from ggcf_jax.attention import attend, pruning, top_k
 from ggcf_jax.attention.graphs import Block, Cross, Full, Grid, Local
-from tests.attention.cases import assert_close, every_graph, inputs, per_axis, slow, with_engine
+from tests.attention.cases import (
+    assert_close,
+    attending,
+    every_graph,
+    inputs,
+    per_axis,
+    slow,
+    with_engine,
+)
 
 RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
 KEEPS = ({'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM)
+EXTRA = [*per_axis()[::2], *with_engine()]  # variants of the kinds
 
 
 def kept_pairs(graph, h, w, q, k, **options):
@@ -21,19 +30,24 @@ def kept_pairs(graph, h, w, q, k, **options):
 
 
 @pytest.mark.parametrize(
-    'graph', [*every_graph((3,)), *slow([*per_axis()[::2], *with_engine()])], ids=str
-)
-@pytest.mark.parametrize(
-    'options', [KEEPS[0], *slow(KEEPS[1:])], ids=lambda o: ' '.join(map(str, list(o.values())[:2]))
+    ('graph', 'options'),
+    [
+        *((graph, KEEPS[0]) for graph in every_graph((3,))),
+        *slow([(graph, options) for options in KEEPS[1:] for graph in every_graph((3,))]),
+        # The kinds have all options; of their variants each has one by its affinities and by chance
+        # in turn.
+        *slow([(graph, KEEPS[i % 3]) for i, graph in enumerate(EXTRA)]),
+    ],
+    ids=lambda x: ' '.join(map(str, list(x.values())[:2])) if isinstance(x, dict) else str(x),
 )
 def test_engine_equals_reference(graph, options):
-    shape = (2, 9, 14, 2)
-    q, k, v, _ = inputs(*shape, 8, 6, v_heads=1)
-    actual, expected = (
-        jax.jit(lambda *x, i=i: attend(*x, graph, implementation=i, **options))(q, k, v)
-        for i in ('auto', 'reference')
-    )
-    assert_close(actual, expected, 1e-5)
+    q, k, v, _ = inputs(2, 9, 14, 2, 8, 6, v_heads=1)
+
+    @jax.jit
+    def both(*x):
+        return [attend(*x, graph, implementation=i, **options) for i in ('auto', 'reference')]
+
+    assert_close(*both(q, k, v), 1e-5)
 
 
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
@@ -113,8 +127,9 @@ def test_random_pruning_does_not_see_padding(graph, implementation):
     q, k, v, _ = inputs(2, 6, 7, 2, 4, 4)
     q, k, v = (jnp.stack([x[0], x[0]]) for x in (q, k, v))
     valid = jnp.zeros((2, 6, 7), bool).at[0, :4, :5].set(True).at[1].set(True)
-    alone = attend(q[:1, :4, :5], k[:1, :4, :5], v[:1, :4, :5], graph, **options)
-    found = attend(q, k, v, graph, valid=valid, **options)
+    run = attending(graph, **options)
+    alone = run(q[:1, :4, :5], k[:1, :4, :5], v[:1, :4, :5])
+    found = attending(graph, valid=valid, **options)(q, k, v)
     np.testing.assert_allclose(found[:1, :4, :5], alone, atol=1e-6)
 
 
@@ -127,9 +142,10 @@ def test_gradients_are_right_or_refused():
 
     with pytest.raises(NotImplementedError, match='inference'):
         jax.grad(loss)(q, 'xla')
-    gradient = jax.grad(loss)(q, 'reference')
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)(q, 'reference')
     step = jnp.zeros_like(q).at[0, 2, 3, 0, 1].set(1e-2)
-    slope = (loss(q + step, 'xla') - loss(q - step, 'xla')) / 2e-2
+    compiled = jax.jit(loss, static_argnums=1)
+    slope = (compiled(q + step, 'xla') - compiled(q - step, 'xla')) / 2e-2
     assert slope == pytest.approx(float(gradient[0, 2, 3, 0, 1]), rel=2e-2, abs=1e-4)
 
 
