@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import doctor, evaluate, export, places, predict, score, serve, train
+from ggcf_jax.buckets import BucketError
 from ggcf_jax.distributed import cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import checkpoint_files
@@ -196,7 +197,10 @@ def main(argv: list[str]) -> int:
     if config is None:
         return _error('--config is missing; try --config=configs/street_scenes.py')
     mode = MODES[_MODE.value]
-    workdir = pathlib.Path(_WORKDIR.value or f'runs/{_config_name()}')
+    try:
+        workdir = places.expand(_WORKDIR.value or f'runs/{_config_name()}')
+    except InputError as error:
+        return _error(str(error))
     logging.set_verbosity(logging.WARNING)  # what libraries inform about would drown ours
     logging.get_absl_logger().addFilter(_is_news)
     try:
@@ -210,7 +214,7 @@ def main(argv: list[str]) -> int:
                 print(f'{cpus} CPU devices share the images of a batch (docs/pods.md)')
             processes.agree(_own_values(config, workdir))
             return mode.run(config, workdir, flags.FLAGS)
-    except InputError as error:
+    except (InputError, BucketError) as error:
         return _error(str(error))
 
 
@@ -272,7 +276,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         elif path is not None and not pathlib.Path(path.split(':')[0]).is_file():
             raise InputError(f'--config={path}: there is no such file')
         return flags.FLAGS(argv)
-    except InputError as error:
+    except (InputError, BucketError) as error:
         sys.exit(_error(str(error)))
     except flags.Error as error:
         sys.exit(_error(f'{error}; see --help'))

@@ -1,26 +1,40 @@
-"""Files that are written atomically: after an interruption they are complete or absent."""
+"""Files that are written atomically: after an interruption they are complete or absent.
+
+An object of a bucket is so by nature. What needs a file to write into gets a local one, which is
+uploaded when it is complete.
+"""
 
 import contextlib
 import os
 import pathlib
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
+
+from ggcf_jax import buckets
 
 
 @contextlib.contextmanager
 def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`, which replaces it when the block succeeds.
+    """Yields a temporary file, which replaces `path` when the block succeeds; it lies beside it.
 
     The folder is made. Until then an existing file stays as it is; the name of the temporary one
     begins with a dot and ends in `.part`, and an exception removes it. A new file gets the mode
     that the umask gives to any other, so that colleagues can read a workdir; a replaced one keeps
-    its mode.
+    its mode. In the place of an object of a bucket, the file lies in the folder of temporary files.
 
     Args:
         path: file to write.
     """
-    path = pathlib.Path(path)
+    path = buckets.local_or_not(path)
+    if isinstance(path, buckets.BucketPath):
+        with tempfile.TemporaryDirectory(prefix='ggcf_jax-') as folder:
+            temporary = pathlib.Path(folder) / 'content'
+            temporary.touch()
+            yield temporary
+            buckets.upload(temporary, path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
@@ -41,6 +55,10 @@ def write(path: str | pathlib.Path, content: bytes, *, sync: bool = False) -> No
         content: what it shall hold.
         sync: whether to wait until the content is on the disk and would survive a power failure.
     """
+    path = buckets.local_or_not(path)
+    if isinstance(path, buckets.BucketPath):
+        path.write_bytes(content)
+        return
     # The inner block closes the file before the outer one renames it.
     with replacing(path) as temporary, temporary.open('wb') as file:
         file.write(content)
@@ -59,7 +77,9 @@ def create(path: str | pathlib.Path, content: bytes) -> bool:
     Returns:
         Whether it was written; False leaves an existing file as it is.
     """
-    path = pathlib.Path(path)
+    path = buckets.local_or_not(path)
+    if isinstance(path, buckets.BucketPath):
+        return buckets.create(path, content)
     temporary = _temporary(path)
     try:
         temporary.write_bytes(content)

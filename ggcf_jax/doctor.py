@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import pathlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +18,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from ggcf_jax import atomic, buckets, data, models, places
 from ggcf_jax import config as config_lib
-from ggcf_jax import data, models, places
 from ggcf_jax.data import advice, label_survey, mixture, pipeline
 from ggcf_jax.data.records import depth
 from ggcf_jax.data.records.codec import IGNORE
@@ -118,7 +120,8 @@ def examine(config: ConfigDict, workdir: str | pathlib.Path) -> bool:
             verdict = f'ready to train, {_counted(found.warnings, "warning")}'
         found.say(f'\n{verdict}')
     with contextlib.suppress(OSError):  # reported above
-        console.save_text(str(folder / 'report.txt'))
+        if folder.is_dir() or isinstance(folder, buckets.BucketPath):
+            atomic.write(folder / 'report.txt', console.export_text().encode())
     return not found.errors
 
 
@@ -254,8 +257,10 @@ def _tell_classes(
         found.say(table)
         return
     path = folder / 'classes.txt'
-    with places.writing(path, '--workdir'), path.open('w', encoding='utf-8') as file:
-        Console(file=file, width=120).print(table)
+    text = io.StringIO()
+    Console(file=text, width=120).print(table)
+    with places.writing(path, '--workdir'):
+        atomic.write(path, text.getvalue().encode())
     found.say(f'classes: the table of all {dataset.num_classes} is in {path}')
 
 
@@ -499,6 +504,16 @@ def _bytes(tree: Any) -> int:
 def _judge_disk(state: Any, folder: pathlib.Path, found: Findings) -> None:
     """Checks that four checkpoints fit: three are kept while another is being written."""
     size = _bytes(state)
+    if isinstance(folder, buckets.BucketPath):
+        there = tempfile.gettempdir()
+        free = shutil.disk_usage(there).free
+        found.say(f'checkpoint: {memory.text(size)}; {memory.text(free)} free in {there}')
+        if free < size:
+            found.error(
+                f'a checkpoint is written to {there} before it is uploaded, where it does not fit; '
+                'make room, or set TMPDIR to a folder on a larger disk'
+            )
+        return
     free = shutil.disk_usage(folder).free
     found.say(f'checkpoint: {memory.text(size)} each; {memory.text(free)} free on the disk')
     if free < 4 * size:

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+from ggcf_jax import buckets
 from ggcf_jax.errors import InputError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,6 +24,8 @@ _TRIED = 1 << 16  # bytes: an empty file can be made on a disk that is full
 def expand(text: str | os.PathLike, name: str = '') -> pathlib.Path:
     """Makes a path of a text; `~` and `~user` at its beginning are home directories.
 
+    `gs://` and `s3://` are paths in buckets (`buckets`), which have the methods of local ones.
+
     Shells do so in arguments of their own, but not behind the equals sign of `--flag=~/folder`.
 
     Args:
@@ -30,10 +33,11 @@ def expand(text: str | os.PathLike, name: str = '') -> pathlib.Path:
         name: flag or field that it is the value of, for the error message.
 
     Raises:
-        InputError: there is no such home directory.
+        InputError: there is no such home directory, no name of a bucket, or the library for buckets
+            is not installed.
     """
     try:
-        return pathlib.Path(text).expanduser()
+        return buckets.local_or_not(text).expanduser()
     except RuntimeError as error:
         where = f'{name}={os.fspath(text)}' if name else os.fspath(text)
         raise InputError(
@@ -53,6 +57,9 @@ def check_writable(folder: pathlib.Path, name: str, *, needed: int = 0) -> None:
         InputError: it cannot be written, or has less space.
     """
     with writing(folder, name):
+        if isinstance(folder, buckets.BucketPath):
+            buckets.check_writable(folder)
+            return
         there = _nearest(folder.absolute())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(_TRIED))

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import data, places
+from ggcf_jax.data.records import staging
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -140,6 +141,7 @@ def predict(
             ThreadPoolExecutor(config.data.threads) as pool,
             Progress() as progress,
             stop_requests() as stop_requested,
+            contextlib.closing(ledger),
             progress.working('predict', 'predicted', len(todo), source) as advance,
         ):
 
@@ -284,7 +286,7 @@ def _find(
     config: ConfigDict, source: str, folder: pathlib.Path, *, for_server: bool
 ) -> tuple[list[Input], Dataset | None]:
     """The images, and the data set if they are those of a split."""
-    path = places.expand(source)
+    path = staging.local(source, '--input')
     if path.exists() and not for_server:
         return prediction_inputs.of_path(path, folder, bits=config.data.image_bits), None
     dataset = data.build(config.data)

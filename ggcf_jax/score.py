@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ggcf_jax import atomic, data, places
 from ggcf_jax.data.datasets import class_file, pairing
 from ggcf_jax.data.datasets.pairing import LABELS
-from ggcf_jax.data.records import finder
+from ggcf_jax.data.records import finder, staging
 from ggcf_jax.data.records.codec import IGNORE, FileDecoder
 from ggcf_jax.data.records.dataset import Decoder, identity_label_map
 from ggcf_jax.display.console import Progress, class_table, metrics_line
@@ -57,12 +57,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
         if output.is_dir():
             raise InputError(f'--output={flags.output} is a folder; give the name of a file')
         places.check_writable(output.parent, '--output')
-    predictions = places.expand(flags.input, '--input')
+    predictions = staging.local(flags.input, '--input')
     if not predictions.is_dir():
         raise InputError(f'--input={flags.input} is not a folder')
-    table = places.expand(flags.classes, '--classes') if flags.classes else None
+    table = staging.local(flags.classes, '--classes') if flags.classes else None
     if flags.labels:
-        labels = places.expand(flags.labels, '--labels')
+        labels = staging.local(flags.labels, '--labels')
         ignore, form = tuple(config.data.ignore), config.data.label_form
         truth = of_folder(labels, table, predictions, ignore, form)
     else:

@@ -361,6 +361,7 @@ def _train(run: _Run, began: float) -> Evaluation | None:
             if stop or _is_saved(step, train):
                 if this.held is not None:
                     this.held.check()
+                writer.upload()
                 checkpointer.save(step, state.to_trees())
             if not stop and _is_evaluated(step, train):
                 jax.block_until_ready(state)  # so that training is not timed as evaluation
@@ -481,6 +482,7 @@ class _Validation:
                 panels = evaluations.save(evaluation, dataset, step, workdir, made)
             for name, panel in panels:
                 self._writer.image(step, f'validation/{name}', panel)
+        self._writer.upload()
         # Last, since a step with a score is not evaluated again.
         self._run.checkpointer.score(step, evaluation.miou)
         iou = list(evaluation.iou.values())

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices for every test, and compiled programs kept between runs."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -26,9 +27,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import numpy as np  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402
 
-from ggcf_jax import train  # noqa: E402
+from ggcf_jax import buckets, train  # noqa: E402
 from ggcf_jax.data.datasets import camvid  # noqa: E402
 from ggcf_jax.workdir import config as workdir_config  # noqa: E402
+from tests import bucket_server  # noqa: E402
 from tests.helpers import (  # noqa: E402
     ROOT,
     make_tiny_config,
@@ -67,6 +69,21 @@ def real_camvid() -> pathlib.Path:
 def tiny_config(camvid_folder, tmp_path):
     """configs/camvid.py on the tiny folder, with a network that compiles in seconds."""
     return make_tiny_config(camvid_folder, tmp_path)
+
+
+@pytest.fixture(scope='session')
+def bucket_services():
+    """Function from a scheme to its service, which is started once for the session."""
+    return functools.cache(bucket_server.start)
+
+
+@pytest.fixture(params=bucket_server.SCHEMES)
+def bucket(request, bucket_services):
+    """A service with an empty bucket."""
+    service = bucket_services(request.param)
+    buckets.remove_tree(buckets.parse(f'{request.param}://{bucket_server.BUCKET}'), first='-')
+    service.requests.clear()
+    return service
 
 
 @pytest.fixture(scope='session')

@@ -19,8 +19,9 @@ from tests.helpers import ROOT
 RULES = {
     # Foundations
     'errors': '',
-    'places': 'errors',
-    'atomic': '',
+    'buckets': 'errors',
+    'places': 'errors buckets',
+    'atomic': 'buckets',
     'json_files': '',
     'registry': 'errors',
     # Attention could be released alone.
@@ -28,7 +29,7 @@ RULES = {
     # What people look at
     'display': 'atomic',
     # Data: never jax, since worker processes load it
-    'data.records': 'errors places atomic json_files registry',
+    'data.records': 'errors buckets places atomic json_files registry',
     'data.datasets.street_painter': '',
     'data.datasets': 'errors places atomic registry data.records data.datasets.street_painter',
     'data': 'errors places atomic json_files registry data.records data.datasets',
@@ -45,12 +46,14 @@ RULES = {
     'config': 'errors registry data',
     # A trained network and its workdir
     'evaluation': 'errors registry attention display data models distributed',
-    'prediction': 'errors places atomic json_files display data models distributed evaluation',
+    'prediction': (
+        'errors buckets places atomic json_files display data models distributed evaluation'
+    ),
     'workdir': (
-        'errors places atomic json_files registry display data models distributed config '
+        'errors buckets places atomic json_files registry display data models distributed config '
         'evaluation prediction'
     ),
-    'training': 'errors places registry attention data models distributed config workdir',
+    'training': 'errors buckets places registry attention data models distributed config workdir',
     'exporting': 'errors',
     'serving': 'errors json_files display data models distributed evaluation workdir',
 }

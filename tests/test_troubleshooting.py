@@ -12,7 +12,7 @@ PAGE = ROOT / 'docs' / 'troubleshooting.md'
 SOURCES = [ROOT / 'main.py', *sorted((ROOT / 'ggcf_jax').rglob('*.py'))]
 
 # What the user reads: refusals, damaged checkpoints, and why a run of several processes ended.
-ANSWERED = ('InputError', 'TooLarge', 'NotFinite', 'Damaged', 'Verdict')
+ANSWERED = ('InputError', 'BucketError', 'NotThere', 'TooLarge', 'NotFinite', 'Damaged', 'Verdict')
 _ALL = (*ANSWERED, 'ValueError', 'NotImplementedError', '_error', 'error')
 _VARIABLE = '\0'  # stands for a value that is only known at run time
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from ggcf_jax import atomic, places
-from ggcf_jax.data.records import prepare, progress
+from ggcf_jax.data.records import prepare, progress, staging
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
@@ -122,6 +122,7 @@ def load_or_build(records: Records, directory: pathlib.Path, threads: int) -> Cl
         InputError: as `build`, or the directory cannot be written.
     """
     path = index_file(records, directory)
+    staging.pull(path)
     if (saved := _read(path, records)) is not None:
         return saved
     places.check_writable(path.parent, prepare.FIELD)
@@ -132,6 +133,7 @@ def load_or_build(records: Records, directory: pathlib.Path, threads: int) -> Cl
         temporary.open('wb') as file,
     ):
         np.save(file, index.points)
+    staging.push(path)
     return index
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from ggcf_jax import atomic, json_files, places
-from ggcf_jax.data.records import prepare, progress
+from ggcf_jax.data.records import prepare, progress, staging
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.data.scan import scan
 from ggcf_jax.errors import InputError
@@ -109,6 +109,7 @@ def _pixels(
     records: tuple[Records, ...], path: pathlib.Path, threads: int
 ) -> Int64[np.ndarray, ' classes']:
     """Number of labelled training pixels of each class, read from a file if it is there."""
+    staging.pull(path)
     if (saved := _read(path, records[0].dataset.num_classes)) is not None:
         return saved
     places.check_writable(path.parent, prepare.FIELD)
@@ -125,6 +126,7 @@ def _pixels(
         raise InputError(f'no labelled pixel in {"+".join(splits)}; nothing to train on')
     with places.writing(path, prepare.FIELD):
         atomic.write(path, json.dumps({'pixels': pixels.tolist()}).encode())
+        staging.push(path)
     return pixels
 
 

@@ -4,19 +4,25 @@ A result is up to date if its image still has this content and the code is the s
 known by a digest of the bytes; where a file still has the place, size and times that it had, the
 digest is not computed again. Lines are appended when the files of an image are complete; a damaged
 line only means that its image is computed again.
+
+An object of a bucket cannot be appended to; there the file is written anew at most every `INTERVAL`
+seconds, and at the end. Results without a line are computed again.
 """
 
 import dataclasses
 import json
 import pathlib
 import threading
+import time
 from typing import Any
 
 from ggcf_jax import atomic, json_files
+from ggcf_jax.buckets import BucketPath
 from ggcf_jax.errors import InputError
 from ggcf_jax.prediction.inputs import Encoded, Input
 
 FILE_NAME = 'inputs.jsonl'
+INTERVAL = 30.0  # seconds between two uploads
 
 # Why an image with results is computed again.
 CHANGED = 'whose input changed'
@@ -52,10 +58,9 @@ class Ledger:
         self._path = folder / FILE_NAME
         self._code = code
         self._lock = threading.Lock()
-        self._entries, clean = _read(self._path)
-        if not clean:
-            lines = (_line(name, entry) for name, entry in self._entries.items())
-            atomic.write(self._path, ''.join(lines).encode())
+        self._written = time.monotonic()
+        self._entries, self._is_written = _read(self._path)
+        self.close()
 
     def outdated(self, image: Input) -> str | None:
         """Why the results of an image, which exist, have to be computed again; None if not.
@@ -99,8 +104,24 @@ class Ledger:
             if self._entries.get(name) == entry:
                 return
             self._entries[name] = entry
-            with self._path.open('a', encoding='utf-8') as file:
-                file.write(_line(name, entry))
+            if not isinstance(self._path, BucketPath):
+                with self._path.open('a', encoding='utf-8') as file:
+                    file.write(_line(name, entry))
+                return
+            self._is_written = False
+            if time.monotonic() - self._written > INTERVAL:
+                self._write()
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        with self._lock:
+            if not self._is_written:
+                self._write()
+
+    def _write(self) -> None:
+        lines = (_line(name, entry) for name, entry in self._entries.items())
+        atomic.write(self._path, ''.join(lines).encode())
+        self._written, self._is_written = time.monotonic(), True
 
 
 def _line(name: str, entry: Entry) -> str:

@@ -224,7 +224,7 @@ def submit(results: Results, sizes: Mapping[str, tuple[int, int] | None]) -> pat
         zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as file,
     ):
         for each in sorted(expected):  # PNG files are compressed already
-            file.write(each, each.name)
+            file.writestr(each.name, each.read_bytes())
     return path
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import places
+from ggcf_jax.data.records import staging
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.workdir import checkpoints
@@ -54,7 +55,10 @@ def resolve(config: ConfigDict, workdir: pathlib.Path | None) -> ConfigDict:
                 'config.model.backbone.weights or config.train.start_from, or a value'
             )
         path = places.expand(source, f'config.{field}')
-        found = _of_workdir(path) if path.is_dir() else pretrained.fields(path)
+        if path.is_dir():
+            found = _of_workdir(path)
+        else:
+            found = pretrained.fields(staging.local(path, f'config.{field}'))
     resolved = workdir_config.from_text(workdir_config.to_text(config))
     for name in names:
         value = found.get(name.removeprefix('model.'))

@@ -3,9 +3,11 @@
 import dataclasses
 import pathlib
 import re
+import tempfile
 
 import jax
 
+from ggcf_jax import buckets
 from ggcf_jax.errors import InputError
 
 FOLDER = 'profile'
@@ -58,6 +60,7 @@ class Profiler:
         self._span = span
         self._folder = folder
         self._running = False
+        self._spool: tempfile.TemporaryDirectory | None = None  # of a folder in a bucket
 
     def before(self, step: int, state: object) -> None:
         """To be called before each step.
@@ -69,7 +72,9 @@ class Profiler:
         # A resumed run may begin inside the span.
         if self._span and not self._running and self._span.first <= step <= self._span.last:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(str(self._folder))
+            if isinstance(self._folder, buckets.BucketPath):
+                self._spool = tempfile.TemporaryDirectory(prefix='ggcf_jax-profile-')
+            jax.profiler.start_trace(self._spool.name if self._spool else str(self._folder))
             self._running = True
 
     def after(self, step: int, state: object) -> bool:
@@ -90,4 +95,8 @@ class Profiler:
             return False
         self._running, self._span = False, None
         jax.profiler.stop_trace()
+        if self._spool is not None and isinstance(self._folder, buckets.BucketPath):
+            with self._spool as name:
+                for file in pathlib.Path(name).rglob('*.*'):
+                    buckets.upload(file, self._folder / file.relative_to(name).as_posix())
         return True

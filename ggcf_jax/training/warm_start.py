@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ggcf_jax import models, places
+from ggcf_jax.data.records import staging
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.layers.norm import Norm
@@ -121,6 +122,7 @@ def _read(
     if path.is_dir():
         _check_place(path, 'config.model.backbone.weights')
         return _read_workdir(path, shapes, config.model.norm, report)
+    path = staging.local(path, 'config.model.backbone.weights')
     if _is_exported(path):
         raise InputError(
             f'config.model.backbone.weights={str(path)!r} is a file of exported programs; {_WHOLE}'

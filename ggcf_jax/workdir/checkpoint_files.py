@@ -7,13 +7,19 @@ are stored with the mIoU in the metadata of the checkpoint, whose presence marks
 A run saves before it evaluates: the mIoU of an evaluation after the save is in a file of its own.
 
 One process reads for itself; in a save Orbax makes all processes wait for each other.
+
+In a bucket a checkpoint has the same files under the same names, `COMMITTED` last, so that Orbax
+reads it there as well. Process 0 alone writes it: Orbax into a folder of temporary files, which is
+then uploaded. It is downloaded and verified in the same way. Orbax itself knows no `s3://`.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
 import pathlib
 import shutil
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -22,11 +28,12 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from ggcf_jax import atomic, json_files
+from ggcf_jax import atomic, buckets, json_files
+from ggcf_jax.buckets import BucketPath
 from ggcf_jax.errors import InputError
 
 TEMPORARY = 'orbax-checkpoint-tmp'  # in the names of checkpoints that Orbax has not finished
-
+COMMITTED = 'commit_success.txt'  # the file that is written last
 
 # In what Orbax logs, with a traceback, of an error in one of its threads, which it raises as well.
 TOLD_TWICE = '_SignalingThread.run() raised an exception'
@@ -67,9 +74,12 @@ class Saving:
         """
         self._path = path
         with self._failures():
-            self._response = ocp.save_checkpointables_async(
-                path, trees, custom_metadata=_seal(trees, miou)
-            )
+            if isinstance(path, BucketPath):
+                self._response: Any = _upload(path, jax.device_get(trees), miou)
+            else:
+                self._response = ocp.save_checkpointables_async(
+                    path, trees, custom_metadata=_seal(trees, miou)
+                )
 
     def wait(self) -> None:
         """Waits until the checkpoint is on disk.
@@ -84,14 +94,61 @@ class Saving:
     def _failures(self) -> Iterator[None]:
         try:
             yield
+        except buckets.BucketError as error:
+            raise InputError(
+                f'checkpoint {self._path.name} could not be written to {self._path.parent} '
+                f'({error}). Earlier checkpoints are intact: repeat the command to resume'
+            ) from error
         except Exception as error:  # Orbax and TensorStore report a full disk in many ways
             directory = self._path.parent
+            in_bucket = isinstance(directory, BucketPath)
+            directory = pathlib.Path(tempfile.gettempdir()) if in_bucket else directory
             free = shutil.disk_usage(directory).free / 2**20
             raise InputError(
                 f'checkpoint {self._path.name} could not be written to {directory} '
                 f'({_first_line(error)}; {free:.0f} MiB are free there). Earlier checkpoints are '
                 'intact: free some disk space and repeat the command to resume'
             ) from error
+
+
+def _upload(
+    path: BucketPath, trees: dict[str, Any], miou: float | None
+) -> concurrent.futures.Future[None]:
+    """Writes a checkpoint into a bucket, in a thread of its own."""
+
+    def work() -> None:
+        with tempfile.TemporaryDirectory(prefix='ggcf_jax-checkpoint-') as folder:
+            written = pathlib.Path(folder) / path.name
+            with _alone():
+                ocp.save_checkpointables(written, trees, custom_metadata=_seal(trees, miou))
+            # Of an earlier save of this step, which was not completed or whose end was not seen.
+            buckets.remove_tree(path, first=COMMITTED)
+            buckets.upload_tree(written, path, last=COMMITTED)
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+@contextlib.contextmanager
+def fetched(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a checkpoint on the disk: itself, or a copy of one that lies in a bucket.
+
+    Args:
+        path: directory of the checkpoint.
+
+    Raises:
+        Damaged: an object is missing.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix='ggcf_jax-checkpoint-') as folder:
+        copy = pathlib.Path(folder) / path.name
+        with _unreadable(path):
+            buckets.download_tree(path, copy)
+        yield copy
 
 
 def inspect(path: pathlib.Path) -> Sealed:
@@ -103,7 +160,7 @@ def inspect(path: pathlib.Path) -> Sealed:
     Raises:
         Damaged: a file that Orbax writes last is missing or unreadable.
     """
-    marks = [path / '_CHECKPOINT_METADATA', path / 'commit_success.txt']
+    marks = [path / '_CHECKPOINT_METADATA', path / COMMITTED]
     for mark in marks:
         if not mark.is_file():
             missing = mark.relative_to(path.parent)
@@ -147,7 +204,11 @@ def _score(path: pathlib.Path) -> float | None:
         intact = content.pop('crc', None) == _crc(content)
         miou = json_files.need(content, 'miou', json_files.is_number_or_none, 'a number')
         return _known(miou) if intact else None
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
+        return None
+    except buckets.BucketError:
+        raise
+    except OSError:
         return None  # as if it had not been evaluated, which the next start does again
 
 
@@ -166,8 +227,8 @@ def shapes(path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         Damaged: they cannot be read.
     """
-    with _unreadable(path), _alone():
-        saved = ocp.checkpointables_metadata(path).metadata
+    with fetched(path) as there, _unreadable(path), _alone():
+        saved = ocp.checkpointables_metadata(there).metadata
         return {
             name: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved[name])
             for name in names
@@ -185,8 +246,14 @@ def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
         Damaged: the checkpoint cannot be read, or its checksums differ.
         InputError: it belongs to another model.
     """
-    sealed = inspect(path)
-    saved = {name: _by_path(tree) for name, tree in shapes(path, trees).items()}
+    with fetched(path) as there:
+        return _load(there, trees, path)
+
+
+def _load(there: pathlib.Path, trees: dict[str, Any], path: pathlib.Path) -> dict[str, Any]:
+    """`load` from a directory on the disk; `path` is what messages call it."""
+    sealed = inspect(there)
+    saved = {name: _by_path(tree) for name, tree in shapes(there, trees).items()}
     for name, tree in trees.items():
         if not saved[name]:
             raise Damaged(f'checkpoint {path} is damaged: {name!r} is not in it')
@@ -196,7 +263,7 @@ def load(path: pathlib.Path, trees: dict[str, Any]) -> dict[str, Any]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), trees
     )
     with _unreadable(path), _alone():
-        loaded = ocp.load_checkpointables(path, abstract)
+        loaded = ocp.load_checkpointables(there, abstract)
     loaded = jax.device_get(loaded)
     for name in trees:
         if checksums(loaded[name]) != sealed.checksums[name]:
@@ -232,9 +299,16 @@ def _crc(content: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _unreadable(path: pathlib.Path) -> Iterator[None]:
-    """Turns any error into `Damaged`: Orbax, TensorStore and json raise all kinds of them."""
+    """Turns any error into `Damaged`: Orbax, TensorStore and json raise all kinds of them.
+
+    A bucket that cannot be reached says nothing about the checkpoint.
+    """
     try:
         yield
+    except buckets.NotThere as error:
+        raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
+    except buckets.BucketError:
+        raise
     except Exception as error:
         raise Damaged(f'checkpoint {path} cannot be read ({_first_line(error)})') from error
 

@@ -8,17 +8,19 @@ process may see a different state of the directory.
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from flax import nnx
 
-from ggcf_jax import places
+from ggcf_jax import atomic, buckets, places
+from ggcf_jax.buckets import BucketPath
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
@@ -27,8 +29,11 @@ from ggcf_jax.workdir.checkpoint_files import Damaged
 
 Which = Literal['best', 'latest'] | int
 
+INDEX = 'steps.json'  # the steps that a bucket holds
+
 _LATEST = 2  # number of newest checkpoints that are kept, in case the last one is damaged
 _REMOVING = 'removing-'
+_DAMAGED = 'damaged-'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +64,14 @@ class Checkpointer:
             workdir: directory of the run; checkpoints go to its folder `checkpoints`.
             report: is called with a message for each damaged checkpoint.
         """
-        self.directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+        self.directory = places.expand(workdir).absolute() / 'checkpoints'
         self._report = report
         self._pending: checkpoint_files.Saving | None = None
+        self._saving = 0  # the step of it
         if not processes.is_process_zero() or not self.directory.is_dir():
+            return
+        if isinstance(self.directory, BucketPath):
+            _tidy(self.directory)
             return
         for path in self.directory.iterdir():
             if checkpoint_files.TEMPORARY in path.name or path.name.startswith(_REMOVING):
@@ -82,9 +91,12 @@ class Checkpointer:
                 earlier checkpoints are untouched.
         """
         self.wait()
+        if isinstance(self.directory, BucketPath) and not processes.is_process_zero():
+            return
         with places.writing(self.directory, '--workdir'):
             self.directory.mkdir(parents=True, exist_ok=True)
         self._pending = checkpoint_files.Saving(self.directory / str(step), dict(trees), miou)
+        self._saving = step
 
     def score(self, step: int, miou: float) -> None:
         """Notes the validation mIoU of the step that was saved last, when it is on disk.
@@ -160,6 +172,8 @@ class Checkpointer:
         pending, self._pending = self._pending, None
         pending.wait()
         if processes.is_process_zero():
+            if isinstance(self.directory, BucketPath):
+                _note(self.directory, {*_noted(self.directory), self._saving})
             self._remove_superseded()
 
     def close(self) -> None:
@@ -170,8 +184,15 @@ class Checkpointer:
         """Removes all but the latest and the best."""
         paths = _steps(self.directory)
         kept = [*sorted(paths)[-_LATEST:], _best(self._scores(paths))]
+        superseded = set(paths) - set(kept)
         with places.writing(self.directory, '--workdir'):
-            for step in set(paths) - set(kept):
+            if isinstance(self.directory, BucketPath):
+                for step in superseded:
+                    buckets.remove_tree(paths[step], first=checkpoint_files.COMMITTED)
+                if superseded:
+                    _note(self.directory, kept)
+                return
+            for step in superseded:
                 # Renamed first: a partly removed checkpoint would look damaged under its own name.
                 away = self.directory / f'{_REMOVING}{step}'
                 paths[step].rename(away)
@@ -191,7 +212,7 @@ class Checkpointer:
                 return checkpoint_files.load(path, trees)
             except Damaged as error:
                 self._set_aside(path, error)
-        aside = sorted(path.name for path in self.directory.glob('damaged-*'))
+        aside = _set_aside_before(self.directory)
         if aside:
             raise InputError(
                 f'{self.directory} holds only damaged checkpoints ({", ".join(aside)}): there is '
@@ -200,8 +221,13 @@ class Checkpointer:
         return None
 
     def _set_aside(self, path: pathlib.Path, error: Exception) -> None:
-        aside = self.directory / f'damaged-{path.name}'
+        aside = self.directory / f'{_DAMAGED}{path.name}'
         with places.writing(self.directory, '--workdir'):
+            if isinstance(path, BucketPath):
+                buckets.remove_tree(aside, first=checkpoint_files.COMMITTED)
+                buckets.move_tree(path, aside, mark=checkpoint_files.COMMITTED)
+                self._report(f'{error}; it was renamed to {aside.name}, trying the previous one')
+                return
             if aside.is_dir():
                 shutil.rmtree(aside)
             aside.unlink(missing_ok=True)
@@ -211,8 +237,7 @@ class Checkpointer:
 
 def exists(workdir: pathlib.Path) -> bool:
     """Whether a workdir holds a checkpoint, intact or not."""
-    directory = pathlib.Path(workdir) / 'checkpoints'
-    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
+    return bool(_steps(places.expand(workdir) / 'checkpoints'))
 
 
 def further(workdir: pathlib.Path, saves: int) -> int:
@@ -224,7 +249,7 @@ def further(workdir: pathlib.Path, saves: int) -> int:
         workdir: directory of the run.
         saves: number of times that it is going to be saved.
     """
-    there = len(_steps(pathlib.Path(workdir).absolute() / 'checkpoints'))
+    there = len(_steps(places.expand(workdir).absolute() / 'checkpoints'))
     return min(saves, max(1, _LATEST + 2 - there))
 
 
@@ -237,7 +262,7 @@ def steps(workdir: pathlib.Path) -> dict[int, float | None]:
     Raises:
         Damaged: a checkpoint is incomplete.
     """
-    paths = _steps(pathlib.Path(workdir).absolute() / 'checkpoints')
+    paths = _steps(places.expand(workdir).absolute() / 'checkpoints')
     return {step: checkpoint_files.inspect(path).miou for step, path in paths.items()}
 
 
@@ -293,9 +318,10 @@ def restore_as_saved(workdir: pathlib.Path) -> Restored:
         weights = released.read(workdir)
         return Restored(weights.step, **released.nested(weights.arrays))
     with _readable('remove it to use another'):
-        step, path = _choose(workdir, 'best')
-        shapes = checkpoint_files.shapes(path, ['model'])
-        return Restored(step, **checkpoint_files.load(path, shapes)['model'])
+        step, chosen = _choose(workdir, 'best')
+        with checkpoint_files.fetched(chosen) as path:
+            shapes = checkpoint_files.shapes(path, ['model'])
+            return Restored(step, **checkpoint_files.load(path, shapes)['model'])
 
 
 def _check_released(workdir: pathlib.Path, step: int, which: Which) -> None:
@@ -327,7 +353,7 @@ def _readable(cure: str) -> Iterator[None]:
 
 def _choose(workdir: pathlib.Path, which: Which) -> tuple[int, pathlib.Path]:
     """The step that `which` means, and its directory."""
-    directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    directory = places.expand(workdir).absolute() / 'checkpoints'
     if not directory.is_dir():
         raise InputError(f'{workdir} holds no checkpoints; train there first')
     paths = _steps(directory)
@@ -349,10 +375,52 @@ def _choose(workdir: pathlib.Path, which: Which) -> tuple[int, pathlib.Path]:
 
 def _steps(directory: pathlib.Path) -> dict[int, pathlib.Path]:
     """The checkpoints of a directory by step, in ascending order, complete or not."""
+    if isinstance(directory, BucketPath):
+        steps = {*_listed(directory), *_noted(directory)}
+        paths = {step: directory / str(step) for step in sorted(steps)}
+        return {s: path for s, path in paths.items() if _is_committed(path)}
     if not directory.is_dir():
         return {}
     found = {int(path.name): path for path in directory.iterdir() if path.name.isdigit()}
     return dict(sorted(found.items()))
+
+
+def _is_committed(path: BucketPath) -> bool:
+    return (path / checkpoint_files.COMMITTED).is_file()
+
+
+def _listed(directory: BucketPath) -> set[int]:
+    """Steps of which a bucket lists an object."""
+    with contextlib.suppress(FileNotFoundError):
+        return {int(path.name) for path in directory.iterdir() if path.name.isdigit()}
+    return set()
+
+
+def _noted(directory: BucketPath) -> set[int]:
+    """Steps that the index of a bucket names."""
+    try:
+        steps = json.loads((directory / INDEX).read_bytes())
+        return {int(step) for step in steps}
+    except (FileNotFoundError, ValueError, TypeError):
+        return set()  # the listing has them
+
+
+def _note(directory: BucketPath, steps: Iterable[int]) -> None:
+    atomic.write(directory / INDEX, json.dumps(sorted(steps)).encode())
+
+
+def _tidy(directory: BucketPath) -> None:
+    """Removes what a killed run left: checkpoints that lack the object that is written last."""
+    for path in directory.iterdir():
+        if path.name.isdigit() and not _is_committed(path):
+            buckets.remove_tree(path, first=checkpoint_files.COMMITTED)
+
+
+def _set_aside_before(directory: pathlib.Path) -> list[str]:
+    """Names of the damaged checkpoints of a directory."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(p.name for p in directory.iterdir() if p.name.startswith(_DAMAGED))
+    return []
 
 
 def _best(scores: dict[int, float | None]) -> int:

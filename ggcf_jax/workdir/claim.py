@@ -112,7 +112,7 @@ def check(
             network or, unless the changes are accepted, of another configuration, other classes or
             other images.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = places.expand(workdir)
     if released.is_one(workdir):
         raise InputError(
             f'{workdir} is a released model, not the workdir of a run; choose another --workdir '

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from ggcf_jax import atomic, data, json_files
+from ggcf_jax import atomic, data, json_files, places
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.errors import InputError
@@ -217,7 +217,7 @@ def _contents(dataset: Dataset, split: str) -> dict[str, str]:
 
 def _load(workdir: pathlib.Path) -> Mapping[str, Any] | None:
     """The content of the file, None if there is none."""
-    path = pathlib.Path(workdir) / FILE_NAME
+    path = places.expand(workdir) / FILE_NAME
     try:
         content = json_files.parse_object(path.read_bytes())
         _parse(content)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from ggcf_jax import atomic, json_files
+from ggcf_jax import atomic, json_files, places
 from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
 
@@ -90,7 +90,7 @@ def save(config: ConfigDict, workdir: pathlib.Path, segments: Sequence[Segment] 
         workdir: directory of the run, made if missing.
         segments: the changes since the run was started, in the order of their steps.
     """
-    atomic.write(pathlib.Path(workdir) / FILE_NAME, to_text(config, segments).encode())
+    atomic.write(places.expand(workdir) / FILE_NAME, to_text(config, segments).encode())
 
 
 def to_text(config: ConfigDict, segments: Sequence[Segment] = ()) -> str:
@@ -123,7 +123,7 @@ def _print_once(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> ConfigDict:
+def load(workdir: str | pathlib.Path, report: Callable[[str], None] = _print_once) -> ConfigDict:
     """Reads the configuration of a run, equal to the one that it was started with.
 
     Fields that did not exist yet when the run was started get their default. Fields that do not
@@ -137,7 +137,7 @@ def load(workdir: pathlib.Path, report: Callable[[str], None] = _print_once) -> 
     Raises:
         InputError: there is no `config.json`, or it is damaged.
     """
-    path = pathlib.Path(workdir) / FILE_NAME
+    path = places.expand(workdir) / FILE_NAME
     config, missing, unknown = _read(workdir, _parse)
     if missing:
         report(f'{path} is from an older version; defaults are taken for {_list(missing)}')
@@ -253,8 +253,8 @@ def is_read(name: str, config: ConfigDict) -> bool:
     return True
 
 
-def _read(workdir: pathlib.Path, parse: Callable[[bytes], _T]) -> _T:
-    path = pathlib.Path(workdir) / FILE_NAME
+def _read(workdir: str | pathlib.Path, parse: Callable[[bytes], _T]) -> _T:
+    path = places.expand(workdir) / FILE_NAME
     try:
         return parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -23,22 +23,22 @@ _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types of protobuf
 
 
 class EventFile:
-    """Appends events to a new file of a workdir."""
+    """Appends events to a new file of a folder."""
 
-    def __init__(self, workdir: pathlib.Path, step: int):
+    def __init__(self, folder: pathlib.Path, step: int, number: int):
         """
         Args:
-            workdir: directory of the run.
+            folder: directory of the run, or where its files grow before they are uploaded.
             step: step that the run resumes from. TensorBoard hides what earlier files have after
                 it.
+            number: number of the file in the run.
 
         Raises:
             OSError: the file cannot be written; so do the other methods.
         """
         # TensorBoard reads the time in the name; a second file of one second has another number.
-        number = len(list(workdir.glob('events.out.tfevents.*')))
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{number}'
-        self._file = (workdir / name).open('wb')
+        self._file = (folder / name).open('wb')
         self._flushed = time.monotonic()
         self._write(step + 1, _field(3, _BYTES, b'brain.Event:2'))
         self._write(step + 1, _field(7, _BYTES, _field(1, _VARINT, _START)))
@@ -70,6 +70,10 @@ class EventFile:
             + _field(4, _BYTES, encoded)
         )
         self._summary(step, tag, _field(4, _BYTES, image))
+
+    def flush(self) -> None:
+        """Hands what was added to the operating system."""
+        self._file.flush()
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""

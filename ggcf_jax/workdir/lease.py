@@ -11,7 +11,9 @@ The holder looks at its lease before each renewal and before it saves (`check`).
 over in the meantime, as from a machine that was suspended, it ends without writing.
 
 The rule needs a file that can be created if it does not exist and read back, as local folders,
-network file systems and buckets have it. It does not need file locks.
+network file systems and buckets (a precondition of the request) have it. It does not need file
+locks. Two starts that watched the same dead holder may both take over: each looks again after
+`SETTLING`, when only one lease is there.
 """
 
 import contextlib
@@ -32,6 +34,7 @@ from ggcf_jax.errors import InputError
 
 FILE_NAME = 'lease.json'
 INTERVAL = 10.0  # seconds between two renewals
+SETTLING = 3.0  # seconds until a start that took over a watched lease looks again
 PATIENCE = 60.0  # seconds without a renewal after which a holder counts as dead
 
 
@@ -76,7 +79,7 @@ class Lease:
         Args:
             workdir: directory of the run.
         """
-        self._workdir = pathlib.Path(workdir)
+        self._workdir = places.expand(workdir)
         self._path = self._workdir / FILE_NAME
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
         pid = os.getpid()
@@ -118,20 +121,24 @@ class Lease:
         """
         with places.writing(self._workdir, '--workdir'):
             self._workdir.mkdir(parents=True, exist_ok=True)
+            watched = False
             while not atomic.create(self._path, self._content()):
-                self._wait_for_the_end_of_another(report)
+                watched = self._wait_for_the_end_of_another(report)
+            if watched:
+                time.sleep(min(SETTLING, PATIENCE))
             self.check()
         threading.Thread(target=self._renew, name='lease', daemon=True).start()
 
-    def _wait_for_the_end_of_another(self, report: Callable[[str], None]) -> None:
-        """Removes the lease of a holder that has ended.
+    def _wait_for_the_end_of_another(self, report: Callable[[str], None]) -> bool:
+        """Removes the lease of a holder that has ended; returns whether it had to be watched.
 
         Raises:
             InputError: it has not.
         """
         holder = _read(self._path)
         ended = False if holder is None else holder.has_ended()
-        if ended is None:
+        watched = ended is None
+        if watched:
             report(
                 f'{self._workdir}: waiting {PATIENCE:.0f} s, whether its holder ({holder}) is alive'
             )
@@ -147,6 +154,7 @@ class Lease:
                 'it or stop it, or choose another --workdir'
             )
         self._path.unlink(missing_ok=True)
+        return watched
 
     def _content(self) -> bytes:
         return json.dumps(dataclasses.asdict(self._own), indent=1).encode()
@@ -175,7 +183,7 @@ def taken(workdir: pathlib.Path, report: Callable[[str], None] = print) -> Itera
     Raises:
         InputError: another process holds it, or the workdir cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = places.expand(workdir)
     is_new = not workdir.exists()
     lease = Lease(workdir)
     lease.take(report)
@@ -194,7 +202,7 @@ def holder(workdir: pathlib.Path) -> Holder | None:
     Args:
         workdir: directory of a run.
     """
-    return _read(pathlib.Path(workdir) / FILE_NAME)
+    return _read(places.expand(workdir) / FILE_NAME)
 
 
 def _read(path: pathlib.Path) -> Holder | None:

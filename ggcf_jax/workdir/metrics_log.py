@@ -2,6 +2,10 @@
 
 Analyses read `metrics.jsonl`: one JSON object a line, `step` first, flushed after every line. The
 event files repeat it, with image panels, for TensorBoard.
+
+Nothing can be appended to an object of a bucket. There the files grow in a folder of temporary
+files and are uploaded before each checkpoint is written and before its evaluation is noted, so that
+the log never lacks rows of what a run resumes from.
 """
 
 import contextlib
@@ -9,6 +13,7 @@ import functools
 import json
 import math
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +21,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ggcf_jax import atomic, json_files, places
+from ggcf_jax.buckets import BucketPath
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir.event_file import EventFile
 
 FILE_NAME = 'metrics.jsonl'
+
+_EVENTS = 'events.out.tfevents.*'
+# An event file in a bucket is uploaded again whenever it has grown; above this size a new one is
+# begun.
+_EVENT_BYTES = 8 << 20
 
 
 class Writer:
@@ -42,14 +53,25 @@ class Writer:
             InputError: metrics.jsonl is damaged before its last line, and nothing has been
                 changed; or the workdir cannot be written.
         """
-        workdir = pathlib.Path(workdir)
-        path = workdir / FILE_NAME
-        self._writing = functools.partial(places.writing, workdir, '--workdir')
+        self._workdir = places.expand(workdir)
+        self._step = step
+        self._folder = self._workdir
+        self._spool: tempfile.TemporaryDirectory | None = None
+        self._uploaded: dict[str, int] = {}  # name -> size, of files in the spool
+        self._writing = functools.partial(places.writing, self._workdir, '--workdir')
         with self._writing():
-            workdir.mkdir(parents=True, exist_ok=True)
-            _truncate(path, step, evaluate_again=evaluate_again)
-            self._file = path.open('a', encoding='utf-8')
-            self._events = EventFile(workdir, step)
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            _truncate(self._workdir / FILE_NAME, step, evaluate_again=evaluate_again)
+            if isinstance(self._workdir, BucketPath):
+                self._spool = tempfile.TemporaryDirectory(prefix='ggcf_jax-log-')
+                self._folder = pathlib.Path(self._spool.name)
+                with contextlib.suppress(FileNotFoundError):
+                    content = (self._workdir / FILE_NAME).read_bytes()
+                    (self._folder / FILE_NAME).write_bytes(content)
+                    self._uploaded[FILE_NAME] = len(content)
+            self._file = (self._folder / FILE_NAME).open('a', encoding='utf-8')
+            self._number = len(list(self._workdir.glob(_EVENTS)))
+            self._events = EventFile(self._folder, step, self._number)
 
     def scalars(self, step: int, row: Mapping[str, Any]) -> None:
         """Writes one row.
@@ -67,6 +89,7 @@ class Writer:
             raise ValueError("the row has a key 'step' of its own; give the step as an argument")
         values = {name: _number(name, value) for name, value in row.items()}
         line = json.dumps({'step': int(step)} | values, ensure_ascii=False, allow_nan=False)
+        self._step = int(step)
         with self._writing():
             self._file.write(line + '\n')
             self._file.flush()
@@ -94,6 +117,35 @@ class Writer:
         with self._writing():
             self._events.image(int(step), tag, array)
 
+    def upload(self) -> None:
+        """Copies what was written so far into the bucket; nothing to do for a local workdir.
+
+        Raises:
+            InputError: the bucket cannot be written.
+        """
+        if self._spool is not None:
+            with self._writing():
+                self._upload()
+
+    def _upload(self) -> None:
+        self._events.flush()
+        self._send()
+        if any(size > _EVENT_BYTES for name, size in self._uploaded.items() if name != FILE_NAME):
+            self._events.close()
+            self._send()
+            for path in self._folder.glob(_EVENTS):
+                path.unlink()
+                del self._uploaded[path.name]
+            self._number += 1
+            self._events = EventFile(self._folder, self._step, self._number)
+
+    def _send(self) -> None:
+        for path in sorted(self._folder.iterdir()):
+            size = path.stat().st_size
+            if self._uploaded.get(path.name) != size:
+                atomic.write(self._workdir / path.name, path.read_bytes()[:size])
+                self._uploaded[path.name] = size
+
     def close(self) -> None:
         """Flushes and closes both files; a second call does nothing.
 
@@ -102,6 +154,11 @@ class Writer:
         """
         with self._writing(), contextlib.closing(self._events):
             self._file.close()
+        if self._spool is not None:
+            with self._writing():
+                self._send()
+            self._spool.cleanup()
+            self._spool = None
 
     def __enter__(self) -> 'Writer':
         return self
@@ -121,6 +178,9 @@ class NoWriter(contextlib.AbstractContextManager):
     def image(self, step: int, tag: str, array: UInt8[np.ndarray, 'h w 3']) -> None:
         pass
 
+    def upload(self) -> None:
+        pass
+
     def __exit__(self, *unused: object) -> None:
         pass
 
@@ -137,7 +197,7 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
         InputError: another line is not a JSON object of numbers with an integer `step`.
     """
-    return [row for _, row in _read(pathlib.Path(workdir) / FILE_NAME)]
+    return [row for _, row in _read(places.expand(workdir) / FILE_NAME)]
 
 
 def _read(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ggcf_jax import json_files, places
+from ggcf_jax import atomic, buckets, json_files, places
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import card
 from ggcf_jax.workdir import classes as classes_lib
@@ -87,6 +87,11 @@ def write(
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     text = card.of_workdir(workdir, weights.step, plan=plan, files=hashes, license_=license_)
     contents[card.FILE_NAME] = text.encode()
+    if isinstance(folder, buckets.BucketPath):
+        (folder / FILE_NAME).unlink(missing_ok=True)  # without which it is no released model
+        for name in sorted(contents, key=lambda name: name == FILE_NAME):
+            atomic.write(folder / name, contents[name])
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = f'.{folder.name}.{secrets.token_hex(4)}'
     new, old = folder.with_name(f'{unique}.part'), folder.with_name(f'{unique}.old')
@@ -129,7 +134,7 @@ def read(folder: str | pathlib.Path) -> Weights:
     """
     path = places.expand(folder) / FILE_NAME
     try:
-        with safetensors.safe_open(path, 'np') as file:
+        with buckets.fetched(path) as there, safetensors.safe_open(there, 'np') as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:

@@ -5,12 +5,13 @@ import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import cv2
 import numpy as np
 
-from ggcf_jax import atomic, json_files
+from ggcf_jax import atomic, json_files, places
 from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
@@ -21,6 +22,8 @@ Content = Mapping[str, Any]  # a JSON object
 Rows = Sequence[Content]
 
 FILE_NAME = 'report.html'
+
+_READERS = 8  # threads that read evaluations
 
 # Classes in one bar chart; more are shown in several side by side.
 _BARS = 50
@@ -44,14 +47,16 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     Raises:
         InputError: the workdir does not exist, or a file in it is damaged.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = places.expand(workdir)
     if not workdir.is_dir():
         raise InputError(f'workdir {workdir} does not exist; give the directory of a run')
     config = _configuration_file(workdir / 'config.json')
     run = provenance.read(workdir)
     rows = _merged(metrics_log.read_rows(workdir))
     paths = sorted((workdir / 'evaluations').glob('*.json'))
-    evaluations = sorted(map(evaluations_lib.read, paths), key=lambda each: each['step'])
+    with ThreadPoolExecutor(_READERS) as pool:  # which a bucket needs
+        contents = list(pool.map(evaluations_lib.read, paths))
+    evaluations = sorted(contents, key=lambda each: each['step'])
     main = _headline(evaluations)
     best = max(main, key=lambda each: _score(each['miou']), default=None)
 

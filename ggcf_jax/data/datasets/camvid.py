@@ -12,8 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from ggcf_jax import places
-from ggcf_jax.data.records import contents, prepare
+from ggcf_jax.data.records import contents, prepare, staging
 from ggcf_jax.data.records.builder import Record, RecordBuilder, Splits, check_pair
 from ggcf_jax.data.records.codec import ONE_BYTE, FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, Pair, identity_label_map
@@ -144,7 +143,7 @@ def find_pairs(manual_dir: str | None) -> dict[str, list[Pair]]:
             'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, '
             f'the folder that holds {_LAYOUT}'
         )
-    root = places.expand(manual_dir, 'config.data.manual_dir')
+    root = staging.local(manual_dir, 'config.data.manual_dir')
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={manual_dir!r} is not a directory')
     pairs = {}

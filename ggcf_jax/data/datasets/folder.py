@@ -10,10 +10,9 @@ import sys
 
 from ml_collections import ConfigDict
 
-from ggcf_jax import places
 from ggcf_jax.data.datasets import class_file, pairing
 from ggcf_jax.data.datasets.class_file import Classes
-from ggcf_jax.data.records import contents, prepare
+from ggcf_jax.data.records import contents, prepare, staging
 from ggcf_jax.data.records.codec import FileDecoder
 from ggcf_jax.data.records.dataset import Dataset, FileSource, own_ids
 from ggcf_jax.errors import InputError
@@ -38,7 +37,7 @@ def build(data: ConfigDict) -> Dataset:
             'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR, the folder that '
             'holds your images, labels and class file'
         )
-    root = places.expand(data.manual_dir, 'config.data.manual_dir')
+    root = staging.local(data.manual_dir, 'config.data.manual_dir')
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={data.manual_dir!r} is not a directory')
     table = class_file.locate(root, data.classes)

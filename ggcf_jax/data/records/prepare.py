@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
 from ggcf_jax import json_files, places
+from ggcf_jax.data.records import staging
 from ggcf_jax.data.records.builder import (
     ORIGIN_FILE,
     OWNER_FILE,
@@ -33,6 +34,7 @@ from ggcf_jax.errors import InputError
 
 FIELD = 'config.data.data_dir'
 
+_INFO = 'dataset_info.json'  # of TFDS: marks a prepared data set as complete
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _ORIGIN = ('sizes', 'checksums')  # fields of `Origin`
@@ -83,7 +85,9 @@ def prepared_sources(
         raise
     directory = pathlib.Path(builder.data_dir)
     origin = _read_origin(directory)
-    if origin is not None and isinstance(builder, RecordBuilder):
+    # A host that takes prepared data from a bucket need not have what they were made from.
+    is_shared = staging.origin(directory) is not None
+    if origin is not None and isinstance(builder, RecordBuilder) and not is_shared:
         _compare_origin(origin, builder)
     # Opened from the files alone: this builder may have been constructed before they existed.
     builder = _open(directory)
@@ -116,9 +120,10 @@ def data_directory(data_dir: str | None) -> pathlib.Path:
     """Returns the folder of prepared data sets and other derived files.
 
     Args:
-        data_dir: `config.data.data_dir`; None for the default of TFDS.
+        data_dir: `config.data.data_dir`; None for the default of TFDS. A folder in a bucket has a
+            mirror on this machine.
     """
-    return places.expand(data_dir or tfds.core.constants.DATA_DIR, FIELD)
+    return staging.mirror(data_dir or tfds.core.constants.DATA_DIR, FIELD)
 
 
 def warn_of_counts(
@@ -143,7 +148,7 @@ def warn_of_counts(
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Prepares the data set unless it exists."""
     path = pathlib.Path(builder.data_dir)
-    if path.exists():
+    if staging.pull(path, _INFO) or (path.exists() and staging.origin(path) is None):
         return
     if isinstance(builder, RecordBuilder):
         with builder.records():  # finds missing files before anything is written
@@ -151,12 +156,13 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     places.check_writable(path.parent, FIELD)
     path.parent.mkdir(parents=True, exist_ok=True)
     with _lock(path.parent / f'.{path.name}.lock') as locked:
-        if path.exists():  # another process was faster
-            return
-        if locked:
-            _remove_leftovers(path)
-        with _owners_without_name():
-            builder.download_and_prepare(file_format='array_record')
+        if not path.exists():  # or another process was faster
+            if locked:
+                _remove_leftovers(path)
+            staging.check_writable(path)
+            with _owners_without_name():
+                builder.download_and_prepare(file_format='array_record')
+        staging.push(path, _INFO)
 
 
 @contextlib.contextmanager
@@ -259,7 +265,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
     """Opens a prepared data set; refuses one that cannot be read or lacks records."""
-    if not (path / 'dataset_info.json').is_file():
+    if not (path / _INFO).is_file():
         raise InputError(
             f'{path} is not a prepared data set: dataset_info.json is missing; '
             f'{prepare_again(path)}'

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 
-from ggcf_jax import places
+from ggcf_jax.data.records import staging
 from ggcf_jax.data.records.builder import Origin
 from ggcf_jax.errors import InputError
 
@@ -151,7 +151,10 @@ def open_zips(
         raise InputError(
             f'config.data.manual_dir is not set; pass --config.data.manual_dir=DIR: {wanted}'
         )
-    root = places.expand(manual_dir, 'config.data.manual_dir')
+    parts = {*tops, *tops.values(), *(pathlib.Path(name).stem for name in tops)}
+    root = staging.local(
+        manual_dir, 'config.data.manual_dir', lambda name: name.partition('/')[0] in parts
+    )
     if not root.is_dir():
         raise InputError(f'config.data.manual_dir={manual_dir!r} is not a directory; {wanted}')
     found_at = {name: _place(root, name, top) for name, top in tops.items()}
