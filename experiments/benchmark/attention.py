@@ -5,6 +5,9 @@
 Every case writes <out>/<case>.json and is skipped when that file exists, so that an interrupted
 command resumes; `--cases` selects cases by a regular expression. The tables over all cases in the
 folder go to <out>/table.md. Run it from the root of the repository; needs the extra `parity`.
+
+With `--device` the GPU or TPU of this machine is timed instead, in bfloat16 (`on_device`): results
+in <out>/device.csv and <out>/device.md.
 """
 
 import argparse
@@ -28,7 +31,7 @@ import numpy as np
 import torch
 from jax.sharding import Mesh
 
-from experiments.benchmark import peers
+from experiments.benchmark import on_device, peers
 from experiments.benchmark.peers import JaxAttention, TorchAttention
 from experiments.benchmark.tables import SHARDED, Result, Timings, write_table
 from experiments.common import cli
@@ -425,6 +428,11 @@ def run_case(name: str, budget: float) -> Result:
 
 def main(options: argparse.Namespace) -> None:
     """Runs the selected cases that have no result."""
+    if options.device:
+        # torch shares the GPU. JAX reads it when it looks for devices.
+        os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
+        on_device.run(options.out)
+        return
     names = [name for name in cases() if re.search(options.cases, name)]
     if options.list:
         print('\n'.join(names))
@@ -471,6 +479,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         '--budget', default=3.0, type=float, help='seconds for a case and direction [3.0]'
+    )
+    parser.add_argument(
+        '--device', action='store_true', help='time the GPU or TPU of this machine instead'
     )
     parser.add_argument('--list', action='store_true', help='print the cases and stop')
     return parser

@@ -8,7 +8,9 @@ Arguments of all builders: `h` and `w` are height and width of the map, `size` i
 positions to each side of a local window, `stride` the distance between neighbours of a grid.
 """
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import torch
@@ -80,7 +82,9 @@ def flex_local(h: int, w: int, size: int, tile: tuple[int, int] = (8, 16)) -> To
     # After several recompilations in one process torch silently stops compiling.
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, dynamic=False)
-    mask = create_block_mask(window, 1, 1, hp * wp, hp * wp, device='cpu', BLOCK_SIZE=th * tw)
+    mask = create_block_mask(
+        window, 1, 1, hp * wp, hp * wp, device=str(torch.get_default_device()), BLOCK_SIZE=th * tw
+    )
 
     def order(t: torch.Tensor) -> torch.Tensor:
         t = F.pad(t, (0, 0, 0, wp - w, 0, hp - h))
@@ -91,6 +95,20 @@ def flex_local(h: int, w: int, size: int, tile: tuple[int, int] = (8, 16)) -> To
         o = compiled(order(q), order(k), order(v), block_mask=mask, scale=1.0)
         o = o.reshape(len(q), hp // th, wp // tw, th, tw, -1).permute(0, 1, 3, 2, 4, 5)
         return o.reshape(len(q), hp, wp, -1)[:, :h, :w]
+
+    return f
+
+
+def natten_local(size: int) -> TorchAttention:
+    """Builds NATTEN's fused attention, whose windows are moved inside the map at its border.
+
+    `natten.na2d` takes [b, h, w, heads, d]: src/natten/functional.py of SHI-Labs/NATTEN at 0bce7af.
+    """
+    natten: Any = importlib.import_module('natten')
+
+    def f(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        q, k, v = (x[:, :, :, None].contiguous() for x in (q, k, v))
+        return natten.na2d(q, k, v, kernel_size=2 * size + 1, scale=1.0)[:, :, :, 0]
 
     return f
 
