@@ -29,6 +29,7 @@ from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.graph import of_images
 from tests.attention.cases import (
     assert_close,
+    attending,
     every_graph,
     inputs,
     per_axis,
@@ -135,22 +136,28 @@ def test_a_graph_outside_the_package_may_know_the_border():
         assert_close(o[:1, : SIZE[0], : SIZE[1]], expected, 1e-6)
 
 
-@pytest.mark.parametrize('options', [{}, *PRUNED], ids=['whole', 'keep', 'rate'])
 @pytest.mark.parametrize('graph', [*every_graph((3,)), BORDERED[0], *slow(BORDERED[1:])], ids=str)
-def test_an_image_is_the_same_with_padding_around_it(graph, options):
+def test_an_image_is_the_same_with_padding_around_it(graph):
     q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
-    run = jax.jit(
-        lambda q, k, v, valid=None: (
-            attend(q, k, v, graph, valid=valid, **options),
-            attention_weights(q, k, graph, np.array([[0, 0], [4, 5]]), valid=valid, **options),
-        )
-    )
-    o, weights = run(q, k, v, some_valid())
-    alone, weights_alone = run(*(x[:1, : SIZE[0], : SIZE[1]] for x in (q, k, v)))
-    assert_close(o[:1, : SIZE[0], : SIZE[1]], alone, 1e-5)
-    assert_close(weights[:1, ..., : SIZE[0], : SIZE[1]], weights_alone, 1e-5)
-    assert not np.asarray(weights)[0, ..., SIZE[0] :, :].any()
-    assert not np.asarray(o)[2].any() and not np.asarray(weights)[2].any()
+    at = np.array([[0, 0], [4, 5]])
+
+    @jax.jit
+    def run(q, k, v, valid=None):
+        return [
+            (
+                attend(q, k, v, graph, valid=valid, **options),
+                attention_weights(q, k, graph, at, valid=valid, **options),
+            )
+            for options in ({}, *PRUNED)
+        ]
+
+    padded = run(q, k, v, some_valid())
+    cut = run(*(x[:1, : SIZE[0], : SIZE[1]] for x in (q, k, v)))
+    for (o, weights), (alone, weights_alone) in zip(padded, cut, strict=True):
+        assert_close(o[:1, : SIZE[0], : SIZE[1]], alone, 1e-5)
+        assert_close(weights[:1, ..., : SIZE[0], : SIZE[1]], weights_alone, 1e-5)
+        assert not np.asarray(weights)[0, ..., SIZE[0] :, :].any()
+        assert not np.asarray(o)[2].any() and not np.asarray(weights)[2].any()
 
 
 @pytest.mark.slow
@@ -172,9 +179,9 @@ def test_nan_in_padding_stays_there(graph):
     q, k, v = inputs(3, H, W, 1, 5, 4)[:3]
     valid = some_valid()
     dirty = [jnp.where(valid[..., None, None], x, jnp.nan) for x in (k, v)]
-    o = attend(q, *dirty, graph, valid=valid)
+    run = attending(graph, valid=valid)
     clean = [jnp.where(valid[..., None, None], x, 0) for x in (k, v)]
-    assert_close(o, attend(q, *clean, graph, valid=valid), 1e-6)
+    assert_close(run(q, *dirty), run(q, *clean), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -262,8 +269,8 @@ def test_a_bias_hides_a_part():
 
 def test_merge_of_nothing():
     o, lse = jnp.zeros((1, 2, 3, 1, 4)), jnp.full((1, 2, 3, 1), -jnp.inf)
-    both, gradients = jax.value_and_grad(
-        lambda o, lse: merge(Partial(o, lse), Partial(o, lse)).o.sum(), (0, 1)
+    both, gradients = jax.jit(
+        jax.value_and_grad(lambda o, lse: merge(Partial(o, lse), Partial(o, lse)).o.sum(), (0, 1))
     )(o, lse)
     assert both == 0 and not any(np.asarray(x).any() for x in gradients)
     assert np.isneginf(merge(Partial(o, lse)).lse).all()

@@ -55,9 +55,17 @@ def test_numbers_per_axis(graph):
     compare(graph, (2, 13, 17, 1), 1e-5, scale=0.5)
 
 
-@pytest.mark.parametrize('transpose_result', [True, *slow([False])])
+_KINDS = [*every_graph((3,)), Local(2, border='shift')]
+
+
 @pytest.mark.parametrize(
-    'graph', [*every_graph((3,)), Local(2, border='shift'), *slow(with_engine())], ids=str
+    ('graph', 'transpose_result'),
+    [
+        *((graph, True) for graph in _KINDS),
+        *(pytest.param(graph, False, marks=pytest.mark.slow) for graph in _KINDS),
+        *(pytest.param(graph, True, marks=pytest.mark.slow) for graph in with_engine()),
+    ],
+    ids=str,
 )
 def test_many_small_tiles(graph, transpose_result, monkeypatch):
     small = dataclasses.replace(SMALL, transpose_result=transpose_result)
@@ -78,9 +86,14 @@ def test_block_sizes_of_accelerators(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('text', ['local:8', 'grid:8', 'full'])
-def test_map_of_48_by_64(text):
-    compare(graphs.parse(text)[0], (1, 48, 64, 1), 1e-5, scale=0.5)
+@pytest.mark.parametrize(
+    ('text', 'size'),
+    # Of the full graph that is three chunks of 512 queries and two of 1024 keys.
+    [('local:8', (48, 64)), ('grid:8', (48, 64)), ('full', (32, 48))],
+    ids=str,
+)
+def test_large_maps(text, size):
+    compare(graphs.parse(text)[0], (1, *size, 1), 1e-5, scale=0.5)
 
 
 @pytest.mark.slow
