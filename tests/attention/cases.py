@@ -111,7 +111,9 @@ def per_axis():
 
 def slow(values):
     """The values as parameters of tests that are marked slow."""
-    return [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
-        for value in values
-    ]
+    return slow_cases((value,) for value in values)
+
+
+def slow_cases(cases):
+    """The same of cases, tuples of the values of several parameters."""
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]

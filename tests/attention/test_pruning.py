@@ -13,7 +13,7 @@ from tests.attention.cases import (
     every_graph,
     inputs,
     per_axis,
-    slow,
+    slow_cases,
     with_engine,
 )
 
@@ -33,10 +33,10 @@ def kept_pairs(graph, h, w, q, k, **options):
     ('graph', 'options'),
     [
         *((graph, KEEPS[0]) for graph in every_graph((3,))),
-        *slow([(graph, options) for options in KEEPS[1:] for graph in every_graph((3,))]),
+        *slow_cases([(graph, options) for options in KEEPS[1:] for graph in every_graph((3,))]),
         # The kinds have all options; of their variants each has one by its affinities and by chance
         # in turn.
-        *slow([(graph, KEEPS[i % 3]) for i, graph in enumerate(EXTRA)]),
+        *slow_cases([(graph, KEEPS[i % 3]) for i, graph in enumerate(EXTRA)]),
     ],
     ids=lambda x: ' '.join(map(str, list(x.values())[:2])) if isinstance(x, dict) else str(x),
 )
