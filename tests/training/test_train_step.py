@@ -82,8 +82,9 @@ def test_first_update_is_the_definition(config):
         means = [cross_entropy(x, batch['label'])[0] / valid.sum() for x in (main, aux)]
         return means[0] + 0.4 * means[1]
 
-    gradients = jax.jit(jax.grad(loss))(state.params)
-    expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), state.params, gradients)
+    # By NumPy, here and below: for JAX every shape is a program.
+    both = jax.device_get((state.params, jax.jit(jax.grad(loss))(state.params)))
+    expected = jax.tree.map(lambda p, g: p - 0.05 * (g + 5e-4 * p), *both)
     new = jax.jit(step)(state, batch)
     _assert_close(new.params, expected)
     assert int(new.step) == 1
@@ -144,9 +145,12 @@ def test_accumulation_sums_over_microbatches(config):
     for i in range(2):
         image, label = split['image'][i], split['label'][i]
         gradients, stats = gradient(state.params, stats, image, label)
-        total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
+        gradients = jax.device_get(gradients)
+        total = gradients if total is None else jax.tree.map(np.add, total, gradients)
         count += (label != 255).sum()
-    expected = jax.tree.map(lambda p, g: p - 0.05 * (g / count + 5e-4 * p), state.params, total)
+    expected = jax.tree.map(
+        lambda p, g: p - 0.05 * (g / count + 5e-4 * p), jax.device_get(state.params), total
+    )
     new = jax.jit(step)(state, batch)
     _assert_close(new.params, expected)
     _assert_close(new.stats, stats)
@@ -201,7 +205,7 @@ def test_running_sums_start_anew_and_parameters_are_averaged(config):
     step, state, _ = _make(config, log_every=2, ema_decay=0.9)
     compiled = jax.jit(step)
     losses, sums = [], []
-    average = state.params
+    average = jax.device_get(state.params)
     for seed in range(4):
         alone = compiled(
             state.replace(metric_sums=jax.tree.map(jnp.zeros_like, state.metric_sums)), _batch(seed)
@@ -209,7 +213,8 @@ def test_running_sums_start_anew_and_parameters_are_averaged(config):
         losses.append(float(alone.metric_sums['loss']))
         state = compiled(state, _batch(seed))
         sums.append(float(state.metric_sums['loss']))
-        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params)
+        params = jax.device_get(state.params)
+        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, params)
     _assert_close(state.ema_params, average)
     assert state.eval_params is state.ema_params
     expected = [losses[0], losses[0] + losses[1], losses[2], losses[2] + losses[3]]
@@ -227,12 +232,12 @@ def test_averages_warm_up_with_their_statistics_and_norms_are_told_by_layer(conf
     norms = partial(parameter_groups.norms, stacks=stacks)
     step, state, _ = _make(config, ema_decay=0.5, ema_warmup=True, layer_norms=norms)
     compiled = jax.jit(step)
-    params, stats = state.params, state.stats
+    params, stats = jax.device_get((state.params, state.stats))
     for i, decay in enumerate((1 / 10, 2 / 11)):
         state = compiled(state, _batch(i))
         params, stats = (
             jax.tree.map(lambda a, x: decay * a + (1 - decay) * x, average, new)  # noqa: B023
-            for average, new in ((params, state.params), (stats, state.stats))
+            for average, new in zip((params, stats), jax.device_get((state.params, state.stats)))
         )
     _assert_close(state.ema_params, params)
     _assert_close(state.ema_stats, stats)

@@ -34,7 +34,10 @@ def state():
 
 def _at(state, step):
     """The state with another step and other parameters."""
-    params = jax.tree.map(lambda x: x + step, state.params)
+    # By NumPy: for JAX every shape is a program.
+    params = jax.tree.map(
+        lambda x: jax.device_put(np.asarray(x) + np.float32(step), x.sharding), state.params
+    )
     return state.replace(step=jnp.int32(step), params=params)
 
 

@@ -1,5 +1,8 @@
 """The compiled training step: XLA:CPU has a fast form for every convolution of every backbone."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -49,9 +52,13 @@ def compile_step(config) -> jax.stages.Compiled:
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for family in (resnet, wide_resnet, mobilenet)
         for name in family.BACKBONES
+        if name != 'resnet101'  # with six blocks for 23 it is resnet50
     ],
 )
-def test_every_convolution_of_a_training_step_is_fast(tiny_config, name):
+def test_every_convolution_of_a_training_step_is_fast(tiny_config, name, monkeypatch):
+    if name == 'resnet152':  # repeats are compiled one by one: six of them show what 36 do
+        few = dataclasses.replace(resnet.ARCHITECTURES[name], depths=(3, 6, 6, 3))
+        monkeypatch.setitem(resnet.BACKBONES, name, functools.partial(resnet.build, few))
     tiny_config.update_from_flattened_dict(
         {**TINY_MODEL, 'model.backbone.name': name, 'model.context': 'none'}
     )
