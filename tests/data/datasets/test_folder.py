@@ -439,6 +439,7 @@ def test_small_data_sets_train_to_the_end(
             'data.crop_size': (24, 24),
             'data.threads': 1,
             **TINY_MODEL,
+            'model.context': 'none',
             'train.steps': 2,
             'train.batch_size': 8,
             'train.eval_every': 2,
