@@ -131,7 +131,6 @@ _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
         {'eval.flip': True},
         {'eval.window': (24, 32)},
         {'eval.scales': (0.75, 1.0)},
-        {'eval.pruning': 'local:keep=4'},
     ],
     ids=lambda changes: ','.join(map(str, changes.values())),
 )  # fmt: skip
@@ -141,6 +140,13 @@ def test_labels_are_those_of_the_network(changes, rng):
     images = rng.integers(0, 256, (2, 40, 56, 3), dtype=np.uint8)
     labels, probabilities = map(np.asarray, jax.jit(run)(images))
     assert onnx_file.check(content, images, labels, probabilities, 1) <= 2
+
+
+@pytest.mark.slow
+def test_context_pruning_needs_operators_that_are_not_documented():
+    """It finds the n-th largest weight by the bits of the numbers."""
+    with pytest.raises(InputError, match=r'operators Bit.*leave Context Pruning .* out'):
+        onnx_file.convert(_forward({'eval.pruning': 'local:keep=4'}), (1, 40, 56, 3), {})
 
 
 def test_wrong_labels_and_unknown_operators_are_refused(rng, monkeypatch):

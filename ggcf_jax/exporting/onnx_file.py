@@ -95,8 +95,8 @@ def convert(run: Run, shape: tuple[int, ...], metadata: Mapping[str, str]) -> by
     if unknown:
         raise InputError(
             f'--format=onnx: the network needs the operators {", ".join(unknown)}, which TensorRT '
-            'or OpenVINO do not document; choose other heads or another context module, or '
-            '--format=programs'
+            'or OpenVINO do not document; leave Context Pruning (config.eval.pruning) out, choose '
+            'other heads or another context module, or --format=programs'
         )
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
