@@ -224,6 +224,12 @@ def attend(
             'attend is differentiable in reverse mode: jax.grad, jax.vjp, jax.hessian. For '
             "jax.jvp, jax.jacfwd and jax.linearize take implementation='reference'"
         ) from error
+    except NotImplementedError as error:
+        if 'dot_product_attention' not in str(error):
+            raise
+        raise NotImplementedError(
+            "attention by cuDNN is differentiable once: for jax.hessian take implementation='xla'"
+        ) from error
     return part if return_lse else part.o
 
 

@@ -389,6 +389,20 @@ def test_slower_ways_work_where_it_does_not(gpu):
         assert not lowered(graph, (1, 4, 5), (8, 8))[1]
 
 
+def test_second_derivatives_are_refused(gpu):
+    gpu(H100)
+    x = jnp.ones((1, 2, 3, 1, 8), jnp.bfloat16)
+
+    def loss(q, implementation='auto'):
+        o = attend(q, x, x, parse('full')[0], implementation=implementation)
+        return o.astype(jnp.float32).sum()
+
+    with target.tracing_for('gpu', H100):
+        with pytest.raises(NotImplementedError, match=r"jax\.hessian take implementation='xla'"):
+            jax.make_jaxpr(jax.hessian(loss))(x)
+        jax.make_jaxpr(jax.hessian(lambda q: loss(q, 'xla')))(x)
+
+
 def test_without_a_gpu_its_absence_is_the_reason():
     cudnn.forget_answers()
     with target.tracing_for('gpu', H100):

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ggcf_jax import config as config_lib
+from ggcf_jax import models
 from ggcf_jax.attention import attend, graphs
+from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.contexts.aspp import ASPP
 from ggcf_jax.models.contexts.ggcf import GGCF
@@ -150,3 +153,13 @@ def test_aspp_shapes_and_image_pooling(rng):
     # The dilated branches reach 3 positions; only image pooling carries a change further.
     moved = module(x.at[:, 0, 0].add(10.0), train=False)
     assert (np.abs(moved - output)[:, 8, 6] > 1e-6).any()
+
+
+@pytest.mark.parametrize('context', ['ggcf', 'nonlocal', 'ccnet', 'isa'])
+def test_an_implementation_that_cannot_is_refused(context):
+    config = config_lib.default()
+    config.model.backbone.name = 'resnet10'
+    config.model.context = context
+    config.model.attention = 'cudnn'
+    with pytest.raises(InputError, match=r'config\.model\.attention=cudnn: .* NVIDIA GPUs, not on'):
+        models.abstract(config, 5)
