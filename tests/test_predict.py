@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zipfile
 
 import cv2
@@ -446,8 +447,8 @@ def test_a_stop_leaves_whole_files(setting, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_prediction_is_resumed(setting, tmp_path):
-    _, workdir = setting
+def test_a_killed_prediction_is_resumed(setting, tmp_path, capsys):
+    config, workdir = setting
     rng = np.random.default_rng(2)
     for i in range(60):
         _write(tmp_path / 'in' / f'{i:02d}.png', _picture(rng, (40, 56)))
@@ -469,8 +470,10 @@ def test_a_killed_prediction_is_resumed(setting, tmp_path):
     labels = {p: p.read_bytes() for p in (tmp_path / 'out' / 'labels').glob('*.png')}
     assert len(labels) == 60 and done.items() <= labels.items()
     (tmp_path / 'in' / 'bad.png').write_bytes(b'')
-    failed = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert failed.returncode == 1 and 'failed: bad: ' in failed.stderr
+    given = {'checkpoint': 'latest', 'input': str(tmp_path / 'in'), 'output': str(tmp_path / 'out')}
+    assert predict.run(config, workdir, types.SimpleNamespace(**given)) == 1  # the exit code
+    told = capsys.readouterr()
+    assert 'failed: bad: ' in told.err and '60 of 61 images were there already' in told.out
 
 
 def test_results_follow_their_images(tmp_path):
