@@ -55,7 +55,7 @@ RULES = {
     ),
     'training': 'errors buckets places registry attention data models distributed config workdir',
     'exporting': 'errors',
-    'serving': 'errors json_files display data models distributed evaluation workdir',
+    'serving': 'errors json_files display data models distributed evaluation prediction workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.
 DOORS = ('train', 'evaluate', 'predict', 'export', 'serve', 'doctor', 'score')

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from ggcf_jax.display import pictures
+from ggcf_jax.prediction import video
 from ggcf_jax.serving import examples
 from ggcf_jax.serving.answers import Answers
 from ggcf_jax.serving.examples import Example
@@ -225,6 +226,47 @@ def _promises_much():
 def test_bad_uploads(port, content, status, words):
     found = post(port, '/segment', content)
     assert found[0] == status and words in found[1]['error']
+
+
+def _clip(path, frames, size=(12, 16), codec='MJPG'):
+    """The bytes of a video: red, and the left half green."""
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[..., 2] = 200
+    picture[:, : size[1] // 2] = (0, 200, 0)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 5.0, size[::-1])
+    for _ in range(frames):
+        writer.write(picture)
+    writer.release()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(('name', 'codec'), [('a.avi', 'MJPG'), ('a.mp4', 'mp4v')])
+def test_a_short_video_is_overlaid(port, tmp_path, name, codec):
+    sent = _clip(tmp_path / name, 7, codec=codec)
+    status, headers, content = ask(port, 'POST', '/clip', sent)
+    assert (status, headers['Content-Type']) == (200, 'video/mp4')
+    (tmp_path / 'out.mp4').write_bytes(content)
+    reader = video.Reader(tmp_path / 'out.mp4')
+    frames = reader.frames(100)
+    assert (len(frames), reader.rate, reader.size) == (7, 5.0, (12, 16))
+    # Half of the picture, half of the class's colour.
+    np.testing.assert_allclose(frames[0][6, 3], (20, 125, 30), atol=30)
+    np.testing.assert_allclose(frames[0][6, 12], (105, 10, 15), atol=30)
+
+
+def test_videos_that_are_refused(tmp_path):
+    long = _clip(tmp_path / 'a.avi', 301)
+    short = _clip(tmp_path / 'b.avi', 2)
+    with serving(max_pixels=12 * 16) as port:
+        for content, status, words in (
+            (b'#EXTM3U\nfile:///etc/passwd', 415, 'neither mp4, mov, avi, mkv nor webm'),
+            (b'RIFF....AVI nothing', 415, 'The video cannot be read'),
+            (long, 413, '301 frames of 12 x 16, more than 300 of 192 pixels'),
+            (_clip(tmp_path / 'c.avi', 2, (16, 16)), 413, '2 frames of 16 x 16'),
+        ):
+            found, answer = post(port, '/clip', content)
+            assert found == status and words in answer['error'], answer
+        assert ask(port, 'POST', '/clip', short)[0] == 200
 
 
 def test_unusual_images_are_taken(port, picture):

@@ -5,7 +5,9 @@ import collections
 import contextlib
 import dataclasses
 import http
+import pathlib
 import secrets
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +20,13 @@ from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.display.pictures import colorize, encode_palette_png
 from ggcf_jax.errors import InputError
+from ggcf_jax.prediction import video
 from ggcf_jax.serving.viewer import Viewer
 
 MAX_BYTES = 32 * 2**20
+MAX_FRAMES = 300  # of a video: ten seconds
+# Videos begin so: others, such as playlists, could name files of this machine.
+_CONTAINERS = ((4, b'ftyp'), (8, b'AVI '), (0, b'\x1a\x45\xdf\xa3'))  # mp4 and mov, avi, mkv
 MAX_PIXELS = 2**22  # 2048 x 2048: a FULL head sees 65,536 positions then
 _IMAGES = 8  # most recent images that can still be asked about
 _SIZES = (
@@ -49,7 +55,7 @@ class _Work:
     """What the model computes now.
 
     Attributes:
-        what: 'classes', 'attention' or 'preparation'.
+        what: 'classes', 'attention', 'video' or 'preparation'.
         size: (height, width) of the image.
         compiling: whether it is the first image of this size, whose program is compiled first.
         began: time at which it began.
@@ -212,6 +218,47 @@ class Answers:
                 for graph, w in zip(self._viewer.heads, weights)
             ],
         }
+
+    def clip(self, content: bytes) -> bytes:
+        """A short video overlaid with the colours of the classes, as mp4.
+
+        Args:
+            content: bytes of the video file.
+
+        Raises:
+            Refused: not a video that can be used, one that is too long, or the model is busy.
+        """
+        if not any(content[at:].startswith(mark) for at, mark in _CONTAINERS):
+            raise Refused(
+                http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                'The video cannot be used: it is neither mp4, mov, avi, mkv nor webm.',
+            )
+        with tempfile.TemporaryDirectory() as name:
+            source, target = pathlib.Path(name, 'video'), pathlib.Path(name, 'overlay.mp4')
+            source.write_bytes(content)
+            try:
+                reader = video.Reader(source)
+            except InputError as error:
+                text = 'The video cannot be read: is it damaged, or of a codec without decoder?'
+                raise Refused(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text) from error
+            with contextlib.closing(reader):
+                self._paint_clip(reader, video.Writer(target, reader.size, reader.rate))
+            return target.read_bytes()
+
+    def _paint_clip(self, reader: video.Reader, writer: video.Writer) -> None:
+        height, width = reader.size
+        if height * width > self._max_pixels or reader.count > MAX_FRAMES:
+            raise Refused(
+                http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f'The video is too large: {reader.count} frames of {height} x {width}, more than '
+                f'{MAX_FRAMES} of {self._max_pixels:,} pixels; --mode=predict takes any.',
+            )
+        with self._alone('video', reader.size), writer.open() as append:
+            for _ in range(MAX_FRAMES):  # a header need not say the truth
+                if not (frames := reader.frames(1)):
+                    break
+                painted = colorize(self._viewer.segment(frames[0]), self._viewer.colors, IGNORE)
+                append(cv2.addWeighted(frames[0], 0.5, painted, 0.5, 0))
 
     @contextlib.contextmanager
     def _alone(self, what: str, size: Size) -> Iterator[None]:

@@ -4,6 +4,7 @@ GET / is the page, GET /model describes the model, GET /state says what it does 
 GET /examples/0 is the first of its example pictures. POST /segment takes an image file and responds
 with its classes; POST /attention takes {"id", "y", "x"}, a pixel of an image sent before, and
 responds with where each head looks from there. Responses are JSON; errors are {"error": text}.
+POST /clip takes a short video and responds with it overlaid, as mp4.
 
 The server is for one person on one machine: it refuses requests in the name of foreign hosts (DNS
 rebinding) or pages, limits what it reads, and computes one thing at a time.
@@ -126,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
                     _json(answers.segment(self._body(answers.max_bytes))),
                     'application/json',
                 ),
+                '/clip': lambda: (answers.clip(self._body(answers.max_bytes)), 'video/mp4'),
                 '/attention': lambda: (
                     _json(answers.attention(*self._query())),
                     'application/json',
