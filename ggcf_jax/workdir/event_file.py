@@ -1,25 +1,18 @@
-"""A TensorBoard event file: records as in TFRecord files, each an `Event` in protobuf's encoding.
+"""A TensorBoard event file, written by the thread that calls: a full disk is an error there.
 
-The messages are `tensorflow/core/util/event.proto` and `tensorflow/core/framework/summary.proto`,
-of which scalars, images and the start of a session are needed: seven fields are less to load than
-a library of them, which every start of a program would wait for.
-
-It is written by the thread that calls, so that a full disk is an error there.
+The thread of `tensorboardX.SummaryWriter` ends with a traceback when the disk is full, and then
+nobody empties its queue, which the next events wait for.
 """
 
 import pathlib
-import re
 import socket
-import struct
 import time
+from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 _FLUSH_EVERY = 10.0  # seconds between two flushes
-_START = 1  # SessionLog.SessionStatus
-_VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types of protobuf
 
 
 class EventFile:
@@ -36,12 +29,21 @@ class EventFile:
         Raises:
             OSError: the file cannot be written; so do the other methods.
         """
+        # Here and not at the top: it imports torch and boto3 where they are installed, which every
+        # start of a program would wait for.
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        self._summaries, self._messages = summary, event_pb2
         # TensorBoard reads the time in the name; a second file of one second has another number.
         name = f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{number}'
-        self._file = (folder / name).open('wb')
+        self._file = RecordWriter(str(folder / name))
+        self._closed = False
         self._flushed = time.monotonic()
-        self._write(step + 1, _field(3, _BYTES, b'brain.Event:2'))
-        self._write(step + 1, _field(7, _BYTES, _field(1, _VARINT, _START)))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(step=step + 1, file_version='brain.Event:2'))
+        self._write(event_pb2.Event(step=step + 1, session_log=start))
 
     def scalar(self, step: int, tag: str, value: float) -> None:
         """Adds a number.
@@ -51,7 +53,7 @@ class EventFile:
             tag: its name.
             value: the number.
         """
-        self._summary(step, tag, _field(2, _FLOAT, value))
+        self._add(step, self._summaries.scalar(tag, value))
 
     def image(self, step: int, tag: str, rgb: UInt8[np.ndarray, 'h w 3']) -> None:
         """Adds an image.
@@ -61,15 +63,7 @@ class EventFile:
             tag: its name.
             rgb: the image.
         """
-        height, width, channels = rgb.shape
-        encoded = cv2.imencode('.png', rgb[..., ::-1])[1].tobytes()
-        image = (
-            _field(1, _VARINT, height)
-            + _field(2, _VARINT, width)
-            + _field(3, _VARINT, channels)
-            + _field(4, _BYTES, encoded)
-        )
-        self._summary(step, tag, _field(4, _BYTES, image))
+        self._add(step, self._summaries.image(tag, rgb, dataformats='HWC'))
 
     def flush(self) -> None:
         """Hands what was added to the operating system."""
@@ -77,54 +71,16 @@ class EventFile:
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
-        self._file.close()
+        if not self._closed:
+            self._closed = True
+            self._file.close()
 
-    def _summary(self, step: int, tag: str, value: bytes) -> None:
-        # TensorBoard groups tags by their slashes and takes few other signs.
-        name = re.sub(r'[^-/\w.]', '_', tag).lstrip('/').encode()
-        self._write(step, _field(5, _BYTES, _field(1, _BYTES, _field(1, _BYTES, name) + value)))
+    def _add(self, step: int, summary: Any) -> None:
+        self._write(self._messages.Event(step=step, summary=summary))
 
-    def _write(self, step: int, content: bytes) -> None:
-        event = _field(1, _DOUBLE, time.time()) + _field(2, _VARINT, step) + content
-        length = struct.pack('<Q', len(event))
-        self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._file.write(event.SerializeToString())
         if time.monotonic() - self._flushed > _FLUSH_EVERY:
             self._file.flush()
             self._flushed = time.monotonic()
-
-
-def _field(number: int, kind: int, value: float | bytes) -> bytes:
-    """A field of a message: its number and wire type, and the value."""
-    key = _varint(number << 3 | kind)
-    if isinstance(value, bytes):
-        return key + _varint(len(value)) + value
-    if kind == _VARINT:
-        return key + _varint(int(value))
-    return key + struct.pack('<d' if kind == _DOUBLE else '<f', value)
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first, with a mark on all but the last."""
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
-
-
-def _masked_crc(content: bytes) -> bytes:
-    """CRC-32C as TFRecord stores it: rotated, and a constant added."""
-    crc = 0xFFFFFFFF
-    for byte in content:
-        crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
-    crc ^= 0xFFFFFFFF
-    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def _entry(index: int) -> int:
-    for _ in range(8):
-        index = index >> 1 ^ (0x82F63B78 if index & 1 else 0)  # Castagnoli's polynomial, reflected
-    return index
-
-
-_TABLE = tuple(map(_entry, range(256)))
