@@ -61,10 +61,13 @@ def check_writable(folder: pathlib.Path, name: str, *, needed: int = 0) -> None:
             buckets.check_writable(folder)
             return
         there = _nearest(folder.absolute())
-        with tempfile.TemporaryFile(dir=there) as file:
-            file.write(bytes(_TRIED))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(_TRIED))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # without the name of the file, which nobody has seen
+            raise OSError(error.errno, error.strerror) from error
         free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
