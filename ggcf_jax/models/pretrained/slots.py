@@ -1,4 +1,8 @@
-"""The arrays of a backbone, one by one, whether its blocks are stored singly or stacked."""
+"""The arrays of a backbone, one by one, whether its blocks are stored singly or stacked.
+
+Checkpoints are read by names alone, so that stacks are known here by the name that `Repeated` gives
+them; where there is a network, `models.parameters` knows them from its modules.
+"""
 
 import dataclasses
 import re
