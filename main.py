@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from ggcf_jax import config as config_lib
 from ggcf_jax import doctor, evaluate, export, places, predict, score, serve, train
 from ggcf_jax.buckets import BucketError
-from ggcf_jax.distributed import cpu_devices, platforms, processes
+from ggcf_jax.distributed import compile_cache, cpu_devices, platforms, processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import checkpoint_files
 from ggcf_jax.workdir import config as workdir_config
@@ -70,6 +70,13 @@ class _PathParser(flags.ArgumentParser):
 
     def parse(self, argument: str) -> str:
         return str(places.expand(argument))
+
+
+class _PathOrNoneParser(_PathParser):
+    """Paths, and the empty text as it is."""
+
+    def parse(self, argument: str) -> str:
+        return super().parse(argument) if argument else ''
 
 
 class _CheckpointParser(flags.ArgumentParser):
@@ -162,6 +169,21 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer('port', 8000, 'serve: port to listen on; 0 picks a free one.', 0, 65535)
 
+flags.DEFINE_enum(
+    'log_format',
+    'text',
+    ['text', 'json'],
+    'train: json prints the rows of metrics.jsonl as well, one JSON object a line, for logging '
+    'services.',
+)
+_COMPILE_CACHE = flags.DEFINE(
+    _PathOrNoneParser(),
+    'compile_cache',
+    None,
+    'Folder, or path in a bucket, of compiled programs for later starts (default: '
+    '$JAX_COMPILATION_CACHE_DIR or ~/.cache/ggcf_jax/compiled); empty for none.',
+)
+
 _COORDINATOR = flags.DEFINE_string(
     'coordinator',
     None,
@@ -205,6 +227,7 @@ def main(argv: list[str]) -> int:
     logging.get_absl_logger().addFilter(_is_news)
     try:
         platforms.choose(_PLATFORM.value)
+        compile_cache.enable(_COMPILE_CACHE.value)
         if not mode.several_processes:
             platforms.check()
             return mode.run(config, workdir, flags.FLAGS)

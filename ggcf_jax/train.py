@@ -32,6 +32,7 @@ from ggcf_jax.training import (
     auto_fields,
     clock,
     flops,
+    hosts,
     memory,
     objective,
     optim,
@@ -64,13 +65,18 @@ class NotFinite(InputError):
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
-    """`main.py --mode=train`: reads `--accept_changes`."""
-    train_and_evaluate(config, workdir, accept_changes=flags.accept_changes)
+    """`main.py --mode=train`: reads `--accept_changes` and `--log_format`."""
+    echo = functools.partial(print, flush=True) if flags.log_format == 'json' else None
+    train_and_evaluate(config, workdir, accept_changes=flags.accept_changes, echo=echo)
     return 0
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | pathlib.Path, *, accept_changes: bool = False
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    accept_changes: bool = False,
+    echo: Callable[[str], None] | None = None,
 ) -> Evaluation | None:
     """Trains until `config.train.steps`, with evaluations and checkpoints on the way.
 
@@ -87,6 +93,7 @@ def train_and_evaluate(
         accept_changes: whether a run goes on although `config`, the classes or the number of images
             are not those that it was trained with (`workdir.claim`). The change begins a new
             segment of the run, which config.json, metrics.jsonl and the report record.
+        echo: called with each line of metrics.jsonl, for logs that are searched.
 
     Returns:
         The last evaluation; None if the run was told to stop before it.
@@ -105,7 +112,7 @@ def train_and_evaluate(
             # Again, since another process may have written there until now.
             claimed = claim.check(config, this.dataset, this.workdir, accept_changes=accept_changes)
             this = dataclasses.replace(this, claimed=claimed, held=held)
-        return _train(_prepared(this), began)
+        return _train(_prepared(this), began, echo)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +259,7 @@ def _prepared(this: _Start) -> _Run:
     )
 
 
-def _train(run: _Run, began: float) -> Evaluation | None:
+def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evaluation | None:
     this, state, checkpointer = run.start, run.state, run.checkpointer
     config, workdir, train = this.config, this.workdir, this.config.train
     first = processes.is_process_zero()
@@ -291,7 +298,7 @@ def _train(run: _Run, began: float) -> Evaluation | None:
         jax.set_mesh(this.mesh),
         contextlib.closing(checkpointer),
         contextlib.closing(run.batches),
-        Writer(workdir, start, evaluate_again=is_due) if first else NoWriter() as writer,
+        Writer(workdir, start, evaluate_again=is_due, echo=echo) if first else NoWriter() as writer,
         Progress(train.steps, start, processes.console()) as progress,
         synchronized_stop_requests() as stop_requested,
         contextlib.closing(
@@ -313,6 +320,7 @@ def _train(run: _Run, began: float) -> Evaluation | None:
         steps = clock.StepClock(start)
         told_input_bound = False
         watch = teaching.LabelWatch(this.dataset.classes)
+        others = hosts.HostWatch()
         for step in range(start + 1, last + 1):
             if step > start + 1:
                 with steps.waiting_for_data():
@@ -344,7 +352,8 @@ def _train(run: _Run, began: float) -> Evaluation | None:
                 times = steps.row(step, train.batch_size)
                 on_device = _on_device(times['train/images_per_sec'], run.work)
                 elapsed = {'train/elapsed_sec': time.perf_counter() - ready}
-                writer.scalars(step, row | times | on_device | elapsed)
+                waits, slow = others.row(times)
+                writer.scalars(step, row | times | waits | on_device | elapsed)
                 progress.update(
                     step,
                     row['train/loss'],
@@ -353,6 +362,8 @@ def _train(run: _Run, began: float) -> Evaluation | None:
                     utilisation=on_device.get('train/model_flop_utilisation'),
                 )
                 _stop_if_diverged(state, train.max_skipped, workdir)
+                if slow:
+                    progress.print(slow, style='yellow')
                 if clock.is_input_bound(times) and not told_input_bound:
                     told_input_bound = True
                     progress.print(_input_bound(times, config), style='yellow')

@@ -42,7 +42,7 @@ RULES = {
     'models': (
         'errors registry attention models.layers models.backbones models.contexts models.segmenter'
     ),
-    'distributed': 'errors data.pipeline',
+    'distributed': 'errors buckets places data.pipeline',
     'config': 'errors registry data',
     # A trained network and its workdir
     'evaluation': 'errors registry attention display data models distributed',

@@ -136,9 +136,9 @@ def test_every_flag_of_text_is_a_path_or_a_word():
     paths = {
         node.args[1].value
         for _, node in _calls('DEFINE')
-        if ast.unparse(node.args[0]) == '_PathParser()'
+        if ast.unparse(node.args[0]) in ('_PathParser()', '_PathOrNoneParser()')
     }
-    assert paths == {'workdir', 'input', 'labels', 'classes', 'output'}
+    assert paths == {'workdir', 'input', 'labels', 'classes', 'output', 'compile_cache'}
 
 
 def test_no_argument_of_an_experiment_is_a_path_by_itself():

@@ -32,6 +32,8 @@ _DAY_MS = 24 * 3600 * 1000  # barriers wait for slow processes; the liveness mon
 # Launchers that JAX recognises by this variable -> the variable with their number of processes.
 _SIZES = {'SLURM_STEP_NODELIST': 'SLURM_NTASKS', 'OMPI_MCA_orte_hnp_uri': 'OMPI_COMM_WORLD_SIZE'}
 
+_NAME = 64  # bytes of the name of a machine
+
 _monitor: LivenessMonitor | None = None
 _barriers = itertools.count()
 _texts = itertools.count()
@@ -170,6 +172,24 @@ def broadcast_from_process_zero(tree: Any) -> Any:
     _barrier()  # process 0 may have read a file for longer than a collective waits
     bits = multihost_utils.broadcast_one_to_all(bits)
     return jax.tree.map(lambda b, x: np.asarray(b).view(x.dtype), bits, tree)
+
+
+def gathered(value: np.number | np.ndarray) -> np.ndarray:
+    """Collects a number or array of every process, by its index; all call it together.
+
+    Args:
+        value: of this process; of one shape and type in all of them.
+    """
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    return np.asarray(multihost_utils.process_allgather(value))
+
+
+def host_names() -> tuple[str, ...]:
+    """The name of the machine of every process; all call it together."""
+    name = socket.gethostname().encode()[:_NAME]
+    names = gathered(np.frombuffer(name.ljust(_NAME), np.uint8))
+    return tuple(each.tobytes().decode(errors='replace').strip() for each in names)
 
 
 def on_this_machine() -> int:

@@ -14,7 +14,7 @@ import json
 import math
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,14 @@ class Writer:
     leaves the same rows as an uninterrupted one; TensorBoard hides them as well.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, *, evaluate_again: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        step: int,
+        *,
+        evaluate_again: bool = False,
+        echo: Callable[[str], None] | None = None,
+    ):
         """Opens the files of `workdir`, which is made if it is missing.
 
         Args:
@@ -48,6 +55,7 @@ class Writer:
             step: step that the run resumes from, 0 for a new run; later rows are dropped.
             evaluate_again: whether the evaluation of this step is made again, so that its row is
                 dropped as well.
+            echo: called with each line of metrics.jsonl as it is written.
 
         Raises:
             InputError: metrics.jsonl is damaged before its last line, and nothing has been
@@ -55,6 +63,7 @@ class Writer:
         """
         self._workdir = places.expand(workdir)
         self._step = step
+        self._echo = echo
         self._folder = self._workdir
         self._spool: tempfile.TemporaryDirectory | None = None
         self._uploaded: dict[str, int] = {}  # name -> size, of files in the spool
@@ -93,6 +102,8 @@ class Writer:
         with self._writing():
             self._file.write(line + '\n')
             self._file.flush()
+            if self._echo is not None:
+                self._echo(line)
             for name, value in values.items():
                 if value is not None:  # TensorBoard shows a gap there.
                     self._events.scalar(int(step), name, value)

@@ -106,6 +106,14 @@ def test_bad_values_are_named(tmp_path, value):
     assert read_rows(tmp_path) == []
 
 
+def test_each_line_is_echoed(tmp_path):
+    lines = []
+    with Writer(tmp_path, 0, echo=lines.append) as writer:
+        writer.scalars(1, {'train/loss': 0.5})
+        writer.scalars(2, {'train/loss': float('nan')})
+    assert '\n'.join([*lines, '']) == (tmp_path / 'metrics.jsonl').read_text()
+
+
 def test_event_file_has_the_scalars_and_the_image(tmp_path):
     image = np.arange(72, dtype=np.uint8).reshape(4, 6, 3)
     with Writer(tmp_path, 0) as writer:

@@ -1,0 +1,175 @@
+"""The scripts of launch/, with stand-ins for the programs of a cluster."""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+import yaml
+
+import main as main_lib
+from tests.helpers import ROOT
+
+LAUNCH = ROOT / 'launch'
+SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Function that starts a script; programs of the cluster are those that the test writes."""
+    programs = tmp_path / 'bin'
+    programs.mkdir()
+
+    def write(name: str, text: str) -> None:
+        (programs / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (programs / name).chmod(0o755)
+
+    def start(script: str, *arguments: str, **variables: str) -> subprocess.Popen:
+        environment = os.environ | {'PATH': f'{programs}:{os.environ["PATH"]}', **variables}
+        return subprocess.Popen(
+            [LAUNCH / script, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    start.write, start.folder = write, tmp_path
+    return start
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck(script):
+    if shutil.which('shellcheck') is None:
+        pytest.skip('shellcheck is not installed')
+    found = subprocess.run(['shellcheck', script], capture_output=True, text=True)
+    assert not found.stdout
+
+
+def test_one_process_on_all_gpus(run):
+    run.write('python', 'echo "$PWD $*"; echo "$XLA_FLAGS $XLA_PYTHON_CLIENT_MEM_FRACTION"')
+    process = run('gpus.sh', '--config=c.py', XLA_FLAGS='--given')
+    out = process.communicate(timeout=30)[0].splitlines()
+    assert out[0] == f'{ROOT} main.py --platform=gpu --config=c.py'
+    assert out[1].startswith('--given --xla') and out[1].endswith(' 0.92')
+
+
+# Starts the command twice, as srun does on two machines, and hands SIGTERM on.
+SRUN = """
+[[ $1 == --kill-on-bad-exit=1 ]] && shift
+for i in 0 1; do
+  SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost "$@" &
+done
+trap 'kill $(jobs -p)' TERM
+code=0
+for job in $(jobs -p); do
+  wait "$job"; one=$?
+  while kill -0 "$job" 2>/dev/null; do wait "$job"; one=$?; done
+  ((one > 0 && one != 143)) && code=$one # 143: the signal ended the waiting
+done
+exit $code
+"""
+
+
+def _slurm(run):
+    run.write('srun', SRUN)
+    run.write('scontrol', 'echo "scontrol $*"')
+    return {'SLURM_JOB_ID': '77', 'SLURM_SUBMIT_DIR': str(run.folder)}
+
+
+def test_slurm_starts_the_processes(run):
+    variables = _slurm(run)
+    run.write('python', 'echo "$SLURM_PROCID of $SLURM_NTASKS: $*"')
+    process = run('slurm.sh', '--config=c.py', '--workdir=w', **variables)
+    out = process.communicate(timeout=30)[0]
+    assert sorted(out.splitlines()) == [
+        f'{i} of 2: main.py --config=c.py --workdir=w' for i in '01'
+    ]
+    assert process.returncode == 0
+
+
+def test_slurm_goes_back_into_the_queue_when_its_time_is_over(run):
+    variables = _slurm(run)
+    run.write(
+        'python', "trap 'echo saved; exit 0' TERM; echo begun; while true; do sleep 0.1; done"
+    )
+    process = run('slurm.sh', **variables)
+    assert [process.stdout.readline().strip() for _ in range(2)] == ['begun', 'begun']
+    process.send_signal(signal.SIGTERM)
+    out = process.communicate(timeout=30)[0].splitlines()
+    assert out.count('saved') == 2 and out[-1] == 'scontrol requeue 77'
+    assert process.returncode == 0
+
+
+def test_slurm_tells_a_failure(run):
+    variables = _slurm(run)
+    run.write('python', 'exit $((SLURM_PROCID * 2))')
+    process = run('slurm.sh', **variables)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 2 and 'requeue' not in out
+
+
+# A cloud that preempts the slice in the middle of the first run.
+GCLOUD = """
+echo "$*" >>calls
+case "$*" in
+  *'queued-resources create'*) echo ACTIVE >state ;;
+  *'queued-resources delete'*) rm state ;;
+  *'queued-resources describe'*) cat state ;;
+  *main.py*) [[ -e ran ]] || { touch ran; echo SUSPENDED >state; exit 1; } ;;
+esac
+"""
+
+
+def test_a_slice_is_asked_for_again_after_a_preemption(run):
+    run.write('gcloud', GCLOUD)
+    process = run(
+        'tpu.sh',
+        'slice',
+        '--workdir=gs://bucket/a run',
+        PROJECT='p',
+        ZONE='z',
+        TYPE='v5litepod-16',
+        RUNTIME='r',
+        SOURCE='https://example.com/ggcf_jax',
+        PAUSE='0',
+    )
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, out
+    calls = (run.folder / 'calls').read_text().splitlines()
+    asked = [call.split()[3] for call in calls if 'queued-resources' in call]
+    assert [call for call in asked if call != 'describe'] == [
+        'create',
+        'delete',
+        'create',
+        'delete',
+    ]
+    ran = [call for call in calls if 'main.py' in call]
+    assert len(ran) == 2
+    assert ran[0].endswith(r'main.py --platform=tpu --workdir=gs://bucket/a\ run')
+
+
+def test_a_run_that_fails_on_a_slice_is_not_repeated(run):
+    run.write('gcloud', GCLOUD.replace('echo SUSPENDED >state; ', ''))
+    variables = dict.fromkeys(('PROJECT', 'ZONE', 'TYPE', 'RUNTIME', 'SOURCE'), 'x')
+    process = run('tpu.sh', 'slice', PAUSE='0', **variables)
+    assert 'the run failed' in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+
+
+def test_the_jobset_starts_what_main_takes():
+    jobset = yaml.safe_load((LAUNCH / 'jobset.yaml').read_text())
+    name = jobset['metadata']['name']
+    [hosts] = jobset['spec']['replicatedJobs']
+    job = hosts['template']['spec']
+    assert job['completions'] == job['parallelism'] and job['completionMode'] == 'Indexed'
+    [container] = job['template']['spec']['containers']
+    command = container['command']
+    assert command[:2] == ['python', 'main.py']
+    given = dict(each.removeprefix('--').split('=', 1) for each in command[2:])
+    assert given['coordinator'] == f'{name}-{hosts["name"]}-0-0.{name}:12345'
+    assert given['num_processes'] == str(job['completions'])
+    known = set(main_lib.flags.FLAGS)
+    assert {each for each in given if not each.startswith('config.')} <= known
