@@ -85,6 +85,11 @@ def merge(*parts: Partial) -> Partial:
                 f'the parts have different shapes: o {parts[0].o.shape} and {part.o.shape}, '
                 f'lse {parts[0].lse.shape} and {part.lse.shape}'
             )
+    return _joined(parts)
+
+
+@jax.checkpoint  # the backward pass keeps the parts alone
+def _joined(parts: tuple[Partial, ...]) -> Partial:
     lses = jnp.stack([part.lse for part in parts])
     weightless = lses == softmax.HIDDEN
     nobody = weightless.all(0)
@@ -94,14 +99,12 @@ def merge(*parts: Partial) -> Partial:
     weights = jnp.exp(safe - top)
     total = weights.sum(0)
     share = jnp.where(nobody, 0, weights / total)
-    outputs = [part.o.astype(lses.dtype) for part in parts]
-    # Keys of affinity minus infinity alone give NaN, which counts where there are no others.
-    alone = jax.lax.stop_gradient(jnp.stack(outputs).sum(0))
-    joined = sum(
-        jnp.where(hidden[..., None], 0, o) * x[..., None]
-        for o, hidden, x in zip(outputs, weightless, share)
-    )
-    o = jnp.where(nobody[..., None], alone, joined)
+    o = jnp.zeros((), lses.dtype)
+    for part, hidden, x in zip(parts, weightless, share):
+        own = part.o.astype(lses.dtype)
+        o = o + jnp.where(hidden[..., None], 0, own) * x[..., None]
+        # Keys of affinity minus infinity alone give NaN, which counts where there are no others.
+        o = o + jnp.where(nobody[..., None], jax.lax.stop_gradient(own), 0)
     lse = jnp.where(nobody, softmax.HIDDEN, top + jnp.log(total))
     return Partial(o.astype(parts[0].o.dtype), lse)
 
