@@ -506,7 +506,7 @@ def resolve_implementation(
     value_channels: int = 128,
     scale: float = 1.0,
     extras: Sequence[Extra] = (),
-    platform: Literal['cpu', 'gpu', 'tpu'] | None = None,
+    platform: str | None = None,
     compute_capability: tuple[int, int] | None = None,
 ) -> Resolution:
     """The implementation that `attend` runs, and why no faster one.

@@ -66,7 +66,12 @@ def candidates() -> tuple[Device, ...]:
         for one in _local_devices(device.platform)
         if one.device_kind == getattr(device, 'device_kind', None)
     ]
-    return (Device(device.platform, _capability(same[0]) if same else None),)
+    return (of(same[0]),) if same else (Device(device.platform),)
+
+
+def of(device: jax.Device) -> Device:
+    """The kind of a device."""
+    return Device(device.platform, _capability(device))
 
 
 def devices() -> int:
@@ -84,7 +89,7 @@ def _here() -> tuple[Device, ...]:
     default = jax.default_backend()
     platforms = [default, *(name for name in ('cpu', 'gpu', 'tpu') if name != default)]
     found = ((name, _local_devices(name)) for name in platforms)
-    return tuple(Device(name, _capability(devices[0])) for name, devices in found if devices)
+    return tuple(of(devices[0]) for _, devices in found if devices)
 
 
 def _local_devices(platform: str) -> list[jax.Device]:

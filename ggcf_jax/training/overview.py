@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ggcf_jax import models
+from ggcf_jax.attention import parse, resolve_implementation, target
+from ggcf_jax.attention.implementations import KERNELS
 from ggcf_jax.data import mixture
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.training import parameter_groups
@@ -27,10 +29,12 @@ def rows(
         weights: where its parameters come from, in words.
     """
     train = config.train
+    attention = _attention(config, target.of(mesh.devices.flat[0]))
     return [
         ('devices', describe_devices(mesh)),
         ('mesh', _mesh(train, mesh)),
         ('network', _network(config, dataset)),
+        *([('attention', attention)] if attention else []),
         ('parameters', _parameters(config, state, dataset.num_classes)),
         ('weights', weights),
         ('data', _data(config, dataset)),
@@ -64,6 +68,29 @@ def _network(config: ConfigDict, dataset: Dataset) -> str:
         f'{model.backbone.name}, output stride {model.backbone.stride}, {model.context}{heads}, '
         f'{dataset.num_classes} classes'
     )
+
+
+def _attention(config: ConfigDict, device: target.Device) -> str:
+    """What computes the heads of 'ggcf' on an accelerator, and why nothing faster; '' elsewhere."""
+    model = config.model
+    if model.context != 'ggcf' or device.platform == 'cpu':
+        return ''
+    found: dict[str, list[str]] = {}
+    for graph in parse(model.heads):
+        name, reasons = resolve_implementation(
+            graph,
+            implementation=model.attention,
+            dtype=config.train.dtype,
+            key_channels=model.ggcf.key_channels,
+            value_channels=model.ggcf.value_channels,
+            scale=model.ggcf.scale,
+            platform=device.platform,
+            compute_capability=device.compute_capability,
+        )
+        own = [faster for faster, x in KERNELS.items() if x.platform == device.platform]
+        why = '; '.join(f'{faster}: {reasons[faster]}' for faster in own if faster in reasons)
+        found.setdefault(f'{name} ({why})' if why else name, []).append(str(graph))
+    return ', '.join(f'{" ".join(heads)} by {name}' for name, heads in found.items())
 
 
 def _parameters(config: ConfigDict, state: TrainState, num_classes: int) -> str:

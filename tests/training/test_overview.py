@@ -1,7 +1,9 @@
 import jax
 import pytest
 
+from ggcf_jax import config as config_lib
 from ggcf_jax import data
+from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.training import overview
 from ggcf_jax.training import state as state_lib
@@ -62,3 +64,21 @@ def test_resumed_runs_and_frozen_statistics_are_told(tiny_config):
     rows = dict(overview.rows(tiny_config, mesh, data.build(tiny_config.data), shapes, 'a'))
     assert rows['steps'].startswith('12 from step 3, batches of 8')
     assert rows['parameters'].endswith('batch statistics, frozen in the backbone')
+
+
+def test_what_computes_the_attention_of_accelerators():
+    config = config_lib.default()
+    h100, a100 = (target.Device('gpu', (n, 0)) for n in (9, 8))
+    heads = 'local:8 local:16 local:24 grid:8 grid:16 grid:24'
+    assert overview._attention(config, h100) == overview._attention(config, a100)
+    assert overview._attention(config, h100) == f'{heads} by cudnn'
+    assert overview._attention(config, target.Device('cpu')) == ''
+    assert overview._attention(config, target.Device('tpu')) == f'{heads} by xla'
+    config.model.heads = 'full,learned'
+    assert overview._attention(config, h100) == (
+        'full by cudnn, learned by xla (cudnn: it has no form of learned graphs)'
+    )
+    config.train.dtype = 'float32'
+    assert 'not float32' in overview._attention(config, h100)
+    config.model.attention = 'xla'
+    assert overview._attention(config, h100) == 'full learned by xla'
