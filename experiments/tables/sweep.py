@@ -1,9 +1,12 @@
-"""Runs the sweep of a configuration and makes its table.
+r"""Runs the sweep of a configuration and makes its table.
 
     python -m experiments.tables.sweep list  --config=configs/camvid.py --out=runs/table1 --seeds=3
     python -m experiments.tables.sweep run   --config=... --out=... --seeds=3 --jobs=2
     python -m experiments.tables.sweep run   --config=... --out=... --index=$SLURM_ARRAY_TASK_ID
     python -m experiments.tables.sweep table --config=... --out=... --seeds=3
+    python -m experiments.tables.sweep slurm --config=... --out=... | sbatch
+    python -m experiments.tables.sweep gke   --config=... --out=/runs/table1 --image=... \
+        --claim=... | kubectl apply -f -
 
 `--sweep=peers` takes the rows of another function of the configuration than `sweep()`: those of
 configs/table1.py `peers()` are context modules of other papers beside the paper's own.
@@ -13,7 +16,8 @@ that are not finished, so that the same command resumes after an interruption; C
 let the runs save first. Compiled programs are cached in <out>/compiled (or in
 JAX_COMPILATION_CACHE_DIR), so that only the first seed of a row compiles. `table` reads the final
 evaluations and writes <out>/table.csv and <out>/table.md beside the paper's values; it can be
-called at any time. Run it from the root of the repository.
+called at any time. `slurm` and `gke` print an array job with an element for each run that is not
+finished. Run it from the root of the repository.
 """
 
 import argparse
@@ -26,7 +30,7 @@ import time
 from collections.abc import Sequence
 
 from experiments.common import cli
-from experiments.tables import sweep_runs, table1
+from experiments.tables import sweep_arrays, sweep_runs, table1
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 
@@ -170,10 +174,27 @@ def main(options: argparse.Namespace) -> int:
             print(f'{each.index:3d} {state:8} {each.row}, seed {each.seed}: {each.workdir}')
         return 0
     todo = [each for each in todo if not each.finished]
+    if options.action in ('slurm', 'gke'):
+        print(_array(options, [each.index for each in todo]), end='')
+        return 0
     failed = run(options.config, todo, options.jobs, options.out / 'compiled')
     for line in failed:
         print(f'not finished: {line}', file=sys.stderr)
     return 1 if failed else 0
+
+
+def _array(options: argparse.Namespace, indices: list[int]) -> str:
+    """The array job that finishes runs by their numbers."""
+    if not indices:
+        raise InputError('every run of the sweep is finished: there is nothing to submit')
+    own = {options.action, '--image', '--claim', options.image, options.claim}
+    rest = [each for each in sys.argv[1:] if each.partition('=')[0] not in own]
+    command = ['python', '-m', 'experiments.tables.sweep', 'run', *rest]
+    if options.action == 'slurm':
+        return sweep_arrays.slurm(command, indices)
+    if not (options.image and options.claim):
+        raise InputError('--image=IMAGE or --claim=PERSISTENT_VOLUME_CLAIM is missing')
+    return sweep_arrays.gke(command, indices, image=options.image, claim=options.claim)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -181,8 +202,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument(
         'action',
-        choices=('list', 'run', 'table'),
-        help='list the runs, finish them, or write the table of the finished ones',
+        choices=('list', 'run', 'table', 'slurm', 'gke'),
+        help='list the runs, finish them, write the table of the finished ones, or print an array '
+        'job that finishes them',
     )
     cli.add_config(parser)
     parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
@@ -194,8 +216,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--row', action='append', help='take only this row; may be repeated')
     parser.add_argument('--index', type=int, help='take only the run with this number of the list')
+    parser.add_argument('--image', help='gke: image of this repository')
+    parser.add_argument('--claim', help='gke: persistent volume claim that is mounted at /runs')
     return parser
 
 
 if __name__ == '__main__':
-    cli.run(main, make_parser(), writes=lambda options: options.action != 'list')
+    cli.run(main, make_parser(), writes=lambda options: options.action in ('run', 'table'))
