@@ -36,6 +36,7 @@ from typing import Any, TypeVar
 
 from etils.epath.gpath import PosixGPath
 
+from ggcf_jax import json_files
 from ggcf_jax.errors import InputError
 
 MANIFEST = 'objects.json'  # the names of the files of a folder, since a listing may lag behind
@@ -412,7 +413,8 @@ def check_writable(path: BucketPath) -> None:
 def _manifest(path: BucketPath) -> list[str]:
     """Names of the files that `upload_tree` copied to a folder; [] where it did not."""
     with contextlib.suppress(FileNotFoundError, ValueError):
-        return [str(name) for name in json.loads((path / MANIFEST).read_bytes())] + [MANIFEST]
+        names = json_files.parse_list((path / MANIFEST).read_bytes(), json_files.is_text)
+        return [*names, MANIFEST]
     return []
 
 

@@ -21,12 +21,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     Raises:
         ValueError: it is not JSON, not an object, or nested too deeply to be parsed.
     """
-    try:
-        if isinstance(text, bytes):
-            text = text.decode('utf-8')
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except RecursionError as error:
-        raise ValueError('it is nested too deeply') from error
+    content = _parse(text)
     if not isinstance(content, dict):
         raise ValueError(f'it holds {content!r:.40} instead of an object')
     inside: list[Any] = [content]
@@ -35,6 +30,31 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if inside:
         raise ValueError('it is nested too deeply')
     return content
+
+
+def parse_list(text: str | bytes, of: Callable[[Any], bool]) -> list[Any]:
+    """Parses a JSON list.
+
+    Args:
+        text: the text, or its bytes in UTF-8.
+        of: whether an item can be used.
+
+    Raises:
+        ValueError: it is not JSON, not a list, or holds other items.
+    """
+    content = _parse(text)
+    if not is_list(content, of):
+        raise ValueError(f'it holds {content!r:.40}')
+    return content
+
+
+def _parse(text: str | bytes) -> Any:
+    try:
+        if isinstance(text, bytes):
+            text = text.decode('utf-8')
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError('it is nested too deeply') from error
 
 
 def need(content: Mapping[str, Any], name: str, holds: Callable[[Any], bool], words: str) -> Any:

@@ -19,10 +19,10 @@ from tests.helpers import ROOT
 RULES = {
     # Foundations
     'errors': '',
-    'buckets': 'errors',
+    'json_files': '',
+    'buckets': 'errors json_files',
     'places': 'errors buckets',
     'atomic': 'buckets',
-    'json_files': '',
     'registry': 'errors',
     # Attention could be released alone.
     'attention': '',

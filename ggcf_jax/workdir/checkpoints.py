@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from ggcf_jax import atomic, buckets, places
+from ggcf_jax import atomic, buckets, json_files, places
 from ggcf_jax.buckets import BucketPath
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed import processes
@@ -399,9 +399,8 @@ def _listed(directory: BucketPath) -> set[int]:
 def _noted(directory: BucketPath) -> set[int]:
     """Steps that the index of a bucket names."""
     try:
-        steps = json.loads((directory / INDEX).read_bytes())
-        return {int(step) for step in steps}
-    except (FileNotFoundError, ValueError, TypeError):
+        return set(json_files.parse_list((directory / INDEX).read_bytes(), json_files.is_count))
+    except (FileNotFoundError, ValueError):
         return set()  # the listing has them
 
 

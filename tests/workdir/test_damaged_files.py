@@ -211,6 +211,16 @@ def test_objects_and_fields():
     assert not any(map(json_files.is_color, ([0, 1], [0, 1, 256], [0, 1, True], 'abc', None)))
 
 
+@pytest.mark.parametrize('text', [*_BYTES, b'{}', b'[1, null]', b'[1, "a"]', b'[[1]]'])
+def test_lists_are_of_their_items(text):
+    assert json_files.parse_list(b'[1, 2]', json_files.is_count) == [1, 2]
+    if text == b'[]':
+        assert json_files.parse_list(text, json_files.is_count) == []
+        return
+    with pytest.raises(ValueError):
+        json_files.parse_list(text, json_files.is_count)
+
+
 def test_a_panel_lies_in_the_workdir(tmp_path):
     """The report embeds pictures that an evaluation names: of the run's own panels only."""
     folder = tmp_path / 'run' / 'evaluations'

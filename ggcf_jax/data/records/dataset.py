@@ -5,7 +5,7 @@ dictionary `DATASETS`, or outside this repository, where the configuration names
 `--config.data.name=my_package.my_module:build`:
 
     def build(data):  # config.data; see `DatasetBuilder`
-        root = places.expand(data.manual_dir, 'config.data.manual_dir')
+        root = pathlib.Path(data.manual_dir)
         return Dataset(
             name='leaves',
             classes=('soil', 'leaf'),

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ggcf_jax import atomic, buckets, places
+from ggcf_jax import atomic, buckets, json_files, places
 from ggcf_jax.buckets import BucketPath, Info
 from ggcf_jax.data.records import progress
 from ggcf_jax.errors import InputError
@@ -273,10 +273,16 @@ def _is_copied(file: pathlib.Path, info: Info, copied: _Copied | None) -> bool:
 def _state(target: pathlib.Path) -> dict[str, _Copied]:
     """What was copied to a mirror; what cannot be read is copied again."""
     try:
-        content: dict[str, Any] = json.loads((target / _STATE).read_bytes())
-        return {name: _Copied(*each) for name, each in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        content = json_files.parse_object((target / _STATE).read_bytes())
+    except (OSError, ValueError):
         return {}
+    return {name: _Copied(*each) for name, each in content.items() if _is_entry(each)}
+
+
+def _is_entry(value: Any) -> bool:
+    if not (isinstance(value, list) and len(value) == 3):
+        return False
+    return json_files.is_text(value[0]) and all(type(x) is int for x in value[1:])
 
 
 def _note(target: pathlib.Path, state: Mapping[str, _Copied]) -> None:
