@@ -26,6 +26,7 @@ from ggcf_jax.attention import (
     sharded,
     softmax,
     target,
+    varying,
 )
 from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.arguments import Priority
@@ -192,9 +193,9 @@ def attend(
       The sums in the dtype of v, or with return_lse a `Partial(o, lse)`; scores, softmax and sums
       are float32, or float64 where q, k and v are. Differentiable in reverse mode in q, k, v,
       bias, registers and the parameters of a learned graph, also twice (`jax.hessian`) but by
-      'cudnn'; when pruned, only through the reference, which alone prunes with a bias. A query with
-      a NaN among its affinities gives NaN; one without any neighbour gives zeros, with zero
-      gradients.
+      'cudnn' and 'pallas'; when pruned, only through the reference, which alone prunes with a bias.
+      A query with a NaN among its affinities gives NaN; one without any neighbour gives zeros, with
+      zero gradients.
 
     Raises:
       ValueError: shapes that do not fit, options out of range, or a graph without an engine on a
@@ -353,7 +354,8 @@ def _attend_by(
             inputs, graph, prune,
         )  # fmt: skip
     shares = 1 if options.kernels == 'xla' else sharded.num_shares()
-    if sharded.num_devices() == shares == 1:
+    alone = options.kernels != 'pallas' or not sharded.is_partly_manual()
+    if sharded.num_devices() == shares == 1 and alone:
         return engine.attend(inputs, graph, options)
     # Each device sees its own arrays there.
     sizes = dataclasses.replace(options.sizes, devices=1)
@@ -376,6 +378,7 @@ def _case(
         extras | {name for name, value in given.items() if value is not None},
         (q.shape[0], q.shape[1], q.shape[2]),
         tuple((name, n) for name, n in mesh.shape.items() if name not in mesh.manual_axes),
+        bool(varying.axes(*inputs[:3])),
     )
 
 

@@ -6,7 +6,7 @@ from ggcf_jax.attention import cudnn, cudnn_sums, union
 from ggcf_jax.attention.cudnn import MULTIPLE, hides_by_channels
 from ggcf_jax.attention.graph import knows_border
 from ggcf_jax.attention.graphs import Block, Column, Cross, Full, Graph, Grid, Local, Row, Union
-from ggcf_jax.attention.kernels import Case
+from ggcf_jax.attention.kernels import Case, refusal_of_mesh
 from ggcf_jax.attention.target import Device
 
 DTYPES = (jnp.bfloat16, jnp.float16)
@@ -94,17 +94,12 @@ def _refusal_of_arguments(case: Case) -> str | None:
 
 
 def _refusal_of_shape(case: Case) -> str | None:
-    unknown = [name for name, size in case.mesh if size > 1 and name not in ('data', 'space')]
-    if unknown:
-        return f'it is not known what the mesh axis {unknown[0]!r} shards'
-    if case.shape is None:
-        return None
+    refused = refusal_of_mesh(case)
+    if refused is not None or case.shape is None:
+        return refused
     b, h, w = case.shape
     if not isinstance(b, int):
         return 'the batch is symbolic'
-    data = dict(case.mesh).get('data', 1)
-    if b % data:
-        return f'the batch of {b} is not divisible by the {data} devices of data'
     first, *rest = _parts(case.graph)
     sequences = max(b * h * w // _sequence_length(part, h, w) for part in (first, *rest))
     if sequences > _MOST_SEQUENCES:

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from ggcf_jax.attention import cudnn, flash, position_bias, pruning
+from ggcf_jax.attention import cudnn, flash, position_bias, pruning, tpu_full
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.flash import Schedule
 from ggcf_jax.attention.graphs import Full
@@ -25,6 +25,8 @@ def attend(inputs: Inputs, graph: Full, options: Options) -> Partial:
         inside = None if valid is None else valid.reshape(b, -1, 1, 1)
         o, lse = cudnn.attend(rows[0], rows[1], rows[2], options, inside)
         return Partial(o.reshape(*q.shape[:4], -1), lse.reshape(q.shape[:4]))
+    if options.kernels == 'pallas':
+        return tpu_full.attend(inputs, options.scale)
     chunks = flash.choose_chunks(h * w, b * heads, options, math.prod(k.shape[1:3]))
     q, k, v = (as_rows(x) for x in (q, k, v))
     o, lse = flash.attend_rows(q, k, v, valid_as_rows(valid), None, Schedule(chunks, options))

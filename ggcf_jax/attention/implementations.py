@@ -7,7 +7,7 @@ graphs, dtypes and widths: an entry in `KERNELS`.
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from ggcf_jax.attention import cudnn_rules
+from ggcf_jax.attention import cudnn_rules, tpu
 from ggcf_jax.attention.kernels import Case, Kernels
 from ggcf_jax.attention.target import Device
 
@@ -16,7 +16,10 @@ Resolved = Literal['reference', 'xla', 'cudnn', 'pallas']
 
 IMPLEMENTATIONS: tuple[Implementation, ...] = ('auto', 'reference', 'xla', 'cudnn', 'pallas')
 
-KERNELS: dict[Literal['cudnn', 'pallas'], Kernels] = {'cudnn': cudnn_rules.CudnnKernels()}
+KERNELS: dict[Literal['cudnn', 'pallas'], Kernels] = {
+    'cudnn': cudnn_rules.CudnnKernels(),
+    'pallas': tpu.TpuKernels(),
+}
 
 
 class Resolution(NamedTuple):
@@ -53,25 +56,17 @@ def resolve(
     if implementation == 'auto':
         reasons: dict[str, str] = {}
         for name in KERNELS:
-            reason = _refusal(name, case, device, here=here)
+            reason = KERNELS[name].refusal(case, device, here=here)
             if reason is None:
                 return Resolution(name, reasons)
             reasons[name] = reason
         return Resolution('xla', reasons)
     if implementation == 'xla':
         return Resolution('xla', {})
-    reason = _refusal(implementation, case, device, here=here)
+    reason = KERNELS[implementation].refusal(case, device, here=here)
     if reason is not None:
         raise ValueError(
             f'implementation {implementation!r} cannot attend on {case.graph} here: {reason}; use '
             "'auto'"
         )
     return Resolution(implementation, {})
-
-
-def _refusal(
-    name: Literal['cudnn', 'pallas'], case: Case, device: Device, *, here: bool
-) -> str | None:
-    if name not in KERNELS:
-        return 'there are no kernels of this name yet'
-    return KERNELS[name].refusal(case, device, here=here)

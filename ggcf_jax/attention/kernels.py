@@ -24,6 +24,8 @@ class Case:
       shape: batch, height and width of the maps; None where they do not matter. A batch may be
         symbolic.
       mesh: sizes of the mesh axes over which arrays may be sharded.
+      varies: whether JAX tracks over which devices the arrays vary (`jax.shard_map` with
+        check_vma).
     """
 
     graph: Graph
@@ -33,6 +35,7 @@ class Case:
     extras: frozenset[str] = frozenset()
     shape: tuple[Any, int, int] | None = None
     mesh: tuple[tuple[str, int], ...] = ()
+    varies: bool = False
 
 
 class Kernels(Protocol):
@@ -51,3 +54,25 @@ class Kernels(Protocol):
 
     def most_channels(self, device: Device) -> int:
         """The largest number of channels that they take on a device."""
+
+
+def refusal_of_mesh(case: Case) -> str | None:
+    """Why kernels that every device calls for itself cannot share an attention over a mesh.
+
+    Args:
+      case: the attention.
+
+    Returns:
+      The reason; None if they can.
+    """
+    unknown = [name for name, size in case.mesh if size > 1 and name not in ('data', 'space')]
+    if unknown:
+        return f'it is not known what the mesh axis {unknown[0]!r} shards'
+    if case.shape is None:
+        return None
+    data, b = dict(case.mesh).get('data', 1), case.shape[0]
+    if data > 1 and not isinstance(b, int):
+        return 'the batch is symbolic'
+    if data > 1 and b % data:
+        return f'the batch of {b} is not divisible by the {data} devices of data'
+    return None

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from ggcf_jax.attention import frame as frames
-from ggcf_jax.attention import layout, position_bias, pruning, softmax, varying, windows
+from ggcf_jax.attention import layout, position_bias, pruning, softmax, tpu_local, varying, windows
 from ggcf_jax.attention.block_sizes import BlockSizes, Options
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -211,6 +211,8 @@ def attend_rows(
     """
     if options.kernels == 'cudnn':
         return windows.attend(inputs, rows_of_map, graph, options)
+    if options.kernels == 'pallas':
+        return tpu_local.attend_rows(inputs, rows_of_map, graph, options)
     return _attend_rows(inputs, rows_of_map, graph, options)
 
 

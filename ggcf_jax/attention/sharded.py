@@ -57,6 +57,12 @@ def num_shares() -> int:
     return 1 if 'data' in mesh.manual_axes else dict(mesh.shape).get('data', 1)
 
 
+def is_partly_manual() -> bool:
+    """Whether a `jax.shard_map` has taken some axes of the mesh, but not all."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 0 < len(mesh.manual_axes) < len(mesh.axis_names)
+
+
 def attend(
     attend_rows: Callable[..., Partial], inputs: Inputs, graph: Any, options: Options
 ) -> Partial:
@@ -83,6 +89,8 @@ def attend(
         if length % parts:
             raise ValueError(f'{name} {length} of the map is not divisible by {parts} devices')
     rows, whole = PartitionSpec(images, across), PartitionSpec()
+    # Mosaic wants every axis of the mesh, those that shard nothing among them.
+    alone = {name for name, n in shape.items() if n == 1 and options.kernels == 'pallas'}
 
     def run(bias: jax.Array | None, graph: Any, *maps: Any) -> Partial:
         q, k, v, valid, frame = maps
@@ -92,7 +100,7 @@ def attend(
         run,
         in_specs=(whole, whole, rows, rows, rows, rows, rows),
         out_specs=rows,
-        axis_names={across, images} - {None},
+        axis_names=({across, images} - {None}) | alone,
         check_vma=False,
     )(inputs.bias, graph, *inputs[:4], inputs.frame)
 

@@ -17,19 +17,24 @@ class Device(NamedTuple):
       platform: 'cpu', 'gpu' or 'tpu'.
       compute_capability: that of an NVIDIA GPU, (9, 0) for an H100; None for other devices, and for
         a GPU that is not known, such as that of an exported program.
+      kind: `jax.Device.device_kind` of a TPU, 'TPU v5 lite'; '' for other devices, and for a TPU
+        that is not known.
     """
 
     platform: str
     compute_capability: tuple[int, int] | None = None
+    kind: str = ''
 
 
 _traced_for: contextvars.ContextVar[Device | None] = contextvars.ContextVar('device', default=None)
 
 
 @contextlib.contextmanager
-def tracing_for(platform: str, compute_capability: tuple[int, int] | None = None) -> Iterator[None]:
-    """Traces for this platform inside: for a branch of `jax.lax.platform_dependent`."""
-    token = _traced_for.set(Device(platform, compute_capability))
+def tracing_for(
+    platform: str, compute_capability: tuple[int, int] | None = None, kind: str = ''
+) -> Iterator[None]:
+    """Traces for this device inside: for a branch of `jax.lax.platform_dependent`."""
+    token = _traced_for.set(Device(platform, compute_capability, kind))
     try:
         yield
     finally:
@@ -61,17 +66,22 @@ def candidates() -> tuple[Device, ...]:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         return _here()
-    same = [
-        one
-        for one in _local_devices(device.platform)
-        if one.device_kind == getattr(device, 'device_kind', None)
-    ]
-    return (of(same[0]),) if same else (Device(device.platform),)
+    kind = getattr(device, 'device_kind', '')
+    same = [one for one in _local_devices(device.platform) if one.device_kind == kind]
+    if same:
+        return (of(same[0]),)
+    return (Device(device.platform, kind=kind if device.platform == 'tpu' else ''),)
 
 
 def of(device: jax.Device) -> Device:
     """The kind of a device."""
-    return Device(device.platform, _capability(device))
+    kind = device.device_kind if device.platform == 'tpu' else ''
+    return Device(device.platform, _capability(device), kind)
+
+
+def kind() -> str:
+    """`Device.kind` of the device that is compiled for."""
+    return candidates()[0].kind
 
 
 def devices() -> int:
@@ -81,6 +91,14 @@ def devices() -> int:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(n for name, n in mesh.shape.items() if name not in mesh.manual_axes)
+
+
+def number(platform: str) -> int:
+    """Number of devices of a platform that JAX has here, those of other processes among them."""
+    try:
+        return len(jax.devices(platform))
+    except RuntimeError:  # JAX has no such platform here
+        return 0
 
 
 @functools.cache

@@ -346,7 +346,7 @@ def test_the_platform_decides_when_lowering(gpu, monkeypatch):
         ('full', {'compute_capability': (7, 5)}, 'compute capability 8.0, the GPU has 7.5'),
         ('full', {'compute_capability': None}, 'not known for which NVIDIA GPU'),
         ('full', {'platform': 'cpu'}, 'NVIDIA GPUs, not on a CPU'),
-        ('full', {'platform': 'tpu'}, 'NVIDIA GPUs, not on a TPU'),
+        ('grid:8', {'platform': 'tpu'}, 'NVIDIA GPUs, not on a TPU'),
         ('learned', {}, 'no form of learned'),
         ('local:8', {'scale': 0.0}, 'scale of 0.0 is too small'),
         *(('full', {'extras': [extra]}, f'does not know {extra}') for extra in ('bias', 'pruning')),

@@ -73,7 +73,10 @@ def test_what_computes_the_attention_of_accelerators():
     assert overview._attention(config, h100) == overview._attention(config, a100)
     assert overview._attention(config, h100) == f'{heads} by cudnn'
     assert overview._attention(config, target.Device('cpu')) == ''
-    assert overview._attention(config, target.Device('tpu')) == f'{heads} by xla'
+    assert overview._attention(config, target.Device('tpu')) == (
+        'local:8 local:16 local:24 by pallas, grid:8 grid:16 grid:24 by xla '
+        '(pallas: there is no kernel for grid graphs)'
+    )
     config.model.heads = 'full,learned'
     assert overview._attention(config, h100) == (
         'full by cudnn, learned by xla (cudnn: it has no form of learned graphs)'
