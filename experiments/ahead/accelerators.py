@@ -73,6 +73,7 @@ TARGETS = {
     'h100x8': Target('cuda', '1x8x1', 8),
     'v5e': Target('tpu', 'v5e:2x2', 1),
     'v5e:4x4': Target('tpu', 'v5e:4x4', 16),
+    'v6e': Target('tpu', 'v6e:2x2', 1),
 }
 # Without a GPU to autotune on, XLA takes its default tiles for Triton products, and some shapes
 # (f32[7,156,156] of GRID_8 at 97 x 97) have none. cuBLAS needs no tiles.
