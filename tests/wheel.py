@@ -25,7 +25,9 @@ def check_files() -> None:
     files = {str(file) for file in importlib.metadata.files('ggcf_jax')}
     assert {name.partition('/')[0] for name in files if '.dist-info/' not in name} == {'ggcf_jax'}
     data = {n for n in files if n.startswith('ggcf_jax/') and not n.endswith(('.py', '.pyc'))}
+    tables = pathlib.Path(__file__).parent.parent.glob('ggcf_jax/data/datasets/class_files/*.csv')
     assert data == {
+        *(f'ggcf_jax/data/datasets/class_files/{table.name}' for table in tables),
         'ggcf_jax/data/datasets/ade20k_classes.csv',
         'ggcf_jax/py.typed',
         'ggcf_jax/serving/page.html',
