@@ -37,8 +37,9 @@ class TpuKernels:
             return refused
         if case.shape is None:
             return None
-        # Programs for a TPU that is not known are exported: nothing is sharded there.
-        if here and device.kind and _is_shared_unseen():
+        if not device.kind:  # JAX lowers exported programs' loops for all platforms: Mosaic cannot
+            return 'it is not known for which TPU is compiled'
+        if here and _is_shared_unseen():
             return (
                 'there are several TPUs and no mesh: how arrays are sharded is not known '
                 '(jax.set_mesh)'

@@ -113,7 +113,7 @@ def test_log_sum_exps_and_registers(interpreted):
 
         return f
 
-    with target.tracing_for('tpu'):
+    with target.tracing_for('tpu', kind=V5E):
         found = values_and_gradients(by('pallas'), weight, q, k, v, registers)
     assert_close(found, values_and_gradients(by('reference'), weight, q, k, v, registers), 1e-5)
 
@@ -128,7 +128,7 @@ def test_under_vmap(text, interpreted):
     def one(*x):
         return attend(*(y[None] for y in x), graph, implementation='pallas')[0]
 
-    with target.tracing_for('tpu'):
+    with target.tracing_for('tpu', kind=V5E):
         found = jax.jit(jax.vmap(one))(q, k, v)
         shared = jax.jit(jax.vmap(one, (0, None, None)))(q, k[0], v[0])
     assert_close(found, expected, 1e-5)
@@ -147,7 +147,7 @@ def test_under_a_mesh(text, interpreted):
         return lambda *x: attend(*x, graph, implementation=implementation, valid=valid)
 
     expected = values_and_gradients(by('reference'), arrays[3], *arrays[:3])
-    with jax.set_mesh(mesh), target.tracing_for('tpu'):
+    with jax.set_mesh(mesh), target.tracing_for('tpu', kind=V5E):
         placed = [jax.device_put(x, NamedSharding(mesh, P('data', 'space'))) for x in arrays]
         found = values_and_gradients(by('pallas'), placed[3], *placed[:3])
     assert_close(found, expected, 1e-5)
@@ -199,7 +199,7 @@ def test_a_symbolic_batch_is_one_image_after_the_other(text, interpreted):
     arrays = inputs(3, 5, 7, 1, 4, 4)[:3]
     shapes = [jax.ShapeDtypeStruct((b, *x.shape[1:]), x.dtype) for x in arrays]
     graph = parse(text)[0]
-    with target.tracing_for('tpu'):
+    with target.tracing_for('tpu', kind=V5E):
         exported = export.export(jax.jit(lambda *x: attend(*x, graph)), platforms=['cpu'])(*shapes)
     assert_close(exported.call(*arrays), attend(*arrays, graph, implementation='reference'), 1e-5)
 
@@ -207,7 +207,7 @@ def test_a_symbolic_batch_is_one_image_after_the_other(text, interpreted):
 def test_an_exported_program_has_the_kernels():
     (b,) = export.symbolic_shape('b')
     x = jax.ShapeDtypeStruct((b, 5, 7, 1, 8), jnp.float32)
-    with target.tracing_for('tpu'):
+    with target.tracing_for('tpu', kind=V5E):
         for text in ('local:2', 'full'):
             f = jax.jit(lambda *x, graph=parse(text)[0]: attend(*x, graph))
             assert CALL in export.export(f, platforms=['tpu'])(x, x, x).mlir_module()
@@ -255,6 +255,10 @@ def test_slower_ways_work_where_it_does_not(monkeypatch):
             text = jax.jit(lambda *x: attend(*x, parse('local:50')[0])).trace(x, x, x)
             text = text.lower(lowering_platforms=('tpu',)).as_text()
         assert (CALL in text) == taken
+    with target.tracing_for('tpu'):  # as in a program that is exported
+        x = jax.ShapeDtypeStruct((1, 6, 7, 1, 8), jnp.float32)
+        f = jax.jit(lambda *x: attend(*x, parse('local:2')[0]))
+        assert CALL not in f.trace(x, x, x).lower(lowering_platforms=('tpu',)).as_text()
     # Several TPUs whose arrays may be sharded in a way that nobody knows.
     monkeypatch.setattr(target, 'number', lambda platform: 4)
     assert CALL not in lowered('local:2', (1, 6, 7))
