@@ -350,7 +350,7 @@ def _forward_kernel(
         jnp.zeros((cut.queries, dv), jnp.float32),
     )
     top, total, sums = lax.fori_loop(0, cut.chunks, body, start)
-    seen = top > _LOWEST / 2
+    seen = (top > _LOWEST / 2) | jnp.isnan(total)  # NaN stays NaN
     o[...] = jnp.where(seen, sums / total, 0).astype(o.dtype).reshape(o.shape)
     found = jnp.where(seen, top + jnp.log(total), softmax.HIDDEN)
     lse[...] = jnp.broadcast_to(found, (cut.queries, _LANES)).T[:1]

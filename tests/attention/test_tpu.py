@@ -97,6 +97,17 @@ def test_bfloat16_and_other_channels(text, channels, interpreted):
     compare(text, (1, 20, 12, 2), 1e-5, channels=channels, v_heads=1, scale=0.25)
 
 
+def test_nan_stays_nan(interpreted):
+    q, k, v, _ = inputs(1, 5, 7, 1, 4, 4)
+    q = q.at[0, 2, 3].set(jnp.nan)
+    graph = parse('local:1')[0]
+    with target.tracing_for('tpu', kind=V5E):
+        found = attend(q, k, v, graph, implementation='pallas')
+    expected = attend(q, k, v, graph, implementation='reference')
+    assert np.isnan(found).any(-1).sum() == 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_log_sum_exps_and_registers(interpreted):
     q, k, v, weight = inputs(2, 5, 7, 2, 4, 4)
