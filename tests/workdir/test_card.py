@@ -26,7 +26,9 @@ def test_card_of_a_run(tiny_run):
     best = max(map(evaluations.read, paths), key=lambda each: (each['miou'], each['step']))
     assert front['miou'] == pytest.approx(best['miou'], abs=1e-4)
     assert f'| checkpoint | step {best["step"]} |' in text
-    assert _cells(text, 'validation')[1:3] == ['3', 'whole image']
+    # Other tests evaluate this run as well, in other ways.
+    rows = [line.split(' | ') for line in text.splitlines() if line.startswith('| validation |')]
+    assert ['3', 'whole image'] in [row[1:3] for row in rows]
     for name in evaluation.classes:
         iou = best['iou'][name]
         (row,) = (line for line in text.splitlines() if line.startswith(f'| {name} | '))
