@@ -32,6 +32,7 @@ from ggcf_jax.attention.tpu_sizes import Size2d, TpuSizes, round_up
 _INTERPRET = False  # whether the kernels are carried out by XLA, where there is no TPU
 
 _LOWEST = -1e30  # score of what is hidden: finite, so that differences are
+_NO_WEIGHT = _LOWEST / 4  # lowest score of what is seen, in place of minus infinity
 _LANES = 128
 _SUBLANES = 16  # of a bfloat16 register; 8 of a float32 one
 
@@ -336,7 +337,7 @@ def _forward_kernel(
     def body(c: Any, state: Any) -> Any:
         top, total, sums = state
         keys, values = (_chunk(x, c, cut) for x in (k, v))
-        s = _product(queries, keys, 1, 1) * scale
+        s = jnp.maximum(_product(queries, keys, 1, 1) * scale, _NO_WEIGHT)
         s = jnp.where(near[c].astype(jnp.float32) + hide[c] < 0, _LOWEST, s)
         new = jnp.maximum(top, s.max(1, keepdims=True))
         p, old = jnp.exp(s - new), jnp.exp(top - new)
@@ -350,9 +351,11 @@ def _forward_kernel(
         jnp.zeros((cut.queries, dv), jnp.float32),
     )
     top, total, sums = lax.fori_loop(0, cut.chunks, body, start)
-    seen = (top > _LOWEST / 2) | jnp.isnan(total)  # NaN stays NaN
-    o[...] = jnp.where(seen, sums / total, 0).astype(o.dtype).reshape(o.shape)
-    found = jnp.where(seen, top + jnp.log(total), softmax.HIDDEN)
+    # Whoever sees no key gets zeros; whose scores are all minus infinity gets NaN, as elsewhere.
+    empty = (top <= _NO_WEIGHT) & ~jnp.isnan(total)
+    without = jnp.where(top <= _LOWEST / 2, 0.0, jnp.nan)
+    o[...] = jnp.where(empty, without, sums / total).astype(o.dtype).reshape(o.shape)
+    found = jnp.where(empty, softmax.HIDDEN, top + jnp.log(total))
     lse[...] = jnp.broadcast_to(found, (cut.queries, _LANES)).T[:1]
 
 

@@ -97,15 +97,19 @@ def test_bfloat16_and_other_channels(text, channels, interpreted):
     compare(text, (1, 20, 12, 2), 1e-5, channels=channels, v_heads=1, scale=0.25)
 
 
-def test_nan_stays_nan(interpreted):
+@pytest.mark.parametrize('number', [np.nan, -np.inf])
+def test_scores_that_are_no_numbers(number, interpreted):
+    """A query whose scores are all NaN, or all minus infinity, gets NaN, as everywhere."""
     q, k, v, _ = inputs(1, 5, 7, 1, 4, 4)
-    q = q.at[0, 2, 3].set(jnp.nan)
+    k = jnp.abs(k)
+    q = jnp.abs(q).at[0, 2, 3].set(number)
     graph = parse('local:1')[0]
     with target.tracing_for('tpu', kind=V5E):
-        found = attend(q, k, v, graph, implementation='pallas')
-    expected = attend(q, k, v, graph, implementation='reference')
-    assert np.isnan(found).any(-1).sum() == 1
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        found = attend(q, k, v, graph, implementation='pallas', return_lse=True)
+    expected = attend(q, k, v, graph, implementation='reference', return_lse=True)
+    assert np.isnan(found.o).any(-1).sum() == 1
+    np.testing.assert_allclose(found.o, expected.o, atol=1e-5)
+    np.testing.assert_allclose(found.lse, expected.lse, atol=1e-5)
 
 
 @pytest.mark.slow
