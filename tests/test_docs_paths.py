@@ -90,7 +90,7 @@ def test_flags_exist(page):
             continue
         sources = [path] if script else [path, *(ROOT / 'experiments' / 'common').glob('*.py')]
         source = ''.join(source.read_text() for source in sources)
-        for flag in re.findall(r' --([a-z_]+)', rest):
+        for flag in re.findall(r' --([a-z_0-9]+)', rest):
             assert re.search(rf"'(--)?{flag}'", source), f'{path.name} --{flag}'
 
 

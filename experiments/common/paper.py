@@ -1,4 +1,6 @@
-"""What the paper reports, to print beside what was measured: validation mIoU and IoU in percent."""
+"""What the paper and others report, to print beside what was measured: mIoU and IoU in percent."""
+
+import dataclasses
 
 TABLE1 = {  # Cityscapes, ResNet-101
     'Baseline': 76.0,
@@ -27,6 +29,42 @@ TABLE2 = {  # ADE20K, ResNet-50
     '{LOCAL, GRID}_{8,16,24}': 41.2,
     '{LOCAL, GRID}_{8,16,24} + ContextPruning': 41.3,
 }
+
+TABLE4 = 83.2  # Cityscapes test set, WideResNet-38, fine and coarse labels
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A validation result of another project, one model and one scale unless it says otherwise.
+
+    Attributes:
+        what: context module and recipe.
+        miou: mIoU in percent; several are runs of one recipe.
+        source: file that has the number.
+    """
+
+    what: str
+    miou: tuple[float, ...]
+    source: str
+
+
+_MMSEG = 'open-mmlab/mmsegmentation configs'
+# Cityscapes, ResNet-101 at output stride 8, 769 x 769.
+PEERS_CITYSCAPES = (
+    Published('Non-local, 80,000 steps', (79.40,), f'{_MMSEG}/nonlocal_net/README.md'),
+    Published('ISA, 80,000 steps', (80.61,), f'{_MMSEG}/isanet/README.md'),
+    Published('CCNet, 80,000 steps', (79.45,), f'{_MMSEG}/ccnet/README.md'),
+    Published('CCNet, 60,000 steps', (79.74, 79.22, 78.40), 'speedinghzl/CCNet README.md'),
+    Published(
+        'CCNet with OHEM, 60,000 steps', (78.67, 80.00, 79.83), 'speedinghzl/CCNet README.md'
+    ),
+)
+# ADE20K, ResNet-50 at output stride 8, 512 x 512.
+PEERS_ADE20K = (
+    Published('Non-local, 160,000 steps of 16', (42.03,), f'{_MMSEG}/nonlocal_net/README.md'),
+    Published('ISA, 160,000 steps of 16', (42.59,), f'{_MMSEG}/isanet/README.md'),
+    Published('CCNet, 160,000 steps of 16', (42.08,), f'{_MMSEG}/ccnet/README.md'),
+)
 
 # Cityscapes, ResNet-101. Table 1 has 76.0 for the Baseline; the mean of these IoUs is 76.3.
 _CLASSES = (

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 
 from experiments.common import cli
 from experiments.tables import sweep_arrays, sweep_runs, table1
+from ggcf_jax.distributed import platforms
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
 
@@ -45,15 +46,28 @@ class _Job:
         run: run that the process works on.
         row: row that it finishes.
         process: the process.
-        cores: cores that it runs on.
+        share: part of the machine that it runs on.
         began: `time.perf_counter()` at its start.
     """
 
     run: sweep_runs.Run
     row: sweep_runs.Row
     process: subprocess.Popen
-    cores: set[int]
+    share: '_Share'
     began: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What one of the processes at a time may use of this machine.
+
+    Attributes:
+        cores: CPU cores.
+        gpus: value of CUDA_VISIBLE_DEVICES; None to leave it as it is.
+    """
+
+    cores: set[int]
+    gpus: str | None
 
 
 def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.Path) -> list[str]:
@@ -67,12 +81,15 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
 
     Returns:
         One line for each run that did not finish.
+
+    Raises:
+        InputError: more jobs than GPUs, before anything starts.
     """
     waiting, failed, terminated = list(todo), [], False
     active: list[_Job] = []
-    # Every job has cores of its own: runs side by side would otherwise wait for each other, and
-    # with a changing number of cores XLA rounds differently.
-    free = _split_cores(jobs)
+    # Every job has cores and GPUs of its own: runs side by side would otherwise wait for each
+    # other, and with a changing number of cores XLA rounds differently.
+    free = _shares(jobs)
     with stop_requests() as stop_requested:
         while active or (waiting and not stop_requested()):
             while waiting and free and not stop_requested():
@@ -88,7 +105,7 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
                 if job.process.poll() is None:
                     continue
                 active.remove(job)
-                free.append(job.cores)
+                free.append(job.share)
                 if not _report(job):
                     failed.append(f'{_outcome(job)}; see {_log(job.run)}')
                 elif not job.run.finished:
@@ -109,23 +126,43 @@ def _report(job: _Job) -> bool:
     return job.row.finished
 
 
-def _split_cores(jobs: int) -> list[set[int]]:
-    """Splits the cores of this process among the jobs; more jobs than cores share all of them."""
+def _shares(jobs: int) -> list[_Share]:
+    """Splits cores and NVIDIA GPUs among the jobs; more jobs than cores share all of them.
+
+    Raises:
+        InputError: more jobs than GPUs, which a run takes the memory of as a whole.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    return [set(cores[job::jobs] if jobs <= len(cores) else cores) for job in range(jobs)]
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    number = platforms.gpus_of_machine()
+    gpus = list(map(str, range(number))) if visible is None else visible.split(',')
+    if number > 0 and len(gpus) < jobs:
+        raise InputError(f'--jobs={jobs}: there are {len(gpus)} GPUs, and each run needs its own')
+    each = len(gpus) // jobs
+    return [
+        _Share(
+            set(cores[job::jobs] if jobs <= len(cores) else cores),
+            ','.join(gpus[job * each : (job + 1) * each]) if number and jobs > 1 else None,
+        )
+        for job in range(jobs)
+    ]
 
 
 def _log(run: sweep_runs.Run) -> pathlib.Path:
     return run.workdir.with_suffix('.log')
 
 
-def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, cores: set[int]) -> _Job:
+def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, share: _Share) -> _Job:
     """Starts the process that finishes the next row of a run."""
-    shared = {'JAX_COMPILATION_CACHE_DIR': str(compiled.absolute())}
+    environment = {'JAX_COMPILATION_CACHE_DIR': str(compiled.absolute())} | os.environ
+    if share.gpus is not None:
+        environment['CUDA_VISIBLE_DEVICES'] = share.gpus
     row = run.next_row
     _log(run).parent.mkdir(parents=True, exist_ok=True)
     ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)  # inherited, so that it holds from the child's first moment
+    os.sched_setaffinity(
+        0, share.cores
+    )  # inherited, so that it holds from the child's first moment
     try:
         with _log(run).open('ab') as log:
             # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
@@ -134,11 +171,11 @@ def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, cores: set[in
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=shared | os.environ,
+                env=environment,
             )
     finally:
         os.sched_setaffinity(0, ours)
-    return _Job(run, row, process, cores, time.perf_counter())
+    return _Job(run, row, process, share, time.perf_counter())
 
 
 def _select_rows(
@@ -208,7 +245,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_config(parser)
     parser.add_argument('--seeds', default=3, type=int, help='number of runs of a row [3]')
-    parser.add_argument('--jobs', default=1, type=int, help='number of runs at a time [1]')
+    parser.add_argument(
+        '--jobs',
+        default=1,
+        type=int,
+        help='number of runs at a time, among which the GPUs are divided [1]',
+    )
     parser.add_argument(
         '--sweep',
         default='sweep',

@@ -18,7 +18,9 @@ from experiments.common import cli
 from experiments.common.tables import slug
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
+from ggcf_jax.training import auto_fields
 from ggcf_jax.workdir import claim, evaluations
+from ggcf_jax.workdir import config as workdir_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,8 @@ def runs(
                     overrides = (*shared, *own[name].items(), ('seed', str(seed)))
                     fields_and_values = [f'{field}={value}' for field, value in overrides]
                     config = cli.load_config(path, fields_and_values).config
+                    if (workdir / workdir_config.FILE_NAME).exists():
+                        config = auto_fields.resolve(config, workdir)
                     plan = None if name == row else inference.build(config)
                     rows.append(Row(name, overrides, workdir, config, plan))
             claim.check_config(config, workdir)

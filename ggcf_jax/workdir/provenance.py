@@ -21,8 +21,8 @@ FILE_NAME = 'run.json'
 _PACKAGES = ('ggcf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
-def save(workdir: pathlib.Path) -> None:
-    """Writes `run.json` into the workdir of a run."""
+def current() -> dict[str, Any]:
+    """What this process computes with: versions, devices, machine and source revision."""
     versions = {'python': platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -30,13 +30,20 @@ def save(workdir: pathlib.Path) -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = 'not installed (run from its source)'
     devices = jax.devices()
-    content = {
-        'command': shlex.join([pathlib.Path(sys.executable).name, *sys.argv]),
+    return {
         'versions': versions,
         'devices': f'{len(devices)} x {devices[0].device_kind}',
         'platform': f'{platform.platform()}, {os.cpu_count()} CPU cores',
-        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'git': _revision(),
+    }
+
+
+def save(workdir: pathlib.Path) -> None:
+    """Writes `run.json` into the workdir of a run."""
+    content = {
+        'command': shlex.join([pathlib.Path(sys.executable).name, *sys.argv]),
+        **current(),
+        'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     }
     atomic.write(workdir / FILE_NAME, json.dumps(content, indent=2).encode())
 

@@ -11,6 +11,7 @@ import pytest
 from experiments.common import cli, paper
 from experiments.tables import sweep, sweep_runs, table1
 from ggcf_jax.errors import InputError
+from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import evaluations
 from tests.helpers import ROOT
 
@@ -258,6 +259,17 @@ def test_table_of_what_is_finished(tmp_path):
         ('FULL', '1', '0.27'), ('FULL + ContextPruning', '1', '0.27'),
     ]  # fmt: skip
     assert {line['train_sec'] for line in lines} == {'3'}
+
+
+def test_fields_that_are_auto_have_the_values_of_the_run(tmp_path):
+    common = ['model.input=auto', f'model.backbone.weights={tmp_path / "gone.pth"}']
+    run = sweep_runs.runs('configs/ade20k.py', tmp_path, 1, common)[0]
+    config = run.trained.config.copy_and_resolve_references()
+    config.model.input = 'caffe'
+    workdir_config.save(config, run.workdir)
+    (run.workdir / 'checkpoints' / '00000010').mkdir(parents=True)
+    again = sweep_runs.runs('configs/ade20k.py', tmp_path, 1, common)[0]
+    assert again.trained.config.model.input == 'caffe'
 
 
 def test_some_rows_only(tmp_path, capsys):
