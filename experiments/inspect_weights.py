@@ -11,9 +11,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from experiments.common import cli
+from ggcf_jax import config as config_lib
 from ggcf_jax import registry
 from ggcf_jax.models import backbones, pretrained
 from ggcf_jax.models.pretrained import files, layouts
@@ -82,19 +82,8 @@ def _describe_file(path: pathlib.Path, *, list_tensors: bool) -> None:
 
 def _shapes(fields: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the backbone that these fields of `config.model` describe."""
-    model = ConfigDict(
-        {
-            'backbone': {
-                'stem': '7x7',
-                'stride': 32,
-                'first_dilation': 'full',
-                'multi_grid': (),
-                'multi_grid_kind': 'multiplier',
-            },
-            'activation': 'relu',
-            'norm': 'batch_norm',
-        }
-    )
+    model = config_lib.default().model
+    model.backbone.stride = 32
     model.update_from_flattened_dict(fields)
     build = registry.find(backbones, 'BACKBONES', model.backbone.name, 'config.model.backbone.name')
     trunk = nnx.eval_shape(lambda: build(model, remat='none', dtype=jnp.float32, rngs=nnx.Rngs(0)))

@@ -123,6 +123,9 @@ def default() -> ConfigDict:
     # Whether the multi-grid numbers are factors of the stage's dilation ('multiplier': OCNet,
     # openseg) or dilations ('absolute': mmseg).
     config.model.backbone.multi_grid_kind = 'multiplier'
+    # Stochastic depth, in [0, 1): how often the last block leaves out its branches while training;
+    # the rates of the blocks before rise to that from 0. ResNets and MobileNetV2 have none.
+    config.model.backbone.drop_path = 0.0
     # File of published weights, or workdir of a run, to start from; None: random parameters.
     config.model.backbone.weights = config_dict.placeholder(str)
     # What the published figures of a recipe start from; training says it where `weights` is None.
@@ -138,7 +141,7 @@ def default() -> ConfigDict:
     # 'auto': the one of the weights.
     config.model.input = 'imagenet'
     # Activation of context module and heads, and of the backbone unless it has its own: 'relu',
-    # 'relu6', 'leaky_relu' (InPlace-ABN) or 'identity'.
+    # 'relu6', 'leaky_relu' (InPlace-ABN), 'gelu' or 'identity'.
     config.model.activation = 'relu'
     # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
     config.model.norm = 'batch_norm'
@@ -410,7 +413,7 @@ _BOUNDS = (
         lambda value: 0 <= value < 1,
         (
             'train.momentum', 'train.ema_decay', 'model.dropout', 'data.aspect_jitter',
-            'eval.boundary', 'train.adamw.beta2',
+            'eval.boundary', 'train.adamw.beta2', 'model.backbone.drop_path',
         ),
     ),
     _Bound(

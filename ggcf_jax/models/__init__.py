@@ -64,6 +64,11 @@ def build(config: ConfigDict, num_classes: int) -> Segmenter:
     backbone = build_backbone(trunk, remat=train.remat, dtype=dtype, rngs=rngs)
     _check_extent(backbone, f'config.model.backbone.name={model.backbone.name!r}')
     if statistics == 'running':
+        if not jax.tree.leaves(nnx.state(backbone, nnx.BatchStat)):
+            raise InputError(
+                f"config.model.backbone.statistics='running': {model.backbone.name} has no running "
+                "statistics; use 'batch'"
+            )
         freeze(backbone)
     context = build_context(model, backbone.features[-1], dtype=dtype, rngs=rngs)
     _check_extent(context, f'config.model.context={model.context!r}')

@@ -7,16 +7,15 @@ published network of width multiplier 1.0.
 
 import functools
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
-from ggcf_jax.models.layers.conv import HE_FAN_OUT, ConvNorm
-from ggcf_jax.models.layers.extent import Extent, strided, zero_outside
+from ggcf_jax.models.backbones import unsupported
+from ggcf_jax.models.layers.conv import ConvNorm
+from ggcf_jax.models.layers.depthwise import Depthwise
+from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import ActivatedNorm, Norm
 from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
 from ggcf_jax.models.layers.repeat import Repeated
@@ -30,49 +29,6 @@ STAGES = (
     ((6, 160, 3), (6, 320, 1)),
 )
 DEPTHS = (3, 3, 7, 4)
-
-
-class Depthwise(nnx.Module):
-    """A 3x3 convolution of each channel by itself, as nine shifted products.
-
-    Gradients of grouped convolutions are slow in XLA on CPUs: one of the whole network, four images
-    of 96 x 96, took 18.2 s on a busy two-core machine, and 1.4 s in this form.
-    """
-
-    def __init__(
-        self, features: int, *, stride: int, dilation: int, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
-        """Initialises the kernel.
-
-        Args:
-            features: number of channels.
-            stride: distance between the centres of neighbouring outputs.
-            dilation: distance between neighbouring taps of the kernel.
-            dtype: dtype of the computation; parameters are float32.
-            rngs: source of the initial parameters.
-        """
-        self.kernel = nnx.Param(HE_FAN_OUT(rngs.params(), (3, 3, 1, features), jnp.float32))
-        self.stride = stride
-        self.dilation = dilation
-        self.dtype = dtype
-
-    def __call__(
-        self, x: Float[Array, 'b h w features']
-    ) -> Float[Array, 'b ceil(h/stride) ceil(w/stride) features']:
-        """Convolves each channel."""
-        b, h, w, features = x.shape
-        step, reach = self.stride, self.dilation
-        rows, columns = -(-h // step), -(-w // step)
-        x = jnp.pad(x.astype(self.dtype), ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-        kernel = self.kernel[...].astype(self.dtype).astype(jnp.float32)
-        y = jnp.zeros((b, rows, columns, features), jnp.float32)
-        for i in range(3):
-            for j in range(3):
-                first = (0, i * reach, j * reach, 0)
-                last = (b, first[1] + step * (rows - 1) + 1, first[2] + step * (columns - 1) + 1)
-                shifted = jax.lax.slice(x, first, (*last, features), (1, step, step, 1))
-                y += shifted.astype(jnp.float32) * kernel[i, j, 0]
-        return y.astype(self.dtype)
 
 
 class DepthwiseNorm(nnx.Module):
@@ -116,7 +72,7 @@ class DepthwiseNorm(nnx.Module):
             train: whether batch statistics are used and updated.
             extent: extent of x; None where the maps are filled.
         """
-        return self.norm(mark_convolution(self.conv(zero_outside(x, extent))), train=train)
+        return self.norm(mark_convolution(self.conv(x, extent=extent)), train=train)
 
 
 class InvertedResidual(nnx.Module):
@@ -284,11 +240,7 @@ def build(model: ConfigDict, *, remat: Remat, dtype: DTypeLike, rngs: nnx.Rngs) 
 
     Of `backbone` there is no `stem` and no multi-grid.
     """
-    if tuple(model.backbone.multi_grid):
-        raise InputError(
-            f'config.model.backbone.multi_grid={tuple(model.backbone.multi_grid)} is not '
-            'supported by mobilenet_v2; leave it empty'
-        )
+    unsupported.check(model.backbone, 'multi_grid', 'drop_path')
     return MobileNetV2(
         dilation_lib.from_config(model.backbone, DEPTHS),
         width=model.backbone.width,

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.models.backbones import dilation as dilation_lib
+from ggcf_jax.models.backbones import unsupported
 from ggcf_jax.models.layers.conv import ConvNorm
 from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import ACTIVATIONS, Activation, Norm
@@ -333,6 +334,7 @@ def build(
 ) -> ResNet:
     """Builds a network from `config.model` (reads `backbone`, `activation` and `norm`)."""
     registry.check(model.backbone.stem, STEMS, 'config.model.backbone.stem')
+    unsupported.check(model.backbone, 'drop_path')
     return ResNet(
         architecture,
         dilation_lib.from_config(model.backbone, architecture.depths),

@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
-from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dilation as dilation_lib
+from ggcf_jax.models.backbones import unsupported
 from ggcf_jax.models.layers.conv import conv, convolve
 from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import ActivatedNorm, Activation, Norm
@@ -219,11 +219,7 @@ def build(model: ConfigDict, *, remat: Remat, dtype: DTypeLike, rngs: nnx.Rngs) 
 
     Of `backbone` there is no `stem`, and `first_dilation` is that of the published network.
     """
-    if model.backbone.first_dilation != 'full':
-        raise InputError(
-            f'config.model.backbone.first_dilation={model.backbone.first_dilation!r} is not '
-            "supported by wide_resnet38; use 'full'"
-        )
+    unsupported.check(model.backbone, 'first_dilation', 'drop_path')
     return WideResNet(
         dilation_lib.from_config(model.backbone, PLANNED),
         width=model.backbone.width,

@@ -1,19 +1,31 @@
-"""Batch normalisation followed by its activation (activated batch norm)."""
+"""Activations, and batch normalisation followed by one (activated batch norm)."""
 
 from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
-Activation = Literal['relu', 'leaky_relu', 'relu6', 'identity']
+Activation = Literal['relu', 'leaky_relu', 'relu6', 'gelu', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
+
+
+def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+    """x times the normal distribution function of x, without the usual approximation by tanh.
+
+    As PyTorch: by erf, in float32 at least (`jax.nn.gelu` takes erfc, six times slower on CPUs).
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5).astype(wide.dtype)))).astype(x.dtype)
+
 
 ACTIVATIONS = {
     'relu': jax.nn.relu,
     'leaky_relu': jax.nn.leaky_relu,  # slope 0.01, as InPlace-ABN
     'relu6': jax.nn.relu6,
+    'gelu': gelu,
     'identity': lambda x: x,
 }
 NORMS = ('batch_norm', 'abs_gamma')
@@ -62,7 +74,7 @@ class ActivatedNorm(nnx.Module):
             epsilon=EPSILON,
             scale_init=scale_init,
             dtype=dtype,
-            promote_dtype=_promote if norm == 'batch_norm' else _promote_abs_gamma,
+            promote_dtype=promote_input if norm == 'batch_norm' else _promote_abs_gamma,
             rngs=rngs,
         )
         self.activation = activation
@@ -95,10 +107,10 @@ def freeze(module: object) -> None:
             node.statistics = 'running'
 
 
-def _promote(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> _Arrays:
-    """nnx.BatchNorm's hook for casting its (x, mean, var, scale, bias): only x.
+def promote_input(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> _Arrays:
+    """The hook for casting of norms of nnx, (x, mean, var, scale, bias) or fewer: only x is cast.
 
-    The default would round the running statistics to bfloat16 when evaluating.
+    The default would round scale, bias and the running statistics to bfloat16.
     """
     del inexact
     x, *others = arrays
@@ -106,10 +118,10 @@ def _promote(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> 
 
 
 def _promote_abs_gamma(arrays: _Arrays, /, *, dtype: Any = None, inexact: bool = True) -> _Arrays:
-    """As `_promote`, with |gamma| + epsilon for gamma.
+    """As `promote_input`, with |gamma| + epsilon for gamma.
 
     Unlike |gamma| its derivative at 0 is 1: a residual branch that starts there must learn.
     """
-    x, mean, var, scale, bias = _promote(arrays, dtype=dtype, inexact=inexact)
+    x, mean, var, scale, bias = promote_input(arrays, dtype=dtype, inexact=inexact)
     scale = jnp.where(scale < 0, -scale, scale) + EPSILON
     return cast(_Arrays, (x, mean, var, scale, bias))

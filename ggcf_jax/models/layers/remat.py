@@ -1,14 +1,15 @@
 """Trading memory of the backward pass for computation, one residual block at a time."""
 
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ggcf_jax.models.layers.drop_path import Drop
 from ggcf_jax.models.layers.extent import Extent
 
 Remat = Literal['none', 'inplace_abn', 'block']
@@ -18,7 +19,10 @@ _CONVOLUTION = 'convolution'
 
 
 def mark_convolution(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    """Marks the output of a convolution as one that 'inplace_abn' keeps; returns it unchanged."""
+    """Marks the output of a convolution or linear layer as one that 'inplace_abn' keeps.
+
+    Returns it unchanged.
+    """
     return checkpoint_name(x, _CONVOLUTION)
 
 
@@ -29,31 +33,32 @@ def run(
     remat: Remat,
     train: bool,
     key: PRNGKeyArray | None = None,
+    drop: Drop | None = None,
     extent: Extent | None = None,
 ) -> Float[Array, 'b _ _ _']:
     """Calls a block; its batch statistics are updated as without rematerialisation.
 
     Args:
-        block: module that is called with (x, train=train, extent=extent), and with key=key if there
-            is a key.
+        block: module that is called with (x, train=train, extent=extent), and with key=key and
+            drop=drop if there are such.
         x: features that the block is applied to.
         remat: what the backward pass finds in memory. 'none': everything it needs. 'inplace_abn':
-            the output of each convolution, from which norms and activations are computed again;
+            the output of each convolution and linear layer of a block, from which norms and
+            activations are computed again;
             synchronised InPlace-ABN (Rota Bulo et al., 2018) saves as much by inverting them.
             'block': the block's input only, from which the whole block is computed again.
         train: whether batch statistics are used and updated.
-        key: random key for dropout.
+        key: random key for dropout, or of a stack of blocks with stochastic depth.
+        drop: how often the block leaves out its branches.
         extent: extent of x; None where the maps are filled.
     """
-    inputs = (x,) if key is None else (x, key)
+    given = {name: x for name, x in (('key', key), ('drop', drop)) if x is not None}
 
-    def call(block: Callable[..., jax.Array], x: jax.Array, *keys: jax.Array) -> jax.Array:
-        if keys:
-            return block(x, train=train, extent=extent, key=keys[0])
-        return block(x, train=train, extent=extent)
+    def call(block: Callable[..., jax.Array], x: jax.Array, given: Mapping[str, Any]) -> jax.Array:
+        return block(x, train=train, extent=extent, **given)
 
     if remat == 'none' or not train or hasattr(block, 'remat'):  # Repeated does it by itself
-        return call(block, *inputs)
+        return call(block, x, given)
     graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, stats = state
     policy = None
@@ -62,12 +67,12 @@ def run(
 
     @functools.partial(jax.checkpoint, policy=policy)
     def apply(
-        params: nnx.State, stats: nnx.State, *inputs: jax.Array
+        params: nnx.State, stats: nnx.State, x: jax.Array, given: Mapping[str, Any]
     ) -> tuple[jax.Array, nnx.State]:
         own = nnx.merge(graphdef, params, stats, copy=True)
-        y = call(own, *inputs)
+        y = call(own, x, given)
         return y, nnx.state(own, nnx.BatchStat)
 
-    y, stats = apply(params, stats, *inputs)
+    y, stats = apply(params, stats, x, given)
     nnx.update(block, stats)
     return y

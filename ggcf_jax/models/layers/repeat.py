@@ -1,14 +1,16 @@
 """Equal blocks one after the other, where possible compiled once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from ggcf_jax.attention import target
+from ggcf_jax.models.layers.drop_path import Drop
 from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.remat import Remat, run
 
@@ -63,6 +65,7 @@ class Repeated(nnx.Module):
         count: int,
         *,
         remat: Remat = 'none',
+        drop_rates: Sequence[float] | Sequence[Sequence[float]] = (),
         rngs: nnx.Rngs,
     ):
         """Draws the parameters of all blocks.
@@ -72,35 +75,58 @@ class Repeated(nnx.Module):
                 the shape of x.
             count: number of blocks, at least 1.
             remat: what the backward pass of each block keeps in memory, see `remat.run`.
+            drop_rates: how often each block leaves out its branches while training; blocks are
+                then called with drop=Drop(key, rate), with a key. An array of rates for a block
+                that is several. () or zeros: never.
             rngs: random streams; the blocks' parameters are drawn with one key of `params`.
         """
         self.remat = remat
+        self.drop_rates = tuple(
+            rate if isinstance(rate, float) else tuple(rate) for rate in drop_rates
+        )
         graphdef = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))[0]
         keys = jax.random.split(rngs.params(), count)
         stacked = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys)
         self.blocks = nnx.merge(graphdef, stacked)
 
     def __call__(
-        self, x: Float[Array, 'b h w c'], *, train: bool, extent: Extent | None = None
+        self,
+        x: Float[Array, 'b h w c'],
+        *,
+        train: bool,
+        key: PRNGKeyArray | None = None,
+        extent: Extent | None = None,
     ) -> Float[Array, 'b h w c']:
         """Applies the blocks in order.
 
         Args:
             x: features.
-            train: whether batch statistics are used and updated.
+            train: whether batch statistics are used and updated, and branches left out.
+            key: random key of the branches that are left out.
             extent: extent of x; None where the maps are filled.
 
         Returns:
             Features of the last block.
+
+        Raises:
+            ValueError: training with rates above 0 without a key.
         """
+        drop = None
+        if train and np.any(self.drop_rates):
+            if key is None:
+                raise ValueError('blocks that are left out at random need a key')
+            drop = Drop(jax.random.split(key, len(self.drop_rates)), jnp.array(self.drop_rates))
         graphdef, *state = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
-        def apply(x: jax.Array, arrays: tuple[nnx.State, ...]) -> tuple[jax.Array, nnx.State]:
+        def apply(
+            x: jax.Array, own: tuple[tuple[nnx.State, ...], Drop | None]
+        ) -> tuple[jax.Array, nnx.State]:
+            arrays, drop = own
             block = nnx.merge(graphdef, *arrays, copy=True)
-            x = run(block, x, remat=self.remat, train=train, extent=extent)
+            x = run(block, x, remat=self.remat, train=train, drop=drop, extent=extent)
             return x, nnx.state(block, nnx.BatchStat)
 
-        x, stats = scan(apply, x, tuple(state))
+        x, stats = scan(apply, x, (tuple(state), drop))
         if train:
             nnx.update(self.blocks, stats)
         return x

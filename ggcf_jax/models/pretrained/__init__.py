@@ -82,12 +82,17 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     where = f'{path} (layout {layout.name})'
     hint = layouts.fields_text(layout.describe(used))
+    matched = len(used)
+    for name, slot in slots.expand(shapes).items():
+        if layout.may_lack(name) and layout.rename(name) not in used:
+            identity = 1.0 if name.endswith('.scale') else 0.0
+            used[layout.rename(name)] = np.full(slot.shape, identity, np.float32)
     arrays = fill(shapes, used, layout.rename, where=where, hint=f'the file fits {hint}')
     arrays = convert_scales(arrays, source=layout.norm, target=norm, where=where)
     return Imported(
         arrays,
         layout.name,
-        len(used),
+        matched,
         (*left_out, *heads),
         layout.inputs,
         prefix,
@@ -159,14 +164,18 @@ def convert_scales(
         where: source of the arrays, for the error message.
 
     Returns:
-        The arrays, those whose path ends in `.scale` converted.
+        The arrays, the scales of batch norms converted: those with a running mean beside them.
 
     Raises:
         InputError: there are negative scales, which 'abs_gamma' cannot express.
     """
     if source == target:
         return arrays
-    scales = {path: array for path, array in arrays.items() if path.endswith('.scale')}
+    scales = {
+        path: array
+        for path, array in arrays.items()
+        if path.endswith('.scale') and f'{path.removesuffix("scale")}mean' in arrays
+    }
     if target == 'batch_norm':
         return arrays | {
             path: np.abs(array) + np.float32(EPSILON) for path, array in scales.items()

@@ -22,8 +22,9 @@ def read(path: str | pathlib.Path) -> dict[str, Float32[np.ndarray, '...']]:
             tensors and plain containers is unpickled).
 
     Returns:
-        Name -> array; convolution kernels are transposed from PyTorch's [out, in, h, w] to
-        [h, w, in, out]. Names of nested dictionaries are joined by dots.
+        Name -> array; kernels of convolutions are transposed from PyTorch's [out, in, h, w] to
+        [h, w, in, out], and those of linear layers, matrices called weight, from [out, in] to
+        [in, out]. Names of nested dictionaries are joined by dots.
 
     Raises:
         InputError: no such file, another format, a damaged file, or torch is not installed.
@@ -49,10 +50,13 @@ def read(path: str | pathlib.Path) -> dict[str, Float32[np.ndarray, '...']]:
             f'{path} has tensors with values that are NaN or infinite: '
             f'{", ".join(lost[:3])}{more}; take a file from before the training diverged'
         )
-    return {
-        name: np.ascontiguousarray(x.transpose(2, 3, 1, 0)) if x.ndim == 4 else x
-        for name, x in tensors.items()
-    }
+    return {name: _with_our_axes(name, tensor) for name, tensor in tensors.items()}
+
+
+def _with_our_axes(name: str, x: np.ndarray) -> np.ndarray:
+    if x.ndim == 4:
+        return np.ascontiguousarray(x.transpose(2, 3, 1, 0))
+    return np.ascontiguousarray(x.T) if x.ndim == 2 and name.endswith('weight') else x
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:

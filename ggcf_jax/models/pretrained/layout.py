@@ -15,6 +15,7 @@ _LEAVES = {
     'kernel': 'weight',
     'scale': 'weight',
     'bias': 'bias',
+    'gamma': 'gamma',
     'mean': 'running_mean',
     'var': 'running_var',
 }
@@ -36,7 +37,9 @@ class Layout:
         heads: regular expression that the names of classifier tensors start with; these are left
             out.
         describe: tensors of the backbone -> fields of `config.model` that fit them.
-        norm: form of the scales of the file's norms.
+        fresh: regular expression that matches the slots that files need not have: norms behind the
+            stages, which segmentation networks add to a classifier. They start as the identity.
+        norm: form of the scales of the file's batch norms.
         inputs: values of `config.model.input` that published files of the layout are used with.
         trained_input: the one that all of them were trained with; None if they differ.
         activation: activation that they were trained with.
@@ -49,6 +52,7 @@ class Layout:
     module: Callable[[str], str]
     heads: str
     describe: Callable[[Tensors], dict[str, Any]]
+    fresh: str = ''
     norm: Norm = 'batch_norm'
     inputs: tuple[str, ...] = ('imagenet',)
     trained_input: str | None = 'imagenet'
@@ -63,6 +67,10 @@ class Layout:
     def leaves_out(self, name: str) -> bool:
         """Whether the tensor of this name belongs to the classifier."""
         return re.match(self.heads, name) is not None
+
+    def may_lack(self, slot: str) -> bool:
+        """Whether files need not have this slot."""
+        return re.fullmatch(self.fresh, slot) is not None
 
     def rename(self, slot: str) -> str:
         """Returns the name in the file of a slot, such as stages.0.2.layers.0.conv.kernel."""

@@ -73,5 +73,7 @@ def tensors(
         array = converted[slot.path][slot.index]
         if array.ndim == 4:  # [h, w, in, out] -> PyTorch's [out, in, h, w]
             array = array.transpose(3, 2, 0, 1)
+        elif array.ndim == 2 and name.endswith('.kernel'):  # [in, out] -> [out, in]
+            array = array.T
         found[layout.rename(name)] = np.ascontiguousarray(array)
     return found

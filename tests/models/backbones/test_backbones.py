@@ -137,6 +137,10 @@ def test_network_of_each_backbone(tiny_config, name):
             {'name': 'wide_resnet38', 'first_dilation': 'half'},
             "'half' is not supported by wide_res",
         ),
+        (
+            {'name': 'resnet18', 'drop_path': 0.1},
+            'drop_path=0.1 is not supported by resnet18; use 0',
+        ),
         ({'name': 'wide_resnet38', 'multi_grid': (1, 2, 4)}, 'backbone.multi_grid=.* the 2 blocks'),
         ({'stride': 4}, r'config.model.backbone.stride=4 is not one of 8, 16, 32'),
     ],

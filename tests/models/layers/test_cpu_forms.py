@@ -11,6 +11,8 @@ from flax import nnx
 from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers.conv import conv
+from ggcf_jax.models.layers.depthwise import depthwise
+from ggcf_jax.models.layers.linear import linear
 from ggcf_jax.models.layers.pool import max_pool
 
 SIZES = [(5, 8), (1, 2)]
@@ -25,7 +27,7 @@ def assert_equal_values_and_gradients(f, rng, *arguments, rtol=0.0, atol=0.0):
             y, pull = jax.vjp(jax.jit(lambda *x: f(*x)), *arguments)
             if weight is None:
                 weight = jnp.asarray(rng.normal(size=y.shape), y.dtype)
-            results[platform] = (y, *pull(weight))
+            results[platform] = jax.tree.leaves((y, *pull(weight)))
     for cpu, gpu in zip(results['cpu'], results['gpu']):
         assert cpu.dtype == gpu.dtype
         np.testing.assert_allclose(
@@ -65,6 +67,52 @@ def test_convolution_in_bfloat16(rng):
         layer = conv(channels, features, kernel, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
         x = jnp.asarray(rng.normal(size=(2, 5, 6, channels)), jnp.bfloat16)
         assert_equal_values_and_gradients(layer, rng, x, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(('size', 'dilation'), [((5, 8), 1), ((9, 4), 2), ((1, 2), 1)])
+def test_depthwise_convolution(rng, dtype, size, dilation):
+    """Seven taps to a side, on maps that are smaller, too: zeros around, one channel by another."""
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(7, 7, 1, 3)), dtype)
+    tolerance = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}[dtype]
+    f = functools.partial(depthwise, dilation=dilation)
+    assert_equal_values_and_gradients(f, rng, x, kernel, rtol=tolerance, atol=tolerance / 2)
+
+
+@pytest.mark.parametrize('options', [{}, {'dilation': 2}, {'stride': 2}])
+def test_depthwise_convolution_of_nine_taps(rng, options):
+    """Shifted products on every platform, against a grouped convolution."""
+    x = jnp.asarray(rng.normal(size=(2, 6, 5, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 3)), jnp.float32)
+    reach = options.get('dilation', 1)
+
+    def grouped(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (options.get('stride', 1),) * 2,
+            ((reach, reach), (reach, reach)),
+            rhs_dilation=(reach, reach),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=3,
+        )
+
+    def f(x, kernel):
+        return depthwise(x, kernel, **options) if target.current() == 'cpu' else grouped(x, kernel)
+
+    assert_equal_values_and_gradients(f, rng, x, kernel, rtol=1e-5, atol=1e-5)
+
+
+def test_linear(rng):
+    layer = linear(5, 7, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(layer)
+
+    def f(params, x):
+        return nnx.merge(graphdef, params, copy=True)(x)
+
+    x = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
+    assert_equal_values_and_gradients(f, rng, nnx.as_pure(params), x, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('size', SIZES)

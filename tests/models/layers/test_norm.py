@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 from flax import nnx
 
 from ggcf_jax.models.layers.conv import ConvNorm
-from ggcf_jax.models.layers.norm import ActivatedNorm, freeze
+from ggcf_jax.models.layers.layer_norm import layer_norm
+from ggcf_jax.models.layers.norm import ActivatedNorm, freeze, gelu
 from ggcf_jax.models.layers.repeat import Repeated
 
 
@@ -46,6 +49,32 @@ def test_equals_definition_with_float32_statistics(rng, norm, train, dtype):
     if train:
         np.testing.assert_allclose(made.norm.mean[...], 0.9 * running[0] + 0.1 * mean, rtol=1e-4)
         np.testing.assert_allclose(made.norm.var[...], 0.9 * running[1] + 0.1 * var, rtol=1e-2)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_layer_norm_of_each_position(rng, dtype):
+    """Values far from zero: the variance is not a difference of squares."""
+    x = jnp.asarray(rng.normal(loc=300, size=(2, 3, 4, 16)), dtype)
+    made = layer_norm(16, epsilon=1e-3, dtype=dtype, rngs=nnx.Rngs(0))
+    made.scale[...], made.bias[...] = jnp.float32(rng.normal(size=(2, 16)) + 0.001)
+    exact = np.asarray(x, np.float64)
+    mean, var = exact.mean(-1, keepdims=True), exact.var(-1, keepdims=True)
+    expected = (exact - mean) / np.sqrt(var + 1e-3) * np.asarray(made.scale[...])
+    y = made(x)
+    assert y.dtype == dtype and made.scale[...].dtype == jnp.float32
+    rtol = {jnp.float32: 2e-4, jnp.bfloat16: 2e-2}[dtype]
+    found = np.asarray(y, np.float64) - np.asarray(made.bias[...])
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-6, 6, 97, dtype=np.float32)
+    expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.tolist()]
+    np.testing.assert_allclose(gelu(jnp.asarray(x)), expected, atol=5e-7, rtol=1e-5)
+    rounded = jnp.asarray(x, jnp.bfloat16)
+    found = gelu(rounded)
+    assert found.dtype == jnp.bfloat16  # rounded once, of a float32 result
+    np.testing.assert_array_equal(found, gelu(rounded.astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_scale_at_zero_learns():

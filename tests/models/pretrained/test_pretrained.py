@@ -122,12 +122,15 @@ def test_weights_of_another_network(tmp_path, rng, name):
 
 
 def test_scales_keep_their_function(rng):
+    """Those of batch norms; a layer norm has no running mean, and is none of `model.norm`."""
     arrays = {'a.scale': np.float32([-0.5, 0.0, 2.0]), 'a.bias': np.float32([-1, 0, 1])}
+    arrays |= {'a.mean': np.zeros(3, np.float32), 'b.scale': np.float32([-3.0])}
     plain = pretrained.convert_scales(
         arrays, source='abs_gamma', target='batch_norm', where='w.pth'
     )
     np.testing.assert_allclose(plain['a.scale'], np.float32([0.5, 0.0, 2.0]) + 1e-5)
-    np.testing.assert_array_equal(plain['a.bias'], arrays['a.bias'])
+    for name in ('a.bias', 'b.scale'):
+        np.testing.assert_array_equal(plain[name], arrays[name])
     back = pretrained.convert_scales(plain, source='batch_norm', target='abs_gamma', where='w.pth')
     np.testing.assert_allclose(back['a.scale'], [0.5, 0.0, 2.0], atol=1e-7)
     with pytest.raises(InputError, match=r'w.pth has negative scales \(1\).*abs_gamma.*batch_norm'):
