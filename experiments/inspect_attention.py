@@ -137,7 +137,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
         InputError: no such split, image or pixel, or a model without heads.
     """
     model = loaded.model
-    heads, stride = model.network.heads, model.network.stride
+    heads, stride, first = model.network.heads, model.network.stride, model.network.first
     if not heads:
         raise InputError(
             f'the model of {model.workdir} has no heads: '
@@ -147,7 +147,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
     image, label = example['image'], example['label']
     points = selection.queries or queries.deepest_pixels(label, selection.classes)
     queries.check_pixels(points, label)
-    at = nearest_positions(np.asarray(points), stride, label.shape)
+    at = nearest_positions(np.asarray(points), stride, label.shape, first)
 
     def attend(network: Segmenter, image: jax.Array, at: jax.Array) -> jax.Array:
         return pruning_rules.pruned(network, selection.rules).attention(image[None], at)[0]
@@ -159,7 +159,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
     ]
     rows: list[Row] = []
     for i, (y, x) in enumerate(points):
-        coarse, position = queries.coarse_label(label, (y, x), stride)
+        coarse, position = queries.coarse_label(label, (y, x), stride, first)
         name = loaded.dataset.classes[label[y, x]]
         found = [
             Row(
@@ -178,7 +178,7 @@ def inspect(loaded: LoadedRun, selection: Selection, out: pathlib.Path) -> list[
         for row, head in zip(found, weights[i]):
             title = f'{row.head}: {row.label} {row.same_class:.0%} (chance {row.chance:.0%})'
             heat = head / head.max()
-            cells.append(Cell(title, pictures.dim(image), heat, stride, marker=(y, x)))
+            cells.append(Cell(title, pictures.dim(image), heat, stride, first, marker=(y, x)))
         cells += [None] * (-len(cells) % _COLUMNS)
         path = out / f'{example["name"]}_{y}_{x}.png'
         table = [cells[j : j + _COLUMNS] for j in range(0, len(cells), _COLUMNS)]

@@ -55,6 +55,7 @@ VIEWER = Viewer(
     colors=COLORS,
     heads=('local:1', 'full'),
     stride=4,
+    first=1.5,
     step=7,
     plan='whole image',
     segment=_segment,
@@ -155,7 +156,7 @@ def test_attention_of_a_pixel(port, picture):
     status, found = post(port, '/attention', json.dumps(query))
     assert status == 200 and found['label'] == _segment(picture)[6, 13]
     # Position i is the middle of the square around pixel 4 i: 3 x 4 squares.
-    assert found['box'] == [-2, -2, 16, 12]
+    assert found['box'] == [-0.5, -0.5, 16, 12]
     assert [head['graph'] for head in found['heads']] == ['local:1', 'full']
     own, all_equal = (decode(head['heat']) for head in found['heads'])
     assert own.shape == (3, 4, 4) and np.argwhere(own[..., 3]).tolist() == [[1, 3]]

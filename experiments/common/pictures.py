@@ -30,7 +30,8 @@ class Cell:
         title: text above the image, of one line or more.
         image: RGB pixels.
         heat: map in 0..1 that is laid over the image, brightest at 1; or None.
-        stride: pixels from one position of `heat` to the next; position i lies on pixel stride * i.
+        stride: pixels from one position of `heat` to the next.
+        first: pixel that the first position of `heat` lies on.
         marker: pixel that is marked by a cross, or None.
         box: (top, left, bottom, right) of a rectangle in pixels, or None.
     """
@@ -39,6 +40,7 @@ class Cell:
     image: UInt8[np.ndarray, 'h w 3']
     heat: Float[np.ndarray, 'rows columns'] | None = None
     stride: int = 1
+    first: float = 0.0
     marker: tuple[int, int] | None = None
     box: tuple[int, int, int, int] | None = None
 
@@ -140,13 +142,14 @@ def _draw_cell(axis: Axes, cell: Cell) -> None:
     axis.imshow(cell.image)
     if cell.heat is not None:
         n, m = cell.heat.shape
-        bottom_right = ((m - 0.5) * cell.stride, (n - 0.5) * cell.stride)
+        top_left = cell.first - 0.5 * cell.stride
+        bottom_right = (top_left + m * cell.stride, top_left + n * cell.stride)
         axis.imshow(
             cell.heat,
             cmap='inferno',
             vmin=0,
             vmax=1,
-            extent=(-0.5 * cell.stride, *bottom_right, -0.5 * cell.stride),
+            extent=(top_left, *bottom_right, top_left),
             alpha=np.sqrt(cell.heat),
             interpolation='nearest',
         )

@@ -12,7 +12,7 @@ from experiments.common.confusable import ConfusableGroup
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset, Example
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.layers.resize import nearest_positions
+from ggcf_jax.models.layers.resize import nearest_positions, pixels_of_positions
 
 Pixel = tuple[int, int]  # row and column
 
@@ -183,7 +183,7 @@ def deepest_pixels(label: UInt8[np.ndarray, 'h w'], count: int) -> list[Pixel]:
 
 
 def coarse_label(
-    label: UInt8[np.ndarray, 'h w'], query: Pixel, stride: int
+    label: UInt8[np.ndarray, 'h w'], query: Pixel, stride: int, first: float
 ) -> tuple[UInt8[np.ndarray, 'rows columns'], Pixel]:
     """Subsamples a label to the positions of a feature map.
 
@@ -192,11 +192,13 @@ def coarse_label(
         query: query point; its position gets the class of this pixel, every other position that of
             the pixel it lies on.
         stride: pixels from one position to the next.
+        first: pixel that the first position is centred on.
 
     Returns:
         Train ids [ceil(h / stride), ceil(w / stride)], and the position of the query.
     """
-    y, x = nearest_positions(np.asarray(query), stride, label.shape).tolist()
-    coarse = label[::stride, ::stride].copy()
+    y, x = nearest_positions(np.asarray(query), stride, label.shape, first).tolist()
+    rows, columns = (pixels_of_positions(stride, length, first) for length in label.shape)
+    coarse = label[np.ix_(rows, columns)]
     coarse[y, x] = label[query]
     return coarse, (y, x)

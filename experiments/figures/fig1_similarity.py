@@ -32,7 +32,7 @@ from experiments.common.pictures import Cell
 from experiments.common.queries import Pixel, QueryImage
 from experiments.common.runs import LoadedRun, SelectedRun
 from ggcf_jax.data.records.codec import IGNORE
-from ggcf_jax.models.layers.resize import nearest_positions, upsample
+from ggcf_jax.models.layers.resize import nearest_positions
 from ggcf_jax.models.segmenter import Segmenter
 
 FEATURES = ('backbone', 'fused')
@@ -105,15 +105,17 @@ def make_similarities(loaded: LoadedRun) -> Similarities:
         fused = network.context(backbone, train=False)
         logits = network.classifier(fused).astype(jnp.float32)
         maps = jnp.stack([cosine(features[0], at) for features in (backbone, fused)])
-        prediction = upsample(logits, network.stride, (h, w)).argmax(-1)
+        prediction = network.upsample(logits, (h, w)).argmax(-1)
         return maps, prediction[0].astype(jnp.uint8)
 
-    stride = loaded.model.network.stride
+    network = loaded.model.network
 
     def similarities(
         image: np.ndarray, query_points: Sequence[Pixel]
     ) -> tuple[np.ndarray, np.ndarray]:
-        at = nearest_positions(np.asarray(query_points), stride, image.shape[:2])
+        at = nearest_positions(
+            np.asarray(query_points), network.stride, image.shape[:2], network.first
+        )
         return loaded.model.run(compute, image, at)
 
     return similarities
@@ -196,7 +198,7 @@ def compare(
     rows: list[Row] = []
     pages: dict[tuple[str, Pixel], list[list[Cell | None]]] = {}
     for run, loaded in runs.load_each(selected, checkpoint):
-        similarities, stride = make_similarities(loaded), loaded.model.network.stride
+        similarities = make_similarities(loaded)
         for each in images:
             maps, prediction = similarities(each.image, each.queries)
             painted = pictures.colorize(prediction, loaded.dataset)
@@ -204,7 +206,7 @@ def compare(
                 found = _measure_query(run.title, loaded, each, query, maps[:, i], groups)
                 page = pages.setdefault((each.name, query), _first_row(loaded, each, query))
                 cells = [
-                    _cell(row, each, query, similarity, stride)
+                    _cell(row, each, query, similarity, loaded.model.network)
                     for row, similarity in zip(found, maps[:, i])
                 ]
                 page.append([Cell(run.title, painted, marker=query), *cells])
@@ -225,7 +227,8 @@ def _measure_query(
     groups: Sequence[ConfusableGroup],
 ) -> list[Row]:
     """Returns a row for each kind of features."""
-    label, at = queries.coarse_label(image.label, query, loaded.model.network.stride)
+    network = loaded.model.network
+    label, at = queries.coarse_label(image.label, query, network.stride, network.first)
     own = image.label[query]
     members = [m for group in groups if own in group.members for m in group.members]
     y, x = query
@@ -251,12 +254,15 @@ def _first_row(loaded: LoadedRun, image: QueryImage, query: Pixel) -> list[list[
     ]
 
 
-def _cell(row: Row, image: QueryImage, query: Pixel, similarity: np.ndarray, stride: int) -> Cell:
+def _cell(
+    row: Row, image: QueryImage, query: Pixel, similarity: np.ndarray, network: Segmenter
+) -> Cell:
     lowest = float(similarity.min())
     heat = ((similarity - lowest) / max(1 - lowest, 1e-6)).clip(0, 1)
     areas = (f'{area:.2f}' for area in (row.tells_family, row.tells_other) if area == area)
     title = f'{row.features} {lowest:.2f} to 1, ROC area {", ".join(areas)}'
-    return Cell(title, pictures.dim(image.image), heat, stride, marker=query)
+    dimmed = pictures.dim(image.image)
+    return Cell(title, dimmed, heat, network.stride, network.first, marker=query)
 
 
 def markdown(rows: Sequence[Row]) -> str:

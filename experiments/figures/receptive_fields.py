@@ -88,7 +88,9 @@ def make_occlusion(model: TrainedModel, sliding: Sliding) -> Occlusion:
         return occluded_responses(network, image, corners, at, sliding.window)
 
     def occlusion(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
-        at = nearest_positions(np.asarray(queries), model.network.stride, image.shape[:2])
+        at = nearest_positions(
+            np.asarray(queries), model.network.stride, image.shape[:2], model.network.first
+        )
         corners = sliding.corners((image.shape[0], image.shape[1]))
         outside = np.array(image.shape[:2], np.int32)
         n = min(sliding.batch, len(corners))
@@ -165,7 +167,9 @@ def make_gradient(model: TrainedModel) -> Gradient:
         return gradient_power(network, image, position)
 
     def gradient(image: np.ndarray, queries: Sequence[Pixel]) -> np.ndarray:
-        at = nearest_positions(np.asarray(queries), model.network.stride, image.shape[:2])
+        at = nearest_positions(
+            np.asarray(queries), model.network.stride, image.shape[:2], model.network.first
+        )
         return np.stack([model.run(power, image, each) for each in at])
 
     return gradient

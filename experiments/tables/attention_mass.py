@@ -33,6 +33,7 @@ from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.layers.resize import pixels_of_positions
 from ggcf_jax.models.segmenter import Segmenter
 from ggcf_jax.workdir.model import TrainedModel
 
@@ -183,7 +184,7 @@ def sum_shares(
         'attention' and 'chance': float64 [groups, classes, heads, 4], by class of the query;
         'count': int64 [groups, classes], the number of queries.
     """
-    dataset, stride = loaded.dataset, loaded.model.network.stride
+    dataset, network = loaded.dataset, loaded.model.network
     shape = (len(groups), dataset.num_classes)
     heads = len(loaded.model.network.heads)
     sums = {name: np.zeros((*shape, heads, len(CATEGORIES))) for name in ('attention', 'chance')}
@@ -204,7 +205,9 @@ def sum_shares(
         progress.evaluating(len(selected), split) as advance,
     ):
         for batch in selected.load(loader=loader):
-            label = batch['label'][0][::stride, ::stride]
+            label = batch['label'][0]
+            at = (pixels_of_positions(network.stride, n, network.first) for n in label.shape)
+            label = label[np.ix_(*at)]
             for g, group in enumerate(groups):
                 # The same queries for every model.
                 rng = np.random.default_rng((int(batch['index'][0]), g))

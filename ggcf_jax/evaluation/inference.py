@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from ggcf_jax import models, registry
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.contexts import pruning_rules
-from ggcf_jax.models.layers.extent import Extent, strided
-from ggcf_jax.models.layers.resize import resize, upsample
+from ggcf_jax.models.layers.extent import Extent
+from ggcf_jax.models.layers.resize import resize
 from ggcf_jax.models.segmenter import Segmenter
 
 AVERAGES = ('probabilities', 'logits')
@@ -337,7 +337,7 @@ def _logits(model: Segmenter, images: jax.Array, plan: Plan, extent: Extent | No
 
     def of_windows(views: jax.Array, own: Extent | None) -> jax.Array:
         logits, _ = model(views, extent=own)
-        return upsample(logits, model.stride, window, strided(own, model.stride))
+        return model.upsample(logits, window, own)
 
     if window == tuple(size):
         return of_windows(images, extent)

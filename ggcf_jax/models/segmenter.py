@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Float32, Int, PRNGKeyArray, UInt8
 
-from ggcf_jax.models.backbones import Backbone
+from ggcf_jax.models.backbones import Backbone, lattice
 from ggcf_jax.models.contexts import AttentionContext, Context
 from ggcf_jax.models.layers.conv import TORCH_UNIFORM, ConvNorm, conv
 from ggcf_jax.models.layers.extent import Extent, strided
 from ggcf_jax.models.layers.norm import Activation, Norm
+from ggcf_jax.models.layers.resize import upsample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,11 @@ class Segmenter(nnx.Module):
         return self.backbone.stride
 
     @property
+    def first(self) -> float:
+        """Pixel, down and across, that the first position of the logits is centred on."""
+        return lattice(self.backbone, 3).first
+
+    @property
     def heads(self) -> tuple:
         """The graphs of the context module's heads; () where it has none."""
         return getattr(self.context, 'heads', ())
@@ -155,7 +161,8 @@ class Segmenter(nnx.Module):
 
         Returns:
             (logits, auxiliary logits when training or else None) on maps of
-            ceil(h / stride) x ceil(w / stride) positions.
+            ceil(h / stride) x ceil(w / stride) positions; the auxiliary ones on that of stage 3.
+            `upsample` and `upsample_aux` give those of every pixel.
 
         Raises:
             ValueError: an extent when training.
@@ -173,6 +180,34 @@ class Segmenter(nnx.Module):
         aux_logits = self.aux_classifier(self.dropout(aux, rngs=aux_key))
         return logits.astype(jnp.float32), aux_logits.astype(jnp.float32)
 
+    def upsample(
+        self,
+        logits: Float[Array, 'b _ _ classes'],
+        size: tuple[int, int],
+        extent: Extent | None = None,
+    ) -> Float[Array, 'b {size[0]} {size[1]} classes']:
+        """Upsamples logits to every pixel.
+
+        Args:
+            logits: class logits.
+            size: (height, width) of the images in pixels.
+            extent: extent of the images; None where they are filled.
+        """
+        own = strided(extent, self.stride)
+        return upsample(logits, self.stride, size, own, first=self.first)
+
+    def upsample_aux(
+        self, logits: Float[Array, 'b _ _ classes'], size: tuple[int, int]
+    ) -> Float[Array, 'b {size[0]} {size[1]} classes']:
+        """Upsamples auxiliary logits to every pixel.
+
+        Args:
+            logits: auxiliary logits.
+            size: (height, width) of the images in pixels.
+        """
+        stride, first = lattice(self.backbone, 2)
+        return upsample(logits, stride, size, first=first)
+
     def attention(
         self,
         images: UInt8[Array, 'b h w 3'],
@@ -184,7 +219,7 @@ class Segmenter(nnx.Module):
 
         Args:
             images: RGB images.
-            positions: row and column of each query in the map of logits (pixel / stride).
+            positions: row and column of each query in the map of logits.
             extent: how far the images of a padded batch reach, outside of which nothing is attended
                 to; None where they are filled.
 

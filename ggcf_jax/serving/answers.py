@@ -207,12 +207,13 @@ class Answers:
                 )
             weights = self._viewer.attend(image, (y, x))
         stride = self._viewer.stride
+        corner = self._viewer.first - stride / 2
         rows, columns = weights.shape[1:]
         return {
             'y': y,
             'x': x,
             'label': int(labels[y, x]),
-            'box': [-stride / 2, -stride / 2, columns * stride, rows * stride],
+            'box': [corner, corner, columns * stride, rows * stride],
             'heads': [
                 {'graph': graph, 'largest': float(w.max()), 'heat': _png_url(_heat(w))}
                 for graph, w in zip(self._viewer.heads, weights)

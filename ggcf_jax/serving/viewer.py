@@ -31,6 +31,7 @@ class Viewer:
         colors: RGB of each class, 0 to 255.
         heads: graph of each head, such as 'local:8'; () where the network has no heads.
         stride: pixels between neighbouring positions of the heads' map.
+        first: pixel, down and across, that the first position is centred on.
         step: number of training steps done at the checkpoint.
         plan: how the classes of pixels are found, in words.
         segment: RGB image -> class of each pixel.
@@ -46,6 +47,7 @@ class Viewer:
     colors: tuple[tuple[int, int, int], ...]
     heads: tuple[str, ...]
     stride: int
+    first: float
     step: int
     plan: str
     segment: Callable[[UInt8[np.ndarray, 'h w 3']], UInt8[np.ndarray, 'h w']]
@@ -89,6 +91,7 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         colors=model.colors,
         heads=tuple(map(str, model.network.heads)),
         stride=model.network.stride,
+        first=model.network.first,
         step=model.step,
         plan=str(model.plan),
         segment=segment,

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers.repeat import scan
-from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training import objective as objective_lib
 from ggcf_jax.training import optim, parameter_groups
 from ggcf_jax.training.losses.pixels import label_weights
@@ -133,7 +132,8 @@ def make_train_step(
         logits, aux_logits = model(inputs.batch['image'], train=True, key=inputs.key)
         labels = inputs.batch['label']
         _, height, width = labels.shape
-        main, aux = (upsample(x, model.stride, (height, width)) for x in (logits, aux_logits))
+        main = model.upsample(logits, (height, width))
+        aux = model.upsample_aux(aux_logits, (height, width))
         terms = {
             'main': mean(*objective.loss(main, labels)),
             'aux_loss': mean(*objective.aux_loss(aux, labels)),

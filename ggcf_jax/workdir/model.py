@@ -132,7 +132,7 @@ class TrainedModel:
         """Where each head looks from one pixel: the weights 1/C_ik E_k(i, j) exp(..) of Eq. 3.
 
         The heads see the whole image at once, pruned as `config.eval.pruning` says. Weight (i, j)
-        belongs to pixel (i * stride, j * stride), with `stride` of `network`.
+        belongs to pixel (first + i * stride, first + j * stride), both of `network`.
 
         Args:
             image: an image that fits the device's memory at once.
@@ -154,7 +154,7 @@ class TrainedModel:
             raise InputError(
                 f'pixel {tuple(position)} lies outside of the image of {height} x {width}'
             )
-        at = nearest_positions(np.array([position]), network.stride, (height, width))
+        at = nearest_positions(np.array([position]), network.stride, (height, width), network.first)
         weights = self.run_padded(self._attend, pixels, at)
         rows, columns = (-(-side // network.stride) for side in (height, width))
         return weights[:, :rows, :columns]

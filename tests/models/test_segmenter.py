@@ -30,6 +30,24 @@ def test_training_and_inference_outputs(tiny_config):
     assert all((a != b).any() for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after)))
 
 
+def test_the_auxiliary_head_at_stride_32(tiny_config):
+    """Stage 3 stays at stride 16: its logits are upsampled by that."""
+    tiny_config.model.backbone.stride = 32
+    model = nnx.eval_shape(lambda: models.build(tiny_config, 5))
+    graphdef, state = nnx.split(model)
+
+    def run(state, images, key):
+        model = nnx.merge(graphdef, state)
+        logits, aux = model(images, train=True, key=key)
+        whole = model.upsample(logits, (40, 33)), model.upsample_aux(aux, (40, 33))
+        return logits, aux, *whole
+
+    images = jax.ShapeDtypeStruct((2, 40, 33, 3), jnp.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found = jax.eval_shape(run, state, images, key)
+    assert [x.shape[1:3] for x in found] == [(2, 2), (3, 3), (40, 33), (40, 33)]
+
+
 def test_bfloat16_keeps_parameters_and_logits_in_float32(tiny_config):
     tiny_config.train.dtype = 'bfloat16'
     graphdef, params, stats = models.abstract(tiny_config, 5)
@@ -59,7 +77,7 @@ def test_abstract_is_the_shape_of_build(tiny_config):
             "context='gcf' is not one of aspp, ccnet, ggcf, isa, none",
         ),
         ({'model.heads': 'gird:8'}, "heads='gird:8': head 'gird:8' is not one of full, local:S"),
-        ({'model.activation': 'gelu'}, "activation='gelu' is not one of relu, leaky_relu"),
+        ({'model.activation': 'swish'}, "activation='swish' is not one of relu, leaky_relu"),
         ({'model.backbone.stem': '5x5'}, "stem='5x5' is not one of 7x7, 64-64-128"),
         ({'model.norm': 'group_norm'}, "norm='group_norm' is not one of batch_norm, abs_gamma"),
         ({'model.input': 'bgr'}, "input='bgr' is not one of imagenet, caffe, ocnet, ccnet, vistas"),

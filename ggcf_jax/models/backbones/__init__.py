@@ -6,7 +6,7 @@ A module here offers its networks in a dictionary `BACKBONES`, name -> builder; 
 class has to inherit from them.
 """
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -26,8 +26,15 @@ class Backbone(Protocol):
     Attributes:
         features: number of channels of each of the four stages.
         stride: pixels per position of the last stage (output stride): 8, 16 or 32. For images of
-            h x w pixels the last stage has ceil(h / stride) x ceil(w / stride) positions, feature
-            (i, j) being centred on pixel (stride * i, stride * j).
+            h x w pixels the last stage has ceil(h / stride) x ceil(w / stride) positions.
+
+    Two more attributes have a value for each stage, and may be left out:
+
+        strides: pixels per position; without it the third stage has that of the fourth. It may have
+            half of it, too.
+        first: pixel, down and across, that the first feature is centred on, in [0, stride of the
+            stage): feature (i, j) on (first + stride * i, first + stride * j). Without it 0;
+            features of patches have (stride - 1) / 2.
     """
 
     features: tuple[int, ...]
@@ -54,11 +61,33 @@ class Backbone(Protocol):
                 arbitrary. None where the images are filled, and always when training.
 
         Returns:
-            Features of the four stages. The third one feeds the auxiliary head, whose logits are
-            upsampled by `stride`, so it must have the resolution of the fourth one, which feeds
-            the context module.
+            Features of the four stages. The third one feeds the auxiliary head, the fourth one the
+            context module.
         """
         ...
+
+
+class Lattice(NamedTuple):
+    """Where the features of a stage lie in the image.
+
+    Attributes:
+        stride: pixels per position.
+        first: pixel that the first feature is centred on.
+    """
+
+    stride: int
+    first: float
+
+
+def lattice(backbone: Backbone, stage: int) -> Lattice:
+    """Returns where the features of a stage lie.
+
+    Args:
+        backbone: the network.
+        stage: 2 for the third, 3 for the fourth.
+    """
+    strides = getattr(backbone, 'strides', (backbone.stride,) * 4)
+    return Lattice(strides[stage], getattr(backbone, 'first', (0.0,) * 4)[stage])
 
 
 class BackboneBuilder(Protocol):

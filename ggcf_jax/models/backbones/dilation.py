@@ -1,6 +1,8 @@
 """Which stages of a backbone trade their stride for dilation (Chen et al., 2017)."""
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -88,6 +90,16 @@ def plan(
             first //= 2
         stages.append(Stage(1 if dilated else step, first, dilations))
     return tuple(stages)
+
+
+def strides(stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Returns the pixels per position of each stage, from those of the first stage, 4.
+
+    Args:
+        stages: plan of each stage.
+    """
+    steps = (4 * stages[0].stride, *(stage.stride for stage in stages[1:]))
+    return tuple(itertools.accumulate(steps, operator.mul))
 
 
 def from_config(backbone: ConfigDict, depths: Sequence[int]) -> tuple[Stage, ...]:

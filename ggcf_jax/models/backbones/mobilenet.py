@@ -144,6 +144,7 @@ class MobileNetV2(nnx.Module):
     Attributes:
         features: number of channels of each of the four stages, at width 32 (24, 32, 96, 320).
         stride: output stride in pixels.
+        strides: pixels per position of each stage.
     """
 
     def __init__(
@@ -169,7 +170,6 @@ class MobileNetV2(nnx.Module):
         self.remat: Remat = remat
         features = _divisible(width)
         self.stem = ConvNorm(3, features, 3, 'relu6', stride=2, norm=norm, dtype=dtype, rngs=rngs)
-        self.stride = 4
         self.features = tuple(_divisible(width * row[-1][1] / 32) for row in STAGES)
         rows = []
         for i, (row, stage) in enumerate(zip(STAGES, stages)):
@@ -194,8 +194,9 @@ class MobileNetV2(nnx.Module):
                     blocks.append(Repeated(repeated, count - 1, remat=remat, rngs=rngs))
                 features = channels
             rows.append(nnx.List(blocks))
-            self.stride *= stage.stride
         self.stages = nnx.List(rows)
+        self.strides = dilation_lib.strides(stages)
+        self.stride = self.strides[-1]
 
     def __call__(
         self,

@@ -235,6 +235,7 @@ class ResNet(nnx.Module):
     Attributes:
         features: number of channels of each of the four stages.
         stride: output stride in pixels.
+        strides: pixels per position of each stage.
     """
 
     def __init__(
@@ -279,15 +280,15 @@ class ResNet(nnx.Module):
         layers += [layer(n, m, 3) for n, m in zip(channels, channels[1:])]
         self.stem = nnx.List(layers)
         self.features = tuple(width * 2**i * block.expansion for i in range(4))
-        self.stride = 4
         blocks = []
         for i, (n, stage) in enumerate(zip((channels[-1], *self.features), stages)):
             make = functools.partial(
                 block, width=width * 2**i, activation=activation, norm=norm, dtype=dtype
             )
             blocks.append(_stage(make, n, self.features[i], stage, remat=remat, rngs=rngs))
-            self.stride *= stage.stride
         self.stages = nnx.List(blocks)
+        self.strides = dilation_lib.strides(stages)
+        self.stride = self.strides[-1]
 
     def __call__(
         self,

@@ -1,4 +1,8 @@
-"""Bilinear interpolation: upsampling by the output stride, and to any size."""
+"""Bilinear interpolation: upsampling by the output stride, and to any size.
+
+Feature i of a map is centred on pixel first + stride * i: `first` is 0 where convolutions are
+centred (see `conv`), (stride - 1) / 2 where features are those of patches.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +17,32 @@ def upsample(
     stride: int,
     size: tuple[int, int],
     extent: Extent | None = None,
+    *,
+    first: float = 0.0,
 ) -> Float[Array, 'b {size[0]} {size[1]} c']:
-    """Upsamples features that are centred on multiples of `stride` to every pixel.
+    """Upsamples features to every pixel.
 
-    Feature i belongs to pixel `stride * i` (see `conv`), so pixel p reads position p / stride;
-    past the last feature the last one is repeated. For sizes of the form stride * n + 1, such as
-    the paper's 769, this is interpolation with aligned corners. Only neighbours one apart are
-    mixed, by slices, which partitions over devices without gathering the map.
+    Pixel p reads position (p - first) / stride; before the first feature that one is repeated, past
+    the last one the last. With first = 0 and sizes of the form stride * n + 1, such as the paper's
+    769, this is interpolation with aligned corners; with first = (stride - 1) / 2 and multiples of
+    the stride it is PyTorch's with align_corners=False. Only neighbours one apart are mixed, by
+    slices, which partitions over devices without gathering the map.
 
     Args:
         x: features, h = ceil(size[0] / stride) and w = ceil(size[1] / stride).
         stride: pixels per position of the features.
         size: (height, width) of the output in pixels.
         extent: extent of x, whose last features are those repeated; None where the maps are filled.
+        first: pixel that the first feature is centred on, in [0, stride).
 
     Returns:
         Interpolated features in the dtype of x.
 
     Raises:
-        ValueError: features of another height or width.
+        ValueError: features of another height or width, or a first pixel out of range.
     """
+    if not 0 <= first < stride:
+        raise ValueError(f'the first feature lies on pixel {first}, which is not in [0, {stride})')
     expected = tuple(-(-length // stride) for length in size)
     if x.shape[1:3] != expected:
         raise ValueError(
@@ -40,41 +50,63 @@ def upsample(
             f'that needs {expected}'
         )
     heights, widths = (None, None) if extent is None else (extent.heights, extent.widths)
-    x = _upsample_axis(x, 1, stride, heights)[:, : size[0]]
-    return _upsample_axis(x, 2, stride, widths)[:, :, : size[1]]
+    x = _upsample_axis(x, 1, stride, heights, first)[:, : size[0]]
+    return _upsample_axis(x, 2, stride, widths, first)[:, :, : size[1]]
 
 
 def nearest_positions(
-    pixels: Int[np.ndarray, '*n 2'], stride: int, size: tuple[int, int]
+    pixels: Int[np.ndarray, '*n 2'], stride: int, size: tuple[int, int], first: float = 0.0
 ) -> Int32[np.ndarray, '*n 2']:
-    """Finds the features nearest to pixels of an image, feature i being at `stride * i`.
+    """Finds the features nearest to pixels of an image.
 
     Args:
         pixels: row and column of each pixel.
         stride: pixels per position of the features.
         size: (height, width) of the image in pixels.
+        first: pixel that the first feature is centred on.
 
     Returns:
         Row and column in the map of features.
     """
     last = [-(-length // stride) - 1 for length in size]
-    return np.minimum((np.asarray(pixels) + stride // 2) // stride, last).astype(np.int32)
+    nearest = np.floor((np.asarray(pixels) - first) / stride + 0.5)
+    return np.clip(nearest, 0, last).astype(np.int32)
+
+
+def pixels_of_positions(stride: int, length: int, first: float = 0.0) -> Int32[np.ndarray, ' n']:
+    """Returns the pixel of an axis that each feature is centred on, rounded down.
+
+    Args:
+        stride: pixels per position of the features.
+        length: number of pixels of the axis; the last features may lie beyond, on the last pixel.
+        first: pixel that the first feature is centred on.
+    """
+    pixels = np.arange(-(-length // stride)) * stride + int(first)
+    return np.minimum(pixels, length - 1).astype(np.int32)
 
 
 def _upsample_axis(
-    x: jax.Array, axis: int, stride: int, lengths: Int32[Array, ' b'] | None
+    x: jax.Array, axis: int, stride: int, lengths: Int32[Array, ' b'] | None, first: float
 ) -> jax.Array:
     length = x.shape[axis]
     # Padded, not concatenated with the last one: concatenation would reshard the map.
     padding = [(0, int(i == axis)) for i in range(x.ndim)]
     following = jnp.pad(jax.lax.slice_in_dim(x, 1, length, axis=axis), padding)
     end = length if lengths is None else lengths.reshape((-1,) + (1,) * (x.ndim - 1))
-    last = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis) == end - 1
-    following = jnp.where(last, x, following)
-    x, following = (jnp.expand_dims(a, axis + 1) for a in (x, following))
-    weight = jnp.arange(stride, dtype=x.dtype) / stride
-    weight = weight.reshape((stride,) + (1,) * (x.ndim - axis - 2))
-    y = x * (1 - weight) + following * weight
+    position = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
+    following = jnp.where(position == end - 1, x, following)
+    # Of the pixels of a cell, those before its feature mix it with the one before.
+    weight = (jnp.arange(stride) - first) / stride
+    weight = weight.astype(x.dtype).reshape((stride,) + (1,) * (x.ndim - axis - 1))
+    neighbors = [(following, weight)]
+    if first:
+        padding = [(int(i == axis), 0) for i in range(x.ndim)]
+        preceding = jnp.pad(jax.lax.slice_in_dim(x, 0, length - 1, axis=axis), padding)
+        preceding = jnp.where(position == 0, x, preceding)
+        neighbors = [(following, jnp.maximum(weight, 0)), (preceding, jnp.maximum(-weight, 0))]
+    y = jnp.expand_dims(x, axis + 1) * (1 - jnp.abs(weight))
+    for neighbor, share in neighbors:
+        y += jnp.expand_dims(neighbor, axis + 1) * share
     return y.reshape((*y.shape[:axis], length * stride, *y.shape[axis + 2 :]))
 
 

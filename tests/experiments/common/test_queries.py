@@ -65,7 +65,7 @@ def test_class_of_a_position_is_that_of_its_pixel():
     label = np.full((40, 56), 2, np.uint8)
     label[8, 16] = IGNORE
     label[10, 13] = 7
-    coarse, at = queries.coarse_label(label, (10, 13), 8)
+    coarse, at = queries.coarse_label(label, (10, 13), 8, 0.0)
     assert coarse.shape == (5, 7) and at == (1, 2) and coarse[at] == 7 and label[8, 16] == IGNORE
     assert (np.delete(coarse, 1 * 7 + 2) == 2).all()
 
