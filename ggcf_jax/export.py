@@ -43,6 +43,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.exporting import onnx_file
 from ggcf_jax.models.layers import extent as extent_lib
+from ggcf_jax.models.layers import forms
 from ggcf_jax.models.pretrained import writing
 from ggcf_jax.workdir import card, released
 from ggcf_jax.workdir import config as workdir_config
@@ -319,7 +320,8 @@ def export_onnx(
     params, stats = jax.tree.map(np.asarray, (model.params, model.stats))
 
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        with platform.tracing_for('cpu'):  # loops over blocks of a stage are unrolled
+        # Loops over blocks of a stage are unrolled; convolutions are the other runtime's.
+        with platform.tracing_for('cpu'), forms.convolutions_stay():
             network = models.merge(model.graphdef, params, stats)
             scores = inference.scores(network, images, model.plan)
         return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, model.plan)

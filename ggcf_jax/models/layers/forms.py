@@ -1,5 +1,9 @@
 """Whether an operation is computed in a form of its own, because the platform runs that faster."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import jax
 
 from ggcf_jax.attention import target
@@ -14,3 +18,21 @@ def for_cpu() -> bool:
     """
     rows = jax.sharding.get_abstract_mesh().shape.get('space', 1)
     return target.current() == 'cpu' and rows == 1
+
+
+_convolutions_stay: contextvars.ContextVar[bool] = contextvars.ContextVar('stay', default=False)
+
+
+@contextlib.contextmanager
+def convolutions_stay() -> Iterator[None]:
+    """Inside, 3x3 convolutions are traced as such on CPUs, too: for another runtime."""
+    token = _convolutions_stay.set(True)
+    try:
+        yield
+    finally:
+        _convolutions_stay.reset(token)
+
+
+def products_for_convolutions() -> bool:
+    """Whether 3x3 convolutions may become products of matrices."""
+    return not _convolutions_stay.get()

@@ -10,6 +10,7 @@ from flax import nnx
 
 from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.layers import forms, overlaps, winograd
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import depthwise
 from ggcf_jax.models.layers.linear import linear
@@ -113,6 +114,59 @@ def test_linear(rng):
 
     x = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
     assert_equal_values_and_gradients(f, rng, nnx.as_pure(params), x, rtol=1e-5, atol=1e-6)
+
+
+def direct(x, kernel, dilation):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((dilation, dilation),) * 2, rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize('form', [winograd, overlaps])
+@pytest.mark.parametrize(
+    ('size', 'channels', 'features', 'dilation'),
+    [
+        ((4, 8), 64, 96, 1),
+        ((5, 1), 3, 4, 1),
+        ((7, 12), 4, 3, 2),
+        ((9, 3), 3, 2, 4),  # most taps meet no column
+    ],
+)
+def test_products_for_a_convolution(rng, monkeypatch, form, size, channels, features, dilation):
+    if channels == 3:  # the gradient of the kernel by Winograd's products, too
+        monkeypatch.setattr(winograd, '_GRADIENT_TRANSFORM', -1)
+    x = jnp.asarray(rng.normal(size=(2, *size, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, channels, features)), jnp.float32)
+    results = []
+    for f in (form.convolve, direct):
+        f = functools.partial(f, dilation=dilation)
+        y, pull = jax.vjp(jax.jit(f), x, kernel)
+        tangent = jax.jvp(f, (x, kernel), (2 * x, 3 * kernel))[1]
+        np.testing.assert_allclose(tangent, 5 * y, rtol=1e-4, atol=1e-5 * float(jnp.abs(y).max()))
+        results.append((y, *pull(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))))
+    for result, expected in zip(*results):
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6 * scale)
+
+
+def products(size, channels, features, dilation=1, *, stride=1, dtype=jnp.float32) -> int:
+    """Number of products that a 3x3 convolution is computed by on a CPU; 0: it is one."""
+    layer = conv(
+        channels, features, 3, stride=stride, dilation=dilation, dtype=dtype, rngs=nnx.Rngs(0)
+    )
+    text = str(jax.make_jaxpr(layer)(jnp.zeros((1, *size, channels), dtype)))
+    return 0 if 'conv_general_dilated' in text else text.count('dot_general')
+
+
+def test_products_where_they_pay():
+    assert products((16, 16), 64, 96, 2) == 16
+    assert products((16, 16), 16, 16) == 0  # transforms would take longer
+    assert products((17, 17), 256, 256, 4) == 9  # ragged tiles of residue classes
+    assert products((16, 16), 64, 96, 2, stride=2) == 0
+    assert products((16, 16), 64, 96, 2, dtype=jnp.bfloat16) == 0  # too coarse
+    with forms.convolutions_stay():
+        assert products((16, 16), 64, 96, 2) == 0
 
 
 @pytest.mark.parametrize('size', SIZES)
