@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 
 BUCKET = 'bucket'
 SCHEMES = ('gs', 's3')
@@ -29,9 +30,11 @@ class Fault:
             carries it out and answers 503; 'refused' answers 403; 'missing' 404; 'damaged' changes
             a byte of the answer; 'stale' answers a listing with the one that was given before.
         methods: HTTP methods of the requests.
-        part: text in their URL, or in the beginning of an upload that has the name there.
+        part: texts in their URL, or in the beginning of an upload that has the name there.
         times: number of requests.
         skip: number of requests before.
+        call: called at each of these requests, before it is answered; one that is 'lost' has been
+            read by half then.
     """
 
     kind: str
@@ -39,10 +42,12 @@ class Fault:
     part: str
     times: int
     skip: int
+    call: Callable[[], object] | None = None
     done: int = 0
 
     def fits(self, method: str, url: str) -> bool:
-        return method in self.methods and self.part in url and self.done < self.times
+        is_meant = all(part in url for part in self.part.split())
+        return method in self.methods and is_meant and self.done < self.times
 
 
 class Proxy:
@@ -88,9 +93,18 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @contextlib.contextmanager
-    def fault(self, kind: str, methods: str, part: str = '', *, times: int = 1, skip: int = 0):
+    def fault(
+        self,
+        kind: str,
+        methods: str,
+        part: str = '',
+        *,
+        times: int = 1,
+        skip: int = 0,
+        call: Callable[[], object] | None = None,
+    ):
         """Makes requests fail; yields the fault, whose `done` counts them."""
-        fault = Fault(kind, tuple(methods.split()), part, times, skip)
+        fault = Fault(kind, tuple(methods.split()), part, times, skip, call)
         self._faults.append(fault)
         try:
             yield fault
@@ -123,30 +137,36 @@ class Proxy:
             url += f' {start.decode(errors="replace")}'
         with self._lock:
             self.requests.append((request.command, url))
-            fault = next((f for f in self._faults if f.fits(request.command, url)), None)
-            if fault and fault.skip:
-                fault.skip -= 1
-                fault = None
-            if fault:
-                fault.done += 1
+            fault = None
+            for each in [each for each in self._faults if each.fits(request.command, url)]:
+                if each.skip:
+                    each.skip -= 1
+                elif fault is None:
+                    fault = each
+                    fault.done += 1
         kind = fault.kind if fault else ''
+        call = (fault and fault.call) or (lambda: None)
         if kind == 'lost':
             request.rfile.read((size - len(start)) // 2)
+            call()
             request.close_connection = True
             return
         if request.headers.get('Transfer-Encoding') == 'chunked':
             body = self._chunks(request)
         else:
             body = start + request.rfile.read(size - len(start))
+        codes = {'busy': 503, 'refused': 403, 'missing': 404}
         if kind == 'silent':
+            call()
             time.sleep(30)
             request.close_connection = True
             return
-        codes = {'busy': 503, 'refused': 403, 'missing': 404}
         if kind in codes:
+            call()
             self._answer(request, codes[kind], [], b'{}' if self.scheme == 'gs' else b'')
             return
         status, headers, content = self._forward(request, body)
+        call()
         if request.command == 'GET' and self._is_listing(url):
             if kind == 'stale' and url in self._listings:
                 status, headers, content = self._listings[url]

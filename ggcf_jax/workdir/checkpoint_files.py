@@ -119,7 +119,7 @@ def _upload(
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix='ggcf_jax-checkpoint-') as folder:
             written = pathlib.Path(folder) / path.name
-            with _alone():
+            with _alone(), _unasked():
                 ocp.save_checkpointables(written, trees, custom_metadata=_seal(trees, miou))
             # Of an earlier save of this step, which was not completed or whose end was not seen.
             buckets.remove_tree(path, first=COMMITTED)
@@ -320,6 +320,28 @@ def _alone() -> ocp.Context:
     context.multiprocessing.primary_host = own
     context.multiprocessing.active_processes = {own}
     return context
+
+
+@contextlib.contextmanager
+def _unasked() -> Iterator[None]:
+    """Lets Orbax save without a word to the other processes, which take no part.
+
+    Before a save it compares the path among all processes, even where the context names one of them
+    (`_check_directory_consistency`, orbax/checkpoint/experimental/v1/_src/saving/execution.py, in
+    0.12.8): process 0 would wait for the others, or disturb what they compute together.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    name = '_check_directory_consistency'
+    check = getattr(execution, name)
+    setattr(execution, name, lambda directory: None)
+    try:
+        yield
+    finally:
+        setattr(execution, name, check)
 
 
 def _by_path(tree: Any) -> dict[str, tuple]:

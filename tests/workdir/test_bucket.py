@@ -76,6 +76,21 @@ def test_orbax_reads_a_checkpoint_in_its_bucket(bucket_services, bucket, workdir
     np.testing.assert_array_equal(loaded['model']['params']['w'], TREES['model']['params']['w'] + 3)
 
 
+def test_process_0_saves_without_the_others(workdir, monkeypatch):
+    """They take no part: whatever Orbax told them would wait, or meet what they compute."""
+
+    def told(*arguments, **options):
+        raise AssertionError('the other processes were told something')
+
+    for name in ('broadcast_one_to_all', 'process_allgather', 'sync_global_devices'):
+        monkeypatch.setattr(f'jax.experimental.multihost_utils.{name}', told)
+    trees = _trees(3)
+    monkeypatch.setattr('jax.process_count', lambda: 2)
+    checkpoint_files.Saving(workdir / 'checkpoints' / '3', trees, None).wait()
+    monkeypatch.undo()
+    assert _latest(workdir) == 3
+
+
 @pytest.mark.slow
 def test_a_damaged_checkpoint_is_set_aside(workdir):
     _saved(workdir, 1, 2)
