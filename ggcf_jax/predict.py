@@ -219,7 +219,7 @@ def _clip(source: str, *, for_server: bool) -> video.Reader | None:
         raise InputError(
             f"config.predict.label_ids='server': {source} is a video; a server takes a split"
         )
-    return video.Reader(path)
+    return video.Reader(staging.local(path, '--input'))
 
 
 def _predict_clip(

@@ -9,11 +9,12 @@ import pytest
 from PIL import Image
 
 import ggcf_jax
-from ggcf_jax import predict
+from ggcf_jax import buckets, places, predict
 from ggcf_jax.data.datasets.street_painter import paint
 from ggcf_jax.errors import InputError
 from ggcf_jax.prediction import video
 from ggcf_jax.workdir import config as workdir_config
+from tests import bucket_server
 
 SIZE = (40, 56)
 
@@ -67,6 +68,29 @@ def test_every_frame_has_the_labels_of_its_image(untrained_run, tmp_path, scene,
     for path, frame in list(zip(files, _read(clip), strict=True))[::5]:
         labels = np.array(Image.open(path))  # the indices of its palette
         np.testing.assert_array_equal(labels, model.predict(frame))
+
+
+@pytest.mark.slow
+def test_a_video_in_a_bucket(untrained_run, tmp_path, scene, bucket_services, monkeypatch):
+    monkeypatch.setenv('GGCF_JAX_CACHE', str(tmp_path / 'cache'))
+    clip = _write(tmp_path / 'street.avi', scene[:5], 'MJPG')
+    config = workdir_config.load(untrained_run)
+    config.predict.frames = True
+    assert predict.predict(config, untrained_run, 'best', str(clip), tmp_path / 'out')
+    expected = {
+        path.relative_to(tmp_path / 'out').as_posix(): path.read_bytes()
+        for path in (tmp_path / 'out').rglob('*.*')
+        if path.suffix in ('.mp4', '.png')
+    }
+    assert len(expected) == 6
+    for scheme in bucket_server.SCHEMES:
+        bucket_services(scheme)
+        there = places.expand(f'{scheme}://bucket/video')
+        buckets.upload(clip, there / 'street.avi')
+        output = there / 'out'
+        assert predict.predict(config, untrained_run, 'best', str(there / 'street.avi'), output)
+        found = {name: (output / name).read_bytes() for name in buckets.tree(output)}
+        assert {name: found.get(name) for name in expected} == expected
 
 
 def _chunks(data: bytes) -> list[slice]:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from ggcf_jax import buckets
 from ggcf_jax.data.records.finder import printable
 from ggcf_jax.errors import InputError
 
@@ -125,7 +127,7 @@ class Writer:
     """A video that is written frame by frame; it is there whole or not at all.
 
     Attributes:
-        path: file to write, which ends in .mp4.
+        path: file to write, which ends in .mp4; in a bucket, uploaded when it is complete.
         size: (height, width) of the frames.
         rate: frames per second.
     """
@@ -141,8 +143,21 @@ class Writer:
         Raises:
             InputError: OpenCV cannot write videos of this size here.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f'.{self.path.stem}.{secrets.token_hex(4)}.part.mp4')
+        if not isinstance(self.path, buckets.BucketPath):
+            with self._file(self.path) as append:
+                yield append
+            return
+        with tempfile.TemporaryDirectory(prefix='ggcf_jax-video-') as folder:
+            file = pathlib.Path(folder) / self.path.name
+            with self._file(file) as append:
+                yield append
+            buckets.upload(file, self.path)
+
+    @contextlib.contextmanager
+    def _file(self, path: pathlib.Path) -> Iterator[Callable[[Frame], None]]:
+        """`open` for a file on the disk."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.part.mp4')
         height, width = self.size
         fourcc = cv2.VideoWriter.fourcc(*_CODEC)
         writer = cv2.VideoWriter(str(temporary), fourcc, self.rate, (width, height))
@@ -157,7 +172,7 @@ class Writer:
 
             yield append
             writer.release()
-            os.replace(temporary, self.path)
+            os.replace(temporary, path)
         finally:
             writer.release()
             temporary.unlink(missing_ok=True)
