@@ -115,6 +115,15 @@ class BucketPath(PosixGPath):
                 yield self / name
 
     def read_bytes(self) -> bytes:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return self._content()
+            except NotThere:
+                if not self.is_file():
+                    raise  # otherwise the service contradicts itself: once more
+        return self._content()
+
+    def _content(self) -> bytes:
         return _call(self, lambda fs: fs.cat_file(str(self)))
 
     def read_text(self, encoding: str = 'utf-8') -> str:

@@ -4,11 +4,16 @@ import asyncio
 import hashlib
 import pathlib
 import pickle
+import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from ggcf_jax import atomic, buckets, places
 from ggcf_jax.errors import InputError
+from tests.helpers import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +161,44 @@ def test_an_interrupted_download_goes_on_where_it_stopped(
     assert added == [2 << 20, 1 << 20]
     assert (tmp_path / 'large').read_bytes() == (folder / 'deep' / 'large').read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith('.part')] == []
+
+
+# Writes an object in one of two ways.
+_WRITING = """
+import sys
+from ggcf_jax import atomic
+content = bytes(3 << 20)
+if sys.argv[2] == 'write':
+    atomic.write(sys.argv[1], content)
+else:
+    with atomic.replacing(sys.argv[1]) as file:
+        file.write_bytes(content)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['write', 'replacing'])
+def test_kill_in_the_middle_of_an_upload_leaves_what_was_there(bucket, there, how):
+    """Everything but checkpoints is written in one of these ways."""
+    (there / 'x').write_bytes(b'before')
+    command = [sys.executable, '-c', _WRITING, str(there / 'x'), how]
+    began = threading.Event()
+    with (
+        subprocess.Popen(command, cwd=ROOT) as process,
+        bucket.fault('lost', 'POST PUT', 'x', call=lambda: (process.kill(), began.set())),
+    ):
+        assert process.wait(60) == -signal.SIGKILL
+    assert began.is_set()
+    assert [path.name for path in there.iterdir()] == ['x']
+    assert (there / 'x').read_bytes() == b'before'
+
+
+def test_an_object_that_is_there_and_not_there_is_read_again(bucket, there):
+    (there / 'x').write_bytes(b'here')
+    part = 'alt=media' if bucket.scheme == 'gs' else '/folder/x'
+    with bucket.fault('missing', 'GET', part) as fault:
+        assert (there / 'x').read_bytes() == b'here'
+    assert fault.done == 1
 
 
 def test_a_refused_request_is_told_at_once(bucket, there):
