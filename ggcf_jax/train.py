@@ -282,9 +282,10 @@ def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evalu
         return evaluate.evaluate_workdir(config, workdir, 'validation', 'best')
     if start:
         processes.log_once(f'{workdir}: resuming at step {start} of {train.steps}')
+    machines = processes.host_names()
     if first:
         with places.writing(workdir, '--workdir'):
-            provenance.save(workdir)
+            provenance.save(workdir, machines)
 
     plan = overview.rows(config, this.mesh, this.dataset, state, run.weights)
     idle = platforms.unused(
@@ -320,7 +321,8 @@ def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evalu
         steps = clock.StepClock(start)
         told_input_bound = False
         watch = teaching.LabelWatch(this.dataset.classes)
-        others = hosts.HostWatch()
+        others = hosts.HostWatch(machines)
+        of_start: dict[str, float] = {}  # metrics of the next row alone
         for step in range(start + 1, last + 1):
             if step > start + 1:
                 with steps.waiting_for_data():
@@ -341,9 +343,8 @@ def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evalu
             if step == start + 1:
                 with _training_memory(), interruptible(_NOTHING_LOST):
                     jax.block_until_ready(state)
-                progress.print(
-                    f'first step done {time.perf_counter() - began:.1f} s after the start'
-                )
+                of_start = {'run/start_sec': time.perf_counter() - began}
+                progress.print(f'first step done {of_start["run/start_sec"]:.1f} s after the start')
                 steps = clock.StepClock(step)  # what comes before is the price of the start
 
             if step % train.log_every == 0:
@@ -353,7 +354,11 @@ def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evalu
                 on_device = _on_device(times['train/images_per_sec'], run.work)
                 elapsed = {'train/elapsed_sec': time.perf_counter() - ready}
                 waits, slow = others.row(times)
-                writer.scalars(step, row | times | waits | on_device | elapsed)
+                compiling = _compiling(progress)
+                writer.scalars(
+                    step, row | times | waits | on_device | elapsed | of_start | compiling
+                )
+                of_start = {}
                 progress.update(
                     step,
                     row['train/loss'],
@@ -484,7 +489,8 @@ class _Validation:
 
     def _keep(self, evaluation: Evaluation, step: int, *, seconds: float) -> None:
         dataset, workdir = self._run.start.dataset, self._run.start.workdir
-        self._writer.scalars(step, evaluation.row() | {'val/evaluation_sec': seconds})
+        times = {'val/evaluation_sec': seconds} | _compiling(self._progress)
+        self._writer.scalars(step, evaluation.row() | times)
         if processes.is_process_zero():
             config = self._run.start.config
             plan = inference.of_training(config)
@@ -600,6 +606,12 @@ def _on_device(images_per_sec: float | None, work: float | None) -> dict[str, fl
     if (peak := memory.peak()) is not None:
         row['train/device_memory_gib'] = peak / 2**30
     return row
+
+
+def _compiling(progress: Progress) -> dict[str, float]:
+    """Seconds that programs were compiled for since the last row; {} for none."""
+    seconds = progress.compile_seconds()
+    return {'run/compile_sec': seconds} if seconds else {}
 
 
 def _input_bound(times: dict[str, float | None], config: ConfigDict) -> str:

@@ -43,6 +43,7 @@ class Progress:
         self._start = start_step
         self._started = time.monotonic()
         self._compiled = 0.0  # seconds spent in `compiling`
+        self._told = 0.0  # of them, those that `compile_seconds` has returned
         # Time and step of the first update; the time before it includes compilation.
         self._steady: tuple[float, int] | None = None
         self._train: TaskID | None = None
@@ -187,6 +188,11 @@ class Progress:
                 live.remove_task(task)
             self._compiled += time.monotonic() - began
         self.print(f'compiled {what} in {time.monotonic() - began:.1f} s')
+
+    def compile_seconds(self) -> float:
+        """Seconds that were spent in `compiling` since the last call."""
+        seconds, self._told = self._compiled - self._told, self._compiled
+        return seconds
 
     def _seconds_left(self, step: int) -> float | None:
         """Estimate from the average since the first update, with evaluations and checkpoints."""

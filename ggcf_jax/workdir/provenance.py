@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -38,11 +39,17 @@ def current() -> dict[str, Any]:
     }
 
 
-def save(workdir: pathlib.Path) -> None:
-    """Writes `run.json` into the workdir of a run."""
+def save(workdir: pathlib.Path, machines: Sequence[str]) -> None:
+    """Writes `run.json` into the workdir of a run.
+
+    Args:
+        workdir: directory of the run.
+        machines: name of the machine of each process.
+    """
     content = {
         'command': shlex.join([pathlib.Path(sys.executable).name, *sys.argv]),
         **current(),
+        'machines': list(machines),
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     }
     atomic.write(workdir / FILE_NAME, json.dumps(content, indent=2).encode())
@@ -65,6 +72,8 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
         for name in content:
             if name == 'versions':
                 json_files.need(content, name, _is_versions, 'an object of texts')
+            elif name == 'machines':
+                json_files.need(content, name, _is_texts, 'a list of texts')
             else:
                 json_files.need(content, name, _is_text_or_none, 'a text')
     except ValueError as error:
@@ -76,6 +85,10 @@ def read(workdir: pathlib.Path) -> dict[str, Any]:
 
 def _is_versions(value: Any) -> bool:
     return value is None or json_files.is_mapping(value, json_files.is_text)
+
+
+def _is_texts(value: Any) -> bool:
+    return json_files.is_list(value, json_files.is_text)
 
 
 def _is_text_or_none(value: Any) -> bool:

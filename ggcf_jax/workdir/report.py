@@ -15,7 +15,7 @@ from ggcf_jax import atomic, json_files, places
 from ggcf_jax.display import charts, html
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import metrics
-from ggcf_jax.workdir import card, metrics_log, provenance, released
+from ggcf_jax.workdir import card, host_times, metrics_log, provenance, released
 from ggcf_jax.workdir import evaluations as evaluations_lib
 
 Content = Mapping[str, Any]  # a JSON object
@@ -61,6 +61,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     best = max(main, key=lambda each: _score(each['miou']), default=None)
 
     body = [html.facts(_facts(config, rows, main, best)), _curves(rows)]
+    body += [_times(rows, run.get('machines') or [])] if _column(rows, 'train/step_sec')[0] else []
     if best is None:
         body.append(html.section('Evaluation', html.text('No evaluation yet.')))
     else:
@@ -217,6 +218,74 @@ def _curves(rows: Rows) -> str:
     if lost:
         parts.append(html.text(f'Not finite in {lost} rows: gaps in the loss curve.'))
     return html.section('Training', *parts)
+
+
+def _times(rows: Rows, machines: Sequence[str]) -> str:
+    """The section of where the time went: steps, data, compilation; and the hosts.
+
+    Args:
+        rows: rows of metrics.jsonl.
+        machines: name of the machine of each process at the last start; [] if it is not known.
+    """
+    names = {'step': 'train/step_sec', 'wait for data': 'train/data_wait_sec'}
+    columns = {label: _column(rows, name) for label, name in names.items()}
+    chart = charts.curve_chart('seconds of a step', columns)
+    starts = [i for i, row in enumerate(rows) if row.get('run/start_sec') is not None]
+    last = rows[starts[-1] if starts else 0 :]
+    facts = [
+        (f'{label}, median', _seconds(_median(_column(rows, name)[1])))
+        for label, name in names.items()
+    ]
+    facts += [
+        ('compilation, all starts', _seconds(sum(_known(rows, 'run/compile_sec')))),
+        ('first step after the start', ', '.join(map(_seconds, _known(rows, 'run/start_sec')))),
+    ]
+    if peaks := _known(rows, 'train/device_memory_gib'):
+        facts.append(('device memory, at most', f'{max(peaks):.2f} GiB'))
+    table = html.group('wide', [html.table(x for x in facts if x[1])])
+    parts = [html.group('pair', [chart.decode(), table])]
+    waits = host_times.medians(last)
+    if waits:
+        parts += _hosts(waits, _median(_column(last, 'train/step_sec')[1]), machines)
+    return html.section('Time', *parts)
+
+
+def _hosts(waits: Sequence[float], step: float | None, machines: Sequence[str]) -> list[str]:
+    """The wait of every host since the last start, and which of them holds up the others."""
+    slow = host_times.slowest(waits, step)
+    names = [*machines, *([''] * len(waits))][: len(waits)]
+    rows = []
+    for index, (wait, name) in enumerate(zip(waits, names)):
+        share = f'{wait / step:.0%}' if step else ''
+        rows.append(
+            (str(index), name, _seconds(wait), share, 'holds up the others' * (index == slow))
+        )
+    if slow is None:
+        told = 'No host waits much longer for its data than the others.'
+    else:
+        where = f' on {names[slow]}' if names[slow] else ''
+        told = (
+            f'Process {slow}{where} holds up the others: look at its disk, its cores and what else '
+            'runs there.'
+        )
+    header = ('process', 'machine', 'wait for data', 'of a step', '')
+    return [
+        html.text(f'Since the last start, medians. {told}'),
+        html.group('wide', [html.table(rows, header)]),
+    ]
+
+
+def _known(rows: Rows, name: str) -> list[float]:
+    return [value for value in _column(rows, name)[1] if value is not None]
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _seconds(value: float | None) -> str:
+    return f'{value:.3g} s' if value else ''
 
 
 def _classes(best: Content) -> str:

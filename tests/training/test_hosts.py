@@ -12,16 +12,15 @@ def _times(waited, seconds=1.0):
 
 
 def test_one_process_has_nobody_to_wait_for():
-    assert hosts.HostWatch().row(_times(0.5)) == ({}, None)
+    assert hosts.HostWatch(['one']).row(_times(0.5)) == ({}, None)
 
 
 @pytest.fixture
 def three(monkeypatch):
     """A watch of the first of three processes; the others wait as the list says."""
     others = [0.01, 0.01]
-    monkeypatch.setattr(processes, 'host_names', lambda: ('one', 'two', 'three'))
     monkeypatch.setattr(processes, 'gathered', lambda own: np.array([own, *others], np.float32))
-    return hosts.HostWatch(), others
+    return hosts.HostWatch(['one', 'two', 'three']), others
 
 
 def test_the_slow_host_is_named_once(three):

@@ -13,7 +13,7 @@ import pytest
 
 from ggcf_jax.display import pictures as visualize
 from ggcf_jax.errors import InputError
-from ggcf_jax.workdir import report
+from ggcf_jax.workdir import host_times, report
 from ggcf_jax.workdir.metrics_log import Writer
 from tests import browser
 
@@ -243,6 +243,28 @@ def test_empty_workdir_says_what_is_missing(tmp_path):
         'config.json is missing',
     ):
         assert piece in text
+
+
+@pytest.mark.parametrize('wait', [0.02, 0.41])
+def test_the_host_that_holds_up_the_others_is_named(tmp_path, wait):
+    """Of the last start; the first one was on other machines."""
+    with Writer(tmp_path, 0) as metrics:
+        for step in range(1, 9):
+            waits = [0.02, 0.021, 0.5 if step < 5 else wait]
+            times = {'train/step_sec': 1.0, 'train/data_wait_sec': 0.02}
+            start = {1: (66.2, 41.5), 5: (7.1, 0.5)}.get(step)
+            if start:
+                times |= dict(zip(('run/start_sec', 'run/compile_sec'), start))
+            row = {host_times.key(index): each for index, each in enumerate(waits)}
+            metrics.scalars(step, times | row)
+    (tmp_path / 'run.json').write_text(json.dumps({'machines': ['node1', 'node2', 'node7']}))
+    text = _Page(report.write(tmp_path).read_text()).text
+    assert 'step, median 1 s wait for data, median 0.02 s' in text
+    assert 'compilation, all starts 42 s first step after the start 66.2 s, 7.1 s' in text
+    assert '1 node2 0.021 s 2%' in text
+    slow = 'Process 2 on node7 holds up the others' in text
+    assert slow == (wait == 0.41)
+    assert ('2 node7 0.41 s 41% holds up the others' in text) == slow
 
 
 def test_undefined_scores_and_nan_losses(tmp_path):
