@@ -225,12 +225,6 @@ def attend(
             'attend is differentiable in reverse mode: jax.grad, jax.vjp, jax.hessian. For '
             "jax.jvp, jax.jacfwd and jax.linearize take implementation='reference'"
         ) from error
-    except NotImplementedError as error:
-        if 'dot_product_attention' not in str(error):
-            raise
-        raise NotImplementedError(
-            "attention by cuDNN is differentiable once: for jax.hessian take implementation='xla'"
-        ) from error
     return part if return_lse else part.o
 
 
@@ -511,6 +505,7 @@ def resolve_implementation(
     extras: Sequence[Extra] = (),
     platform: str | None = None,
     compute_capability: tuple[int, int] | None = None,
+    kind: str = '',
 ) -> Resolution:
     """The implementation that `attend` runs, and why no faster one.
 
@@ -529,6 +524,7 @@ def resolve_implementation(
         which is then asked whether it has what is needed.
       compute_capability: that of the NVIDIA GPU of `platform`, (8, 0) for an A100, (9, 0) for an
         H100; None if it is not known, as in a program that is exported.
+      kind: `jax.Device.device_kind` of the TPU of `platform`, 'TPU v5 lite'; '' if it is not known.
 
     Returns:
       A `Resolution`; it does not know maps and meshes, which may be further reasons.
@@ -544,11 +540,11 @@ def resolve_implementation(
     if platform not in (None, 'cpu', 'gpu', 'tpu'):
         raise ValueError(f'platform {platform!r} is not one of cpu, gpu, tpu')
     simplified = simplify(graph)
-    kind = jnp.dtype(dtype)
-    case = Case(simplified, (kind, kind), (key_channels, value_channels), scale, frozenset(extras))
+    item = jnp.dtype(dtype)
+    case = Case(simplified, (item, item), (key_channels, value_channels), scale, frozenset(extras))
     device = target.candidates()[0]
     if platform is not None:
-        device = target.Device(platform, compute_capability)
+        device = target.Device(platform, compute_capability, kind)
     return implementations.resolve(
         case,
         implementation,

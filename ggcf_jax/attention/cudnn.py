@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import cudnn_sums, softmax, varying
+from ggcf_jax.attention import cudnn_sums, once, softmax, varying
 from ggcf_jax.attention.block_sizes import Options
 from ggcf_jax.attention.cudnn_sums import batched_alike
 
@@ -116,12 +116,12 @@ def _attend(
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> tuple[jax.Array, Any]:
-    q, k, v = batched_alike(q, k, v)
+    q, k, v = once.only('cuDNN', batched_alike(q, k, v))
     return jax.vjp(lambda q, k, v: _call(q, k, v, bias, scale), q, k, v)
 
 
 def _attend_backward(scale: float, pull: Any, do: jax.Array) -> tuple[jax.Array | None, ...]:
-    return (*pull(do), None)
+    return (*pull(once.only('cuDNN', do)), None)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.custom_batching import custom_vmap
 
+from ggcf_jax.attention import once
+
 
 class Even(NamedTuple):
     """Arrays of even length, which cuDNN's gradients want: one position more does not take part.
@@ -100,6 +102,7 @@ def attend(
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, scale: float
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    q, k, v = once.only('cuDNN', (q, k, v))
     o, lse = forward(even(q, k, v, bias), scale)  # lse [sequences, heads, m]
     m = q.shape[1]
     return (o[:, :m], jnp.swapaxes(lse, 1, 2)[:, :m]), (q, k, v, bias, o, lse)
@@ -114,7 +117,7 @@ def _attend_backward(
     gradient of a log-sum-exp belongs there with the other sign: into the channel that is zero in v.
     """
     q, k, v, bias, o, lse = saved
-    do, dlse = gradients
+    do, dlse = once.only('cuDNN', gradients)
     do = jnp.concatenate([do[..., :-1], jnp.ones_like(do[..., -1:])], -1)
     if o.shape[1] > do.shape[1]:  # of the position more everything is zero
         do, dlse = lengthen(do), lengthen(dlse)

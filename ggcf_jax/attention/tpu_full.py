@@ -4,6 +4,8 @@ Sequences are filled up to whole blocks. Positions that fill them, and those tha
 stand in a segment of their own among the keys, whose segment no query has.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 
-from ggcf_jax.attention import softmax, target, tpu_sizes
+from ggcf_jax.attention import once, softmax, target, tpu_sizes
 from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.tpu_sizes import round_up
 
@@ -65,7 +67,7 @@ def attend(inputs: Inputs, scale: float) -> Partial:
     )
     arrays = rows(q, lengths[0]), rows(k, lengths[1]), rows(v, lengths[1])
     if valid is None and lengths[1] == m:
-        o = jax.vmap(lambda *x: kernel(*x))(*arrays)
+        o = _once(jax.vmap(lambda *x: kernel(*x)), *arrays)
     else:
         inside = jnp.ones((b, m), bool) if valid is None else valid.reshape(b, m)
         inside = jnp.pad(inside, ((0, 0), (0, lengths[1] - m))).astype(jnp.int32)
@@ -74,11 +76,45 @@ def attend(inputs: Inputs, scale: float) -> Partial:
         def segmented(q: jax.Array, k: jax.Array, v: jax.Array, own: Any, of_k: Any) -> jax.Array:
             return kernel(q, k, v, splash_attention_kernel.SegmentIds(own, of_k))
 
-        o = jax.vmap(segmented)(*arrays, ones, inside)
+        o = _once(jax.vmap(segmented), *arrays, ones, inside)
     o = jnp.swapaxes(o[:, :, :n], 1, 2).reshape(b, h, w, heads, -1)
     if valid is not None:
         o = jnp.where(valid.any((1, 2))[:, None, None, None, None], o, 0)
     return Partial(o.astype(v.dtype), jnp.full(q.shape[:4], jnp.nan, softmax.accumulator(q, k)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _once(
+    kernel: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *segments: jax.Array,
+) -> jax.Array:
+    """The kernel, whose second derivative is refused."""
+    return kernel(q, k, v, *segments)
+
+
+def _once_forward(
+    kernel: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *segments: jax.Array,
+) -> tuple[jax.Array, Any]:
+    o, pull = jax.vjp(lambda *x: kernel(*x, *segments), *once.only('Pallas', (q, k, v)))
+    return o, (pull, segments)
+
+
+def _once_backward(
+    kernel: Callable[..., jax.Array], saved: Any, do: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    del kernel
+    pull, segments = saved
+    return (*pull(once.only('Pallas', do)), *[None for _ in segments])
+
+
+_once.defvjp(_once_forward, _once_backward)
 
 
 def blocks(n: int, m: int, channels: int, most: tuple[int, int]) -> tuple[int, int]:

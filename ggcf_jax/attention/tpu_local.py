@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ggcf_jax.attention import softmax, target, tpu_sizes, varying
+from ggcf_jax.attention import once, softmax, target, tpu_sizes, varying
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.tpu_sizes import Size2d, TpuSizes, round_up
@@ -187,6 +187,7 @@ def _forward(
 def _attend_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, inside: jax.Array, static: _Static
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+    q, k, v = once.only('Pallas', (q, k, v))
     o, lse = _forward(q, k, v, inside, static)
     return (o, lse), (q, k, v, inside, o, lse)
 
@@ -195,6 +196,7 @@ def _attend_backward(
     static: _Static, saved: Any, gradients: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array | None, ...]:
     q, k, v, inside, o, lse = saved
+    gradients = once.only('Pallas', gradients)
     tile = softmax.query_tile(q, o, lse[..., None], gradients[0], gradients[1][..., None])
     sums = jnp.concatenate([tile.lse, tile.delta], -1)
     heads, (h, w) = q.shape[1], q.shape[2:4]

@@ -8,8 +8,9 @@ import re
 #   A device of v2, v3 and TPU7x is one of the chip's two TensorCores, of the others the chip. Names
 #   as in jax/_src/pallas/mosaic/tpu_info.py.
 # - GPUs: NVIDIA's data sheets, whose figures "with sparsity" are twice these: H100, H200, A100, L4,
-#   L40S, A10, HGX B200. Names as in NVIDIA's drivers. Boards of other power limits have other
-#   clocks: those that the name does not tell apart are taken for SXM.
+#   L40S, A10, HGX B200 (4.5 PFLOPS with sparsity), GB200 NVL72 (5 PFLOPS). Names as in NVIDIA's
+#   drivers. Boards of other power limits have other clocks: those that the name does not tell apart
+#   are taken for SXM. The two NVL boards of Hopper are not checked against their data sheets.
 _PEAKS = {
     r'^TPU v2$': 45e12 / 2,
     r'^TPU v3$': 123e12 / 2,
@@ -18,7 +19,8 @@ _PEAKS = {
     r'^TPU v5p?$': 459e12,
     r'^TPU v6 lite$|^TPU v6e$': 918e12,
     r'^TPU7x$': 2307e12 / 2,
-    r'\bG?B200\b': 2250e12,
+    r'\bGB200\b': 2500e12,
+    r'\bB200\b': 2250e12,
     r'H200 NVL': 835e12,
     r'\bG?H200\b': 989e12,
     r'H100 NVL': 835e12,

@@ -86,6 +86,7 @@ def _attention(config: ConfigDict, device: target.Device) -> str:
             scale=model.ggcf.scale,
             platform=device.platform,
             compute_capability=device.compute_capability,
+            kind=device.kind,
         )
         own = [faster for faster, x in KERNELS.items() if x.platform == device.platform]
         why = '; '.join(f'{faster}: {reasons[faster]}' for faster in own if faster in reasons)

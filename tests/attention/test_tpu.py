@@ -295,3 +295,21 @@ def test_windows_are_whole_and_chunks_divide_them():
                 assert tiles * tile >= n > (tiles - 1) * tile
                 assert window >= tile + 2 * size
     assert tpu_sizes.of_kind('TPU v2') is None
+
+
+@pytest.mark.parametrize('text', ['local:1', 'local:1@2', 'full'])
+def test_second_derivatives_are_refused(interpreted, text):
+    x = jnp.ones((1, 4, 5, 1, 8), jnp.bfloat16)
+
+    def loss(q, implementation='auto'):
+        o = attend(q, x, x, parse(text)[0], implementation=implementation)
+        return o.astype(jnp.float32).sum()
+
+    refused = pytest.raises(
+        NotImplementedError, match=r"by Pallas .* jax\.hessian take implementation='xla'"
+    )
+    with target.tracing_for('tpu', kind=V5E):
+        for function in (jax.hessian(loss), jax.hessian(jax.jit(loss))):
+            with refused:
+                jax.make_jaxpr(function)(x)
+        jax.make_jaxpr(jax.hessian(lambda q: loss(q, 'xla')))(x)

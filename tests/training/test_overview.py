@@ -77,6 +77,12 @@ def test_what_computes_the_attention_of_accelerators():
         'local:8 local:16 local:24 by pallas, grid:8 grid:16 grid:24 by xla '
         '(pallas: there is no kernel for grid graphs)'
     )
+    config.model.heads = 'full'
+    v5e, v3 = (target.Device('tpu', kind=f'TPU {name}') for name in ('v5 lite', 'v3'))
+    assert overview._attention(config, v5e) == 'full by pallas'
+    assert overview._attention(config, v3) == (
+        'full by xla (pallas: its kernels are not for a TPU v3)'
+    )
     config.model.heads = 'full,learned'
     assert overview._attention(config, h100) == (
         'full by cudnn, learned by xla (cudnn: it has no form of learned graphs)'
