@@ -1,16 +1,23 @@
 """The scripts of launch/, with stand-ins for the programs of a cluster."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 
+import jsonschema
 import pytest
 import yaml
 
 import main as main_lib
+from ggcf_jax.workdir import checkpoints
+from ggcf_jax.workdir import config as workdir_config
 from tests.helpers import ROOT
 
+ASSETS = ROOT / 'tests' / 'assets'
 LAUNCH = ROOT / 'launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
 
@@ -157,6 +164,58 @@ def test_a_run_that_fails_on_a_slice_is_not_repeated(run):
     process = run('tpu.sh', 'slice', PAUSE='0', **variables)
     assert 'the run failed' in process.communicate(timeout=60)[0]
     assert process.returncode == 1
+
+
+def test_the_jobset_is_one():
+    """Against a part of the published schema, which takes no other field."""
+    schema = jsonschema.Draft7Validator(json.loads((ASSETS / 'jobset_schema.json').read_text()))
+    jobset = yaml.safe_load((LAUNCH / 'jobset.yaml').read_text())
+    assert not list(schema.iter_errors(jobset))
+    [hosts] = jobset['spec']['replicatedJobs']
+    hosts['template']['spec']['backoffLimt'] = 0
+    hosts['template']['spec']['completions'] = '2'
+    assert len(list(schema.iter_errors(jobset))) == 2
+
+
+@pytest.mark.soak
+@pytest.mark.slow
+def test_slurm_trains_on_two_processes(run, tiny_run):
+    """The true program, under SLURM's variables: stopped by the end of its time, and resumed."""
+    config, _, _ = tiny_run
+    config = config.copy_and_resolve_references()
+    config.train.steps, config.train.eval_every = 400, 400
+    workdir_config.save(config, run.folder)
+    variables = _slurm(run) | {
+        'PYTHON': sys.executable,
+        'PYTHONPATH': str(ROOT),
+        'SLURM_SUBMIT_DIR': str(ROOT),
+        'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    }
+    arguments = [
+        f'--config={ROOT / "configs" / "from_workdir.py"}:{run.folder}',
+        f'--workdir={run.folder / "run"}',
+    ]
+    process = run('slurm.sh', *arguments, **variables)
+    printed = []
+    for line in process.stdout:
+        printed.append(line.rstrip())
+        if re.match(r'step +\d+/400', line):
+            break
+    process.send_signal(signal.SIGTERM)
+    printed += process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 0, printed
+    assert any('4 x cpu (cpu), 2 processes' in line for line in printed)
+    assert printed[-1] == 'scontrol requeue 77'
+    [stopped] = [line for line in printed if line.startswith('stopped by SIGTERM after step')]
+    step = int(stopped.split()[5].rstrip(','))
+    assert max(checkpoints.steps(run.folder / 'run')) == step
+
+    shorter = [f'--config.train.steps={step + 2}', f'--config.train.eval_every={step + 2}']
+    process = run('slurm.sh', *arguments, *shorter, '--accept_changes', **variables)
+    out = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and 'requeue' not in out, out
+    assert f'resuming at step {step} of {step + 2}' in out
+    assert max(checkpoints.steps(run.folder / 'run')) == step + 2
 
 
 def test_the_jobset_starts_what_main_takes():

@@ -7,6 +7,8 @@ r"""Runs the sweep of a configuration and makes its table.
     python -m experiments.tables.sweep slurm --config=... --out=... | sbatch
     python -m experiments.tables.sweep gke   --config=... --out=/runs/table1 --image=... \
         --claim=... | kubectl apply -f -
+    python -m experiments.tables.sweep gke   --config=... --out=gs://BUCKET/table1 --image=... \
+        --account=... | kubectl apply -f -
 
 `--sweep=peers` takes the rows of another function of the configuration than `sweep()`: those of
 configs/table1.py `peers()` are context modules of other papers beside the paper's own.
@@ -17,20 +19,24 @@ let the runs save first. Compiled programs are cached in <out>/compiled (or in
 JAX_COMPILATION_CACHE_DIR), so that only the first seed of a row compiles. `table` reads the final
 evaluations and writes <out>/table.csv and <out>/table.md beside the paper's values; it can be
 called at any time. `slurm` and `gke` print an array job with an element for each run that is not
-finished. Run it from the root of the repository.
+finished. --out may be in a bucket; runs then print their logs. Run it from the root of the
+repository.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 from experiments.common import cli
 from experiments.tables import sweep_arrays, sweep_runs, table1
+from ggcf_jax import buckets
 from ggcf_jax.distributed import platforms
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
@@ -107,7 +113,7 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
                 active.remove(job)
                 free.append(job.share)
                 if not _report(job):
-                    failed.append(f'{_outcome(job)}; see {_log(job.run)}')
+                    failed.append(f'{_outcome(job)}; see {_log(job.run) or "above"}')
                 elif not job.run.finished:
                     waiting.insert(0, job.run)  # its evaluations come next
             time.sleep(0.2)
@@ -148,8 +154,20 @@ def _shares(jobs: int) -> list[_Share]:
     ]
 
 
-def _log(run: sweep_runs.Run) -> pathlib.Path:
-    return run.workdir.with_suffix('.log')
+def _log(run: sweep_runs.Run) -> pathlib.Path | None:
+    """The file of what a run prints; None beside a workdir in a bucket, where nothing grows."""
+    return None if buckets.is_bucket(run.workdir) else run.workdir.with_suffix('.log')
+
+
+@contextlib.contextmanager
+def _opened(log: pathlib.Path | None) -> Iterator[IO[bytes] | None]:
+    """A log to append to; None for the output of this process."""
+    if log is None:
+        yield None
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open('ab') as file:
+        yield file
 
 
 def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, share: _Share) -> _Job:
@@ -158,18 +176,17 @@ def _start(path: str, run: sweep_runs.Run, compiled: pathlib.Path, share: _Share
     if share.gpus is not None:
         environment['CUDA_VISIBLE_DEVICES'] = share.gpus
     row = run.next_row
-    _log(run).parent.mkdir(parents=True, exist_ok=True)
     ours = os.sched_getaffinity(0)
     os.sched_setaffinity(
         0, share.cores
     )  # inherited, so that it holds from the child's first moment
     try:
-        with _log(run).open('ab') as log:
+        with _opened(_log(run)) as log:
             # In a session of its own, so that Ctrl-C reaches only us and is passed on once.
             process = subprocess.Popen(
                 [sys.executable, str(_MAIN), *run.flags(path)],
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=None if log is None else subprocess.STDOUT,
                 start_new_session=True,
                 env=environment,
             )
@@ -224,14 +241,22 @@ def _array(options: argparse.Namespace, indices: list[int]) -> str:
     """The array job that finishes runs by their numbers."""
     if not indices:
         raise InputError('every run of the sweep is finished: there is nothing to submit')
-    own = {options.action, '--image', '--claim', options.image, options.claim}
+    own = {options.action, '--image', '--claim', '--account'}
+    own |= {options.image, options.claim, options.account}
     rest = [each for each in sys.argv[1:] if each.partition('=')[0] not in own]
     command = ['python', '-m', 'experiments.tables.sweep', 'run', *rest]
     if options.action == 'slurm':
         return sweep_arrays.slurm(command, indices)
-    if not (options.image and options.claim):
-        raise InputError('--image=IMAGE or --claim=PERSISTENT_VOLUME_CLAIM is missing')
-    return sweep_arrays.gke(command, indices, image=options.image, claim=options.claim)
+    if not options.image:
+        raise InputError('--image=IMAGE is missing')
+    if not (options.claim or buckets.is_bucket(options.out)):
+        raise InputError(
+            f'--out={options.out} is a folder of a disk that pods share: --claim='
+            'PERSISTENT_VOLUME_CLAIM is missing; or give a bucket, --out=gs://BUCKET/FOLDER'
+        )
+    return sweep_arrays.gke(
+        command, indices, image=options.image, claim=options.claim, account=options.account
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -259,7 +284,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument('--row', action='append', help='take only this row; may be repeated')
     parser.add_argument('--index', type=int, help='take only the run with this number of the list')
     parser.add_argument('--image', help='gke: image of this repository')
-    parser.add_argument('--claim', help='gke: persistent volume claim that is mounted at /runs')
+    parser.add_argument(
+        '--claim', help='gke: persistent volume claim that is mounted at /runs, where --out is'
+    )
+    parser.add_argument(
+        '--account', help='gke: service account of the pods, for --out in a bucket [default]'
+    )
     return parser
 
 

@@ -28,7 +28,9 @@ def enable(folder: str | None) -> None:
         InputError: the folder cannot be written.
     """
     if folder is None and VARIABLE in os.environ:
-        return
+        if not buckets.is_bucket(os.environ[VARIABLE]):
+            return
+        folder = os.environ[VARIABLE]
     if folder == '':
         jax.config.update('jax_enable_compilation_cache', False)
         return

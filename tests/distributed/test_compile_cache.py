@@ -39,6 +39,14 @@ def test_the_environment_holds_where_the_flag_is_not_given(tmp_path, monkeypatch
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'given')
 
 
+def test_a_bucket_of_the_environment_is_one_of_the_flag(monkeypatch, bucket_services):
+    bucket_services('gs')
+    monkeypatch.setenv(compile_cache.VARIABLE, 'gs://bucket/compiled')
+    compile_cache.enable(None)
+    assert jax.config.jax_compilation_cache_dir == 'gs://bucket/compiled'
+    assert jax.config.jax_persistent_cache_enable_xla_caches == 'none'
+
+
 def test_none(settings):
     compile_cache.enable('')
     assert not jax.config.jax_enable_compilation_cache

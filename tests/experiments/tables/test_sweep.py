@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -290,3 +291,21 @@ def test_some_rows_only(tmp_path, capsys):
         listed('--row=FULL', f'--index={numbers[1]}')
     with pytest.raises(InputError, match="--row='FUL' is not one of 'Baseline', 'ASPP'"):
         listed('--row=FUL')
+
+
+def test_a_sweep_in_a_bucket_needs_no_common_disk(bucket_services, monkeypatch, capsys, tmp_path):
+    bucket_services('gs')
+    command = ['gke', '--config=configs/camvid.py', '--seeds=1', '--row=FULL', '--image=image']
+    here = ['--out=gs://bucket/sweep', '--account=of-the-bucket']
+    monkeypatch.setattr(sys, 'argv', ['sweep', *command, *here])
+    options = cli.parse(sweep.make_parser(), [*command, *here])
+    assert sweep.main(options) == 0
+    job = json.loads(capsys.readouterr().out)
+    [container] = job['spec']['template']['spec']['containers']
+    assert '--out=gs://bucket/sweep' in container['command'][-1]
+    assert 'account' not in container['command'][-1] and 'image' not in container['command'][-1]
+    run = types.SimpleNamespace(workdir=options.out / 'full' / 'seed_0')
+    assert sweep._log(run) is None
+    options.out = tmp_path
+    with pytest.raises(InputError, match=r'--claim=PERSISTENT_VOLUME_CLAIM is missing; or give a'):
+        sweep._array(options, [0])
