@@ -17,6 +17,8 @@ docs/export.md has a loader, for files of format 1 as well, whose programs take 
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -284,7 +286,7 @@ def export_onnx(
     output: str | pathlib.Path,
     sizes: tuple[Size, ...],
     *,
-    batch: int = 1,
+    batch: int | None = None,
     overwrite: bool = False,
     license_: str = '',
 ) -> None:
@@ -299,7 +301,7 @@ def export_onnx(
         checkpoint: 'best', 'latest' or a step number.
         output: file to write, atomically.
         sizes: the one (height, width) of the images.
-        batch: number of images at once.
+        batch: number of images that the file takes at once; None for any.
         overwrite: whether an existing file is replaced.
         license_: licence of the model for its card; '' if nobody has said.
 
@@ -313,18 +315,30 @@ def export_onnx(
             'a file of ONNX is for images of one size; pass --sizes=HEIGHTxWIDTH, such as '
             '--sizes=360x480'
         )
+    _check_onnx_pruning(config)
     onnx_file.needs()
     config = workdir_config.from_text(workdir_config.to_text(config))
     config.train.dtype = 'float32'
     model = _model(config, workdir, checkpoint)
     params, stats = jax.tree.map(np.asarray, (model.params, model.stats))
 
-    def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def scores(images: jax.Array, plan: inference.Plan, kind: str = '') -> jax.Array:
         # Loops over blocks of a stage are unrolled; convolutions are the other runtime's.
-        with platform.tracing_for('cpu'), forms.convolutions_stay():
+        stay = forms.convolutions_stay() if kind else contextlib.nullcontext()
+        with platform.tracing_for('cpu', kind=kind), stay:
             network = models.merge(model.graphdef, params, stats)
-            scores = inference.scores(network, images, model.plan)
-        return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, model.plan)
+            return inference.scores(network, images, plan)
+
+    def of_plan(images: jax.Array, kind: str = '') -> tuple[jax.Array, jax.Array]:
+        found = scores(images, model.plan, kind)
+        return found.argmax(-1).astype(jnp.int32), inference.probabilities(found, model.plan)
+
+    @jax.jit
+    def expected(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        one_view = dataclasses.replace(
+            model.plan, average='logits', scales=model.plan.scales[:1], flip=False
+        )
+        return *of_plan(images), jnp.abs(scores(images, one_view)).max()
 
     text = card.of_workdir(workdir, model.step, plan=str(model.plan), files={}, license_=license_)
     metadata = {
@@ -335,10 +349,20 @@ def export_onnx(
         'license': license_ or 'unknown',
         'card': text,
     }
-    content = onnx_file.convert(run, (batch, *sizes[0], 3), metadata)
-    images = _drawn(sizes[0], 2 * batch)
-    labels, probabilities = map(np.asarray, jax.jit(run)(images))
-    ties = onnx_file.check(content, images, labels, probabilities, batch)
+    to_convert = functools.partial(of_plan, kind=platform.ONNX)
+    content = onnx_file.convert(to_convert, sizes[0], metadata, batch=batch)
+    batches = (1, 2) if batch is None else (batch, batch)
+    images = _drawn(sizes[0], sum(batches))
+    labels, probabilities, largest_logit = map(np.asarray, expected(images))
+    ties = onnx_file.check(
+        content,
+        images,
+        labels,
+        probabilities,
+        batches,
+        float(largest_logit),
+        rescaled=model.plan.scales != (1.0,),
+    )
     with places.writing(output, '--output'):
         atomic.write(output, content)
     print(
@@ -346,6 +370,18 @@ def export_onnx(
         f"{len(content) / 1e6:.1f} MB; labels of onnxruntime equal the network's, "
         f'{ties} ties in {labels.size:,} pixels'
     )
+
+
+def _check_onnx_pruning(config: ConfigDict) -> None:
+    """Refuses draws, which are hashes of bits, before anything is computed."""
+    for rule in inference.build(config).pruning:
+        if rule.priority == 'random':
+            raise InputError(
+                f'--format=onnx: config.eval.pruning has {str(rule)!r}, and random neighbours are '
+                'drawn by operations on bits, which TensorRT does not document; prune by affinity '
+                f'({str(dataclasses.replace(rule, priority="top", seed=0))!r}), or '
+                '--format=programs'
+            )
 
 
 def _drawn(size: Size, count: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 
+ONNX = 'onnx'  # its operators know no bits of numbers
+
 
 class Device(NamedTuple):
     """A kind of device.
@@ -17,8 +19,8 @@ class Device(NamedTuple):
       platform: 'cpu', 'gpu' or 'tpu'.
       compute_capability: that of an NVIDIA GPU, (9, 0) for an H100; None for other devices, and for
         a GPU that is not known, such as that of an exported program.
-      kind: `jax.Device.device_kind` of a TPU, 'TPU v5 lite'; '' for other devices, and for a TPU
-        that is not known.
+      kind: `jax.Device.device_kind` of a TPU, 'TPU v5 lite'; `ONNX`, with the platform 'cpu', for a
+        program that becomes an ONNX file; '' for other devices, and for a TPU that is not known.
     """
 
     platform: str
@@ -82,6 +84,12 @@ def of(device: jax.Device) -> Device:
 def kind() -> str:
     """`Device.kind` of the device that is compiled for."""
     return candidates()[0].kind
+
+
+def is_onnx() -> bool:
+    """Whether what is traced becomes an ONNX file."""
+    traced = _traced_for.get()
+    return traced is not None and traced.kind == ONNX
 
 
 def devices() -> int:

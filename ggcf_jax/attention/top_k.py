@@ -2,7 +2,8 @@
 
 The search keeps a bracket of thresholds per row and counts how many entries reach two candidates in
 it, both counts in one sum. Thresholds are ordered int32 keys of the values, so that it ends after
-finitely many steps whatever the values; candidates are interpolated on the counts.
+finitely many steps whatever the values; candidates are interpolated on the counts. Only a program
+for ONNX sorts, whose operators do not know the bits of numbers.
 """
 
 import math
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import varying
+from ggcf_jax.attention import target, varying
 
 # The first guess of the n-th value takes a row for normally distributed. The standard error of its
 # sample quantile is sqrt(share (1 - share) / count) / density; rows that are not normal need more.
@@ -33,6 +34,8 @@ def largest(x: jax.Array, mask: jax.Array | None, n: Callable[[jax.Array], jax.A
     Returns:
       Bool, shaped like x, exactly n entries true in each row (none in a row without entries).
     """
+    if target.is_onnx():
+        return _by_rank(x, mask, n)
     neighbours = jnp.asarray(x.shape[-1], jnp.int32)
     inside = least = x
     if mask is not None:
@@ -97,6 +100,27 @@ def largest(x: jax.Array, mask: jax.Array | None, n: Callable[[jax.Array], jax.A
         return above | (equal & (order <= missing[..., None]))
 
     return lax.cond((at_low > wanted).any(), first_of_equals, lambda: reach)
+
+
+def _by_rank(
+    x: jax.Array, mask: jax.Array | None, n: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """`largest` by a sort of each row, in operators that ONNX has: float32 values only."""
+    length = x.shape[-1]
+    neighbours = jnp.asarray(length, jnp.int32) if mask is None else mask.sum(-1, dtype=jnp.int32)
+    wanted = jnp.broadcast_to(n(jnp.broadcast_to(neighbours, x.shape[:-1])), x.shape[:-1])[
+        ..., None
+    ]
+    inside = x if mask is None else jnp.where(mask, x, -jnp.inf)
+    ranked, _ = lax.top_k(inside, length)
+    nth = jnp.where(jnp.arange(length) == wanted - 1, ranked, 0).sum(-1, keepdims=True)
+    above, equal = inside > nth, inside == nth
+    if mask is not None:
+        equal &= mask
+    # Floats, since TensorRT adds up no others; a row is shorter than 2^24.
+    order = jnp.cumsum(equal.astype(jnp.float32), axis=-1)
+    missing = wanted - above.sum(-1, keepdims=True, dtype=jnp.int32)
+    return above | (equal & (order <= missing.astype(jnp.float32)))
 
 
 def _encode(x: jax.Array) -> jax.Array:

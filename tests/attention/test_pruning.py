@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import attend, pruning, top_k
+from ggcf_jax.attention import attend, pruning, target, top_k
 from ggcf_jax.attention.graphs import Block, Cross, Full, Grid, Local
 from tests.attention.cases import (
     assert_close,
@@ -191,6 +191,9 @@ def test_selection_against_a_sort():
             assert (np.asarray(search(x, mask, n)) == largest_by_sort(x, mask, n)).all(), name
             whole = np.ones_like(mask)
             assert (np.asarray(unmasked(x, n)) == largest_by_sort(x, whole, n)).all(), name
+        with target.tracing_for('cpu', kind=target.ONNX):
+            ranked = top_k.largest(x, mask, lambda c: jnp.minimum(c, 100))
+        assert (np.asarray(ranked) == largest_by_sort(x, mask, 100)).all(), name
     integers = rng.integers(-(2**31) + 2, 2**31 - 3, (3, 5, 333), dtype=np.int32)
     assert (np.asarray(search(integers, mask, 40)) == largest_by_sort(integers, mask, 40)).all()
     for length in (5000, 70000):  # the other ways of counting
