@@ -133,7 +133,7 @@ _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
         *({'model.context': context} for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa')),
         *(
             _WIDE | {'model.backbone.name': name}
-            for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2')
+            for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny')
         ),
         {'eval.flip': True, 'eval.window': (16, 24)},
     ],

@@ -28,9 +28,14 @@ from flax import nnx
 from experiments.benchmark.interleaved import Call, Ratio, compare
 from experiments.common import cli
 from ggcf_jax import config as config_lib
-from ggcf_jax.models.backbones import dilation, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.backbones import convnext, dilation, mobilenet, resnet, wide_resnet
 from ggcf_jax.models.layers.conv import conv
-from tests.models.pretrained import torch_mobilenet, torch_resnet, torch_wide_resnet
+from tests.models.pretrained import (
+    torch_convnext,
+    torch_mobilenet,
+    torch_resnet,
+    torch_wide_resnet,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +68,7 @@ CASES = (
     Case('resnet101', 64, 1, 129),
     Case('mobilenet_v2', 32, 2, 129),
     Case('wide_resnet38', 16, 1, 129),
+    Case('convnext_tiny', 64, 1, 128),
 )
 _DEPTHS = {
     'resnet10': (False, (1, 1, 1, 1)),
@@ -84,6 +90,16 @@ def _torch_network(case: Case) -> torch.nn.Module:
     if case.name == 'wide_resnet38':
         network = torch_wide_resnet.WideResNet38(case.width, (1, 1, 2, 1, 1, 1), (1, 1, 1, 2, 4, 4))
         return _with_training_norms(network)
+    if case.name in convnext.ARCHITECTURES:
+        architecture = convnext.ARCHITECTURES[case.name]
+        of_stages = ((None, 1), (None, 1), (1, 2), (2, 4))
+        return torch_convnext.ConvNeXt(
+            architecture.channels * case.width // 64,
+            architecture.depths,
+            of_stages,
+            timm=False,
+            norms=True,
+        )
     torch_resnet.DEPTHS.update(_DEPTHS)
     plan = dilation.plan(torch_resnet.DEPTHS[case.name][1], stride=8)
     return torch_resnet.ResNet(
@@ -133,6 +149,7 @@ def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
         **resnet.BACKBONES,
         **mobilenet.BACKBONES,
         **wide_resnet.BACKBONES,
+        **convnext.BACKBONES,
     }
     build = functools.partial(builders[case.name], model, remat='none', dtype=jnp.float32)
     graphdef, *state = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)

@@ -19,6 +19,8 @@ from ggcf_jax.models import parameters
 # A block of a backbone: its place in a list, or in a list of lists.
 _BLOCK = re.compile(r'backbone\.(?P<list>\w+)\.(?P<stage>\d+)\.(?:(?P<block>\d+)\.)?')
 _STEM = 'backbone.stem'
+# Lists that are no stages of blocks.
+_NO_STAGES = ('stem', 'norms')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +175,7 @@ def norms(gradients: optax.Updates, stacks: frozenset[str]) -> dict[str, jax.Arr
 def _layer(name: str) -> str:
     """The layer of a parameter: a block, or up to two names of modules."""
     found = _BLOCK.match(name)
-    if found is not None and found['list'] != 'stem':
+    if found is not None and found['list'] not in _NO_STAGES:
         return found[0].removesuffix('.')
     return '.'.join(name.split('.')[:-1][:2])
 
@@ -192,7 +194,7 @@ def _depths(names: list[str]) -> dict[str, int]:
             depths[each] = depth_of[place]
         elif parameters.matches(each, _STEM):
             depths[each] = len(places) + 1
-        else:  # the norm at the end of wide_resnet38 belongs to its last block
+        else:  # norms at the end belong to the last block
             depths[each] = 1 if parameters.matches(each, 'backbone') else 0
     return depths
 
@@ -200,7 +202,7 @@ def _depths(names: list[str]) -> dict[str, int]:
 def _place(name: str) -> tuple[int, int] | None:
     """Stage and block of a parameter of a backbone; None outside of blocks."""
     found = _BLOCK.match(name)
-    if found is None or found['list'] == 'stem':
+    if found is None or found['list'] in _NO_STAGES:
         return None
     return int(found['stage']), int(found['block'] or 0)
 

@@ -139,7 +139,8 @@ def _read(
             f'{" or ".join(map(repr, imported.inputs))}, this run has {config.model.input!r}'
         )
     activation = config.model.backbone.activation or config.model.activation
-    if activation != imported.activation and config.model.backbone.name != 'mobilenet_v2':
+    has_choice = imported.activation not in ('relu6', 'gelu')  # MobileNetV2, ConvNeXt: no other
+    if has_choice and activation != imported.activation:
         report(
             'warning: such files are trained with config.model.backbone.activation='
             f'{imported.activation!r}, this run has {activation!r}'

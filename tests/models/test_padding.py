@@ -10,10 +10,11 @@ from flax import nnx
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
+from ggcf_jax.models.backbones import convnext
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers import pool
-from ggcf_jax.models.layers.resize import upsample
+from tests.helpers import shorten
 
 CLASSES = 5
 PADDED = (53, 70)
@@ -40,8 +41,7 @@ def pixel_logits(graphdef, rules, state, images, sizes=None):
     model = pruning_rules.pruned(nnx.merge(graphdef, state, copy=True), rules)
     extent = None if sizes is None else extent_lib.of_sizes(sizes)
     logits = model(images, extent=extent)[0]
-    own = extent_lib.strided(extent, model.stride)
-    return upsample(logits, model.stride, images.shape[1:3], own)
+    return model.upsample(logits, images.shape[1:3], extent)
 
 
 def padded(rng, sizes=SIZES, size=PADDED):
@@ -68,12 +68,15 @@ BACKBONES = {
     'resnet50': {'backbone.multi_grid': (1, 2, 4), 'backbone.first_dilation': 'half'},
     'wide_resnet38': {'activation': 'leaky_relu', 'norm': 'abs_gamma'},
     'mobilenet_v2': {'backbone.width': 8},
+    'convnext_tiny': {'backbone.stride': 16},
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', BACKBONES)
-def test_every_backbone(tiny_config, rng, name):
+def test_every_backbone(tiny_config, rng, name, monkeypatch):
+    if name == 'convnext_tiny':
+        shorten(monkeypatch, convnext, name, (1, 1, 2, 1))
     tiny_config.model.update_from_flattened_dict({'context': 'none', **BACKBONES[name]})
     tiny_config.model.backbone.name = name
     check(tiny_config, rng, SIZES[:2])

@@ -13,7 +13,9 @@ def _names(config):
     return parameters.layer_names(parameters.shapes(network[1]), stacks), stacks
 
 
-@pytest.mark.parametrize('backbone', ['resnet10', 'resnet50', 'wide_resnet38', 'mobilenet_v2'])
+@pytest.mark.parametrize(
+    'backbone', ['resnet10', 'resnet50', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny']
+)
 def test_layers_have_the_names_that_weights_are_stored_under(tiny_config, backbone):
     """As `pretrained.slots` counts them, which knows the stacks by their names."""
     tiny_config.model.backbone.name = backbone

@@ -102,12 +102,18 @@ def strides(stages: Sequence[Stage]) -> tuple[int, ...]:
     return tuple(itertools.accumulate(steps, operator.mul))
 
 
-def from_config(backbone: ConfigDict, depths: Sequence[int]) -> tuple[Stage, ...]:
+def from_config(
+    backbone: ConfigDict,
+    depths: Sequence[int],
+    *,
+    first_dilation: Literal['full', 'half'] | None = None,
+) -> tuple[Stage, ...]:
     """Plans the stages of `config.model.backbone`.
 
     Args:
         backbone: `config.model.backbone`; `stride`, `first_dilation` and `multi_grid*` are read.
         depths: number of blocks of each of the four stages.
+        first_dilation: that of the family of networks, where users have no choice.
 
     Raises:
         InputError: as `plan`.
@@ -116,7 +122,7 @@ def from_config(backbone: ConfigDict, depths: Sequence[int]) -> tuple[Stage, ...
         return plan(
             depths,
             stride=backbone.stride,
-            first_dilation=backbone.first_dilation,
+            first_dilation=first_dilation or backbone.first_dilation,
             multi_grid=tuple(backbone.multi_grid),
             multi_grid_kind=backbone.multi_grid_kind,
         )

@@ -13,10 +13,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.pretrained import mobilenet, resnet, wide_resnet
+from ggcf_jax.models.pretrained import convnext, mobilenet, resnet, wide_resnet
 from ggcf_jax.models.pretrained.layout import Layout, Tensors
 
-LAYOUTS = (*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS)
+LAYOUTS = (*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS, *convnext.LAYOUTS)
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.
 _TRUNKS = ('backbone.', 'body.', 'encoder.')

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
+from ggcf_jax.models.backbones.convnext import ARCHITECTURES as CONVNEXTS
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.models.pretrained.layout import Layout
@@ -25,6 +26,7 @@ _RESNETS = {
 _OTHERS = {
     'wide_resnet38': 'inplace_abn WideResNet-38',
     'mobilenet_v2': 'torchvision MobileNetV2',
+    **dict.fromkeys(CONVNEXTS, 'ConvNeXt'),
 }
 
 

@@ -113,7 +113,7 @@ def test_inputs_of_published_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['wide_resnet38', 'mobilenet_v2', 'resnet50'])
+@pytest.mark.parametrize('name', ['wide_resnet38', 'mobilenet_v2', 'resnet50', 'convnext_tiny'])
 def test_network_of_each_backbone(tiny_config, name):
     tiny_config.model.backbone.name = name
     tiny_config.model.norm = 'abs_gamma'
@@ -142,6 +142,11 @@ def test_network_of_each_backbone(tiny_config, name):
             'drop_path=0.1 is not supported by resnet18; use 0',
         ),
         ({'name': 'wide_resnet38', 'multi_grid': (1, 2, 4)}, 'backbone.multi_grid=.* the 2 blocks'),
+        (
+            {'name': 'convnext_tiny', 'activation': 'relu'},
+            "'relu' is not .* convnext_tiny; use 'gelu",
+        ),
+        ({'name': 'convnext_tiny', 'statistics': 'running'}, 'convnext_tiny has no running'),
         ({'stride': 4}, r'config.model.backbone.stride=4 is not one of 8, 16, 32'),
     ],
 )

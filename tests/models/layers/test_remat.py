@@ -63,7 +63,7 @@ def test_gradients_and_statistics_stay_and_less_is_kept(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('backbone', ['resnet18', 'wide_resnet38', 'mobilenet_v2'])
+@pytest.mark.parametrize('backbone', ['resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny'])
 def test_every_backbone_keeps_less(tiny_config, backbone):
     tiny_config.model.backbone.name = backbone
     kept = {}

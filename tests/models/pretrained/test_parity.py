@@ -27,55 +27,15 @@ from tests.models.pretrained import (  # noqa: E402
     torch_resnet,
     torch_wide_resnet,
 )
+from tests.models.pretrained.parity import (  # noqa: E402
+    assert_equal_features,
+    features_of,
+    image_of,
+    imported_into,
+    prefixed,
+    save,
+)
 from tests.models.pretrained.torch_resnet import randomise  # noqa: E402
-
-SIZE = (65, 97)
-
-
-def _save(path, tensors):
-    """As published: nested entries are a PyTorch file, plain ones a safetensors file."""
-    if path.suffix == '.safetensors':
-        safetensors.torch.save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
-    return path
-
-
-def _prefixed(prefix, network):
-    return {prefix + name: tensor for name, tensor in network.state_dict().items()}
-
-
-def _image(size=SIZE):
-    return np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
-
-
-def _import(make, path, norm):
-    """A backbone with the weights of a file, and what the importer says."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
-    imported = pretrained.load(path, pretrained.shapes_of(nnx.as_pure(state)), norm)
-    arrays = jax.tree_util.tree_map_with_path(
-        lambda p, _: imported.arrays[jax.tree_util.keystr(p, simple=True, separator='.')],
-        nnx.as_pure(state),
-    )
-    return functools.partial(_features, graphdef, arrays), imported
-
-
-def _features(graphdef, arrays, x):
-    return jax.jit(lambda arrays, x: nnx.merge(graphdef, arrays)(x, train=False))(arrays, x)
-
-
-def _assert_equal_features(ours, network, x):
-    with torch.no_grad():
-        theirs = network(torch.from_numpy(x).permute(0, 3, 1, 2))
-    assert len(ours) == len(theirs) == 4
-    for stage, (a, b) in enumerate(zip(ours, theirs), 1):
-        b = b.permute(0, 2, 3, 1).numpy()
-        assert a.shape == b.shape
-        assert 1e-3 < np.abs(b).max() < 1e6, 'the comparison would not tell anything'
-        error = np.abs(a - b).max() / np.abs(b).max()
-        print(f'stage {stage}: relative error {error:.1e}')
-        assert error < 1e-4, f'stage {stage}'
-
 
 # Dilations of each block as (convolution with the stride, others), written down by hand.
 OCNET = [[(1, 1)] * 3, [(1, 1)] * 4, [(2, 2)] * 6, [(4, 4)] * 3]
@@ -110,10 +70,10 @@ def test_resnet(tmp_path, name, stem, options, strides, dilations, prefix, file,
     width = 8
     network = torch_resnet.ResNet(name, width, stem, strides, dilations, torch.relu)
     randomise(network, seed=0)
-    tensors = _prefixed(prefix, network)
+    tensors = prefixed(prefix, network)
     if prefix == 'backbone.':  # mmcls and mmseg wrap the tensors and keep heads beside them
         tensors = {'meta': {'epoch': 1}, 'state_dict': tensors | {'head.fc.bias': torch.ones(3)}}
-    path = _save(tmp_path / file, tensors)
+    path = save(tmp_path / file, tensors)
     architecture = resnet.ARCHITECTURES[name]
     make = functools.partial(
         resnet.ResNet,
@@ -124,10 +84,10 @@ def test_resnet(tmp_path, name, stem, options, strides, dilations, prefix, file,
         activation='relu',
         dtype=jnp.float32,
     )
-    run, imported = _import(make, path, 'batch_norm')
+    run, imported = imported_into(make, path, 'batch_norm')
     assert imported.layout == layout
     assert any('fc.' in n for n in imported.left_out)
-    _assert_equal_features(run(_image()), network, _image())
+    assert_equal_features(run(image_of()), network, image_of())
 
 
 @pytest.mark.slow
@@ -180,7 +140,7 @@ def test_a_backbone_of_ours_in_torch(tmp_path, rng, name, stem, layout, norm):
         lambda p, _: arrays[jax.tree_util.keystr(p, simple=True, separator='.')],
         nnx.as_pure(state),
     )
-    _assert_equal_features(_features(graphdef, ours, _image()), network.eval(), _image())
+    assert_equal_features(features_of(graphdef, ours, image_of()), network.eval(), image_of())
 
 
 @pytest.mark.slow
@@ -196,12 +156,12 @@ def test_wide_resnet38(tmp_path, file, norm, stride, strides, dilations):
     network = torch_wide_resnet.WideResNet38(width, strides, dilations)
     torch_wide_resnet.negative_scales(randomise(network, seed=1))
     if file == 'classification':
-        state = {'epoch': 90, 'state_dict': _prefixed('module.', network)}
+        state = {'epoch': 90, 'state_dict': prefixed('module.', network)}
     else:
         body = {n: t for n, t in network.state_dict().items() if not n.startswith('classifier')}
         heads = {'head': {'red_conv.weight': torch.ones(2, 2)}, 'cls': {'bias': torch.ones(2)}}
         state = {'state_dict': {'body': body, **heads}}
-    path = _save(tmp_path / 'wide_resnet38.pth.tar', state)
+    path = save(tmp_path / 'wide_resnet38.pth.tar', state)
     make = functools.partial(
         wide_resnet.WideResNet,
         dilation.plan(wide_resnet.PLANNED, stride=stride),
@@ -210,9 +170,9 @@ def test_wide_resnet38(tmp_path, file, norm, stride, strides, dilations):
         norm=norm,
         dtype=jnp.float32,
     )
-    run, imported = _import(make, path, norm)
+    run, imported = imported_into(make, path, norm)
     assert imported.layout == 'inplace_abn WideResNet-38' and len(imported.left_out) == 2
-    _assert_equal_features(run(_image()), network, _image())
+    assert_equal_features(run(image_of()), network, image_of())
 
 
 @pytest.mark.slow
@@ -229,17 +189,17 @@ def test_mobilenet(tmp_path, grouped, options, dilations, file, layout):
     # Channels of width multiplier 0.25, rounded to multiples of 8 as in torchvision.
     channels = (8, 8, 8, 8, 8, 8, 16, 16, 16, 16, 24, 24, 24, 40, 40, 40, 80)
     network = torch_mobilenet.MobileNetV2(8, channels, options['stride'], dilations, grouped)
-    path = _save(tmp_path / file, randomise(network, seed=2).state_dict())
+    path = save(tmp_path / file, randomise(network, seed=2).state_dict())
     make = functools.partial(
         mobilenet.MobileNetV2,
         dilation.plan(mobilenet.DEPTHS, **options),
         width=8,
         dtype=jnp.float32,
     )
-    run, imported = _import(make, path, 'batch_norm')
+    run, imported = imported_into(make, path, 'batch_norm')
     assert imported.layout == layout
     assert {name.split('.')[0] for name in imported.left_out} == {'features', 'classifier'}
-    _assert_equal_features(run(_image()), network, _image())
+    assert_equal_features(run(image_of()), network, image_of())
 
 
 def test_wide_resnet38_has_the_published_number_of_parameters():
@@ -293,9 +253,9 @@ def test_real_mobilenet_on_a_real_image(deep_sort_folder, real_camvid):
         width=32,
         dtype=jnp.float32,
     )
-    run, imported = _import(make, path, 'batch_norm')
+    run, imported = imported_into(make, path, 'batch_norm')
     assert imported.matched + len(imported.left_out) == 312 - 52  # without the norms' counters
     name = sorted((real_camvid / 'val').iterdir())[0]
     image = decode_image(name.read_bytes(), name.name)[None]
     x = np.array(INPUTS['imagenet'](jnp.asarray(image)))
-    _assert_equal_features(run(x), theirs, x)
+    assert_equal_features(run(x), theirs, x)
