@@ -324,7 +324,7 @@ def export_onnx(
 
     def scores(images: jax.Array, plan: inference.Plan, kind: str = '') -> jax.Array:
         # Loops over blocks of a stage are unrolled; convolutions are the other runtime's.
-        stay = forms.convolutions_stay() if kind else contextlib.nullcontext()
+        stay = forms.keeping_convolutions() if kind else contextlib.nullcontext()
         with platform.tracing_for('cpu', kind=kind), stay:
             network = models.merge(model.graphdef, params, stats)
             return inference.scores(network, images, plan)

@@ -239,7 +239,15 @@ def _prepared(this: _Start) -> _Run:
     work = (
         None
         if peak is None
-        else flops.of_training(graphdef, state.params, state.stats, tuple(config.data.crop_size))
+        else flops.of_training(
+            graphdef,
+            state.params,
+            state.stats,
+            tuple(config.data.crop_size),
+            parameter_groups.build(
+                config.train, models.stacks(graphdef, state.params, state.stats)
+            ).is_frozen(state.params),
+        )
         / (peak * mesh.size)
     )
     if this.claimed is not None:

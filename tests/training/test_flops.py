@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from ggcf_jax import models
-from ggcf_jax.training import flops
+from ggcf_jax.attention import target
+from ggcf_jax.models.layers import forms
+from ggcf_jax.training import flops, parameter_groups
 
 
 def counted(f, *shapes):
@@ -64,3 +66,49 @@ def test_model_flops_do_not_count_rematerialisation(tiny_config):
     assert found['none'] == found['block'] > 0
     twice = flops.of_training(*models.abstract(tiny_config, 11), (24, 80))
     assert 1.9 < twice / found['none'] < 2.2
+
+
+def test_frozen_parameters_need_no_gradients(tiny_config):
+    """Against the gradients that JAX computes, in a network whose attention is not recomputed."""
+    tiny_config.model.context = 'none'
+    tiny_config.train.remat = 'none'
+    graphdef, params, stats = models.abstract(tiny_config, 11)
+    images = jax.ShapeDtypeStruct((1, 24, 40, 3), jnp.uint8)
+
+    def executed(frozen):
+        def loss(params, stats, images):
+            params = jax.tree.map(
+                lambda x, stays: jax.lax.stop_gradient(x) if stays else x, params, frozen
+            )
+            outputs = models.merge(graphdef, params, stats)(
+                images, train=True, key=jax.random.key(0)
+            )
+            return sum(x.sum() for x in jax.tree.leaves(outputs))
+
+        with target.tracing_for('cpu'), forms.keeping_convolutions():
+            return flops.count(jax.jit(jax.grad(loss)).trace(params, stats, images).jaxpr)
+
+    found = []
+    for pattern in ('nothing', 'backbone', 'backbone.stages.3'):
+        groups = parameter_groups.ParameterGroups((pattern,), (), 1.0, frozenset())
+        frozen = groups.is_frozen(params)
+        found.append(flops.of_training(graphdef, params, stats, (24, 40), frozen))
+        assert found[-1] == executed(frozen), pattern
+    every, head_only, no_stage = found
+    assert every == flops.of_training(graphdef, params, stats, (24, 40))
+    assert every > no_stage > head_only
+    with target.tracing_for('gpu'):
+        assert flops.of_training(graphdef, params, stats, (24, 40)) == every
+
+
+def test_loops_carry_what_is_trained():
+    def loop(w, x, y):
+        body = lambda carry, _: ((carry[0] @ w, carry[1] @ x), None)  # noqa: E731
+        return jax.lax.scan(body, (x, y), length=5)[0]
+
+    x = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    jaxpr = jax.make_jaxpr(loop)(x, x, x).jaxpr
+    one = 5 * 2 * 4**3
+    assert flops._walk(jaxpr, [False, False, False]) == (2 * one, [False, False])
+    assert flops._walk(jaxpr, [True, False, False]) == (4 * one, [True, False])
+    assert flops._walk(jaxpr, [False, False, True]) == (3 * one, [False, True])

@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ggcf_jax.models.layers import overlaps, winograd
-from ggcf_jax.models.layers.forms import for_cpu, products_for_convolutions
+from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
 
 _AXES = ('NHWC', 'HWIO', 'NHWC')
 _LANES = 32  # features below which XLA:CPU leaves parts of its registers empty
@@ -68,7 +68,8 @@ def conv_general_dilated(
             b, h, w, c = x.shape  # as one matrix: a product over three axes transposes its operands
             y = jnp.matmul(x.reshape(b * h * w, c), kernel[0, 0], precision=precision)
             return y.reshape(b, h, w, -1)
-        if x.shape[3] == 3 and kernel.shape[3] <= _LANES and set(rhs_dilation) == {1}:
+        narrow = x.shape[3] == 3 and kernel.shape[3] <= _LANES and set(rhs_dilation) == {1}
+        if narrow and not convolutions_stay():
             return _narrow(
                 x,
                 kernel,
@@ -113,7 +114,7 @@ def _products(
         and all(tuple(border) == (dilation, dilation) for border in padding)
         and x.dtype == kernel.dtype == jnp.float32
         and precision is None
-        and products_for_convolutions()
+        and not convolutions_stay()
     )
     if not fits:
         return None

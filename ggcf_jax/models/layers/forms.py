@@ -24,8 +24,11 @@ _convolutions_stay: contextvars.ContextVar[bool] = contextvars.ContextVar('stay'
 
 
 @contextlib.contextmanager
-def convolutions_stay() -> Iterator[None]:
-    """Inside, 3x3 convolutions are traced as such on CPUs, too: for another runtime."""
+def keeping_convolutions() -> Iterator[None]:
+    """Inside, convolutions are traced as they are, on CPUs, too: for another runtime, or to count.
+
+    Those of 1 x 1 are products of matrices all the same.
+    """
     token = _convolutions_stay.set(True)
     try:
         yield
@@ -33,6 +36,6 @@ def convolutions_stay() -> Iterator[None]:
         _convolutions_stay.reset(token)
 
 
-def products_for_convolutions() -> bool:
-    """Whether 3x3 convolutions may become products of matrices."""
-    return not _convolutions_stay.get()
+def convolutions_stay() -> bool:
+    """Whether it is traced inside of `keeping_convolutions`."""
+    return _convolutions_stay.get()

@@ -165,7 +165,7 @@ def test_products_where_they_pay():
     assert products((17, 17), 256, 256, 4) == 9  # ragged tiles of residue classes
     assert products((16, 16), 64, 96, 2, stride=2) == 0
     assert products((16, 16), 64, 96, 2, dtype=jnp.bfloat16) == 0  # too coarse
-    with forms.convolutions_stay():
+    with forms.keeping_convolutions():
         assert products((16, 16), 64, 96, 2) == 0
 
 
