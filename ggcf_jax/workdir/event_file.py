@@ -4,15 +4,45 @@ The thread of `tensorboardX.SummaryWriter` ends with a traceback when the disk i
 nobody empties its queue, which the next events wait for.
 """
 
+import contextlib
 import pathlib
 import socket
+import sys
+import threading
 import time
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
 _FLUSH_EVERY = 10.0  # seconds between two flushes
+# What tensorboardX imports where it is installed, for arrays and places that it never gets here:
+# seconds and 200 MB in every process of a run.
+_UNUSED = frozenset({'torch', 'boto3', 'google.cloud.storage'})
+
+
+class _Hiding:
+    """A finder of modules for `sys.meta_path`: those of a set are not found in this thread."""
+
+    def __init__(self, names: Collection[str]):
+        self._names = names
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in self._names and threading.get_ident() == self._thread:
+            raise ModuleNotFoundError(f'{name} is hidden here', name=name)
+
+
+@contextlib.contextmanager
+def _without(names: Collection[str]) -> Iterator[None]:
+    """Imports in the block, and in no other thread, find these modules only if they are loaded."""
+    finder = _Hiding(names)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
 
 
 class EventFile:
@@ -29,11 +59,10 @@ class EventFile:
         Raises:
             OSError: the file cannot be written; so do the other methods.
         """
-        # Here and not at the top: it imports torch and boto3 where they are installed, which every
-        # start of a program would wait for.
-        from tensorboardX import summary
-        from tensorboardX.proto import event_pb2
-        from tensorboardX.record_writer import RecordWriter
+        with _without(_UNUSED):  # only here, so that modes that write no events do not wait for it
+            from tensorboardX import summary
+            from tensorboardX.proto import event_pb2
+            from tensorboardX.record_writer import RecordWriter
 
         self._summaries, self._messages = summary, event_pb2
         # TensorBoard reads the time in the name; a second file of one second has another number.

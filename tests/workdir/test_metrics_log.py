@@ -158,11 +158,14 @@ def test_rows_survive_a_kill(tmp_path):
 
 @pytest.mark.slow
 def test_works_where_tensorflow_and_tensorboard_cannot_be_imported(tmp_path):
+    """And imports nothing large that tensorboardX takes where it is installed."""
     code = (
         'import sys; sys.modules |= {"tensorflow": None, "tensorboard": None}\n'
         'import numpy, pathlib; from ggcf_jax.workdir.metrics_log import Writer\n'
         'with Writer(pathlib.Path(sys.argv[1]), 0) as writer:\n'
-        '    writer.scalars(1, {"a": 1.0}); writer.image(1, "b", numpy.zeros((2, 2, 3), "uint8"))'
+        '    writer.scalars(1, {"a": 1.0}); writer.image(1, "b", numpy.zeros((2, 2, 3), "uint8"))\n'
+        'assert not {"torch", "boto3", "google.cloud.storage"} & set(sys.modules)\n'
+        'import importlib.util; assert importlib.util.find_spec("boto3"), "it stays hidden"'
     )
     subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True)
     tags = [value.tag for event in _all_events(tmp_path) for value in event.summary.value]
