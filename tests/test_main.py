@@ -7,13 +7,16 @@ import pytest
 
 from tests.helpers import ROOT, one_device
 
+# What only some modes, devices or environments need.
+LATE = ('jax.experimental.pallas.tpu', 'matplotlib', 'tensorboardX', 'tensorflow', 'torch')
+
 # All mistakes in one process: importing JAX takes longer than finding them.
 _DRIVER = """
 import shlex, sys
 sys.path.insert(0, {root!r})
 from absl import flags
 import main
-print(sorted({{'torch', 'matplotlib', 'tensorboardX', 'tensorflow'}} & set(sys.modules)))
+print(sorted({{{late}}} & set(sys.modules)))
 for line in sys.stdin:
     flags.FLAGS.unparse_flags()
     try:
@@ -93,7 +96,7 @@ MISTAKES = {
 def process():
     """A process that makes all mistakes."""
     return subprocess.run(
-        [sys.executable, '-c', _DRIVER.format(root=str(ROOT))],
+        [sys.executable, '-c', _DRIVER.format(root=str(ROOT), late=str(LATE)[1:-1])],
         input='\n'.join(MISTAKES),
         env=dict(one_device(), TFDS_DATA_DIR='nowhere', HOME=str(ROOT)),
         cwd=ROOT,

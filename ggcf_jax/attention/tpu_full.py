@@ -11,10 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel,
-    splash_attention_mask,
-)
 
 from ggcf_jax.attention import once, softmax, target, tpu_sizes
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -30,6 +26,12 @@ def attend(inputs: Inputs, scale: float) -> Partial:
 
     The log-sum-exps of the result are NaN: the kernel's are not differentiable.
     """
+    # Here and not at the top: a start without a TPU need not wait for Mosaic.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
     q, k, v, valid, _, _ = inputs
     if not isinstance(q.shape[0], int):  # a kernel's grid is static: one image after the other
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from ggcf_jax.attention import once, softmax, target, tpu_sizes, varying
 from ggcf_jax.attention.graphs import Local
@@ -270,6 +269,9 @@ def _call(
       tile_rows: `_to_rows`, of which a program has those of its tile.
       sums: number of rows of sums that are computed beside, as `_to_rows`.
     """
+    # Here and not at the top: a start without a TPU need not wait for Mosaic.
+    from jax.experimental.pallas import tpu as pltpu
+
     (th, tw), (kh, kw) = cut.tile, cut.window
     b = tiles[0].shape[0]
 
