@@ -11,10 +11,17 @@ from collections.abc import Generator
 from ml_collections import ConfigDict
 
 from ggcf_jax import places, registry
-from ggcf_jax.data import class_uniform, class_weights, datasets, mixture, pipeline
+from ggcf_jax.data import (
+    class_uniform,
+    class_weights,
+    datasets,
+    mixture,
+    pipeline,
+    selection,
+)
 from ggcf_jax.data.records import compact, depth, prepare
 from ggcf_jax.data.records.codec import FileDecoder
-from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.data.records.dataset import Dataset, Records
 from ggcf_jax.data.transforms import TrainTransform
 from ggcf_jax.errors import InputError
 
@@ -79,6 +86,8 @@ def training_batches(
         directory = prepare.data_directory(data.data_dir)
         copy = compact.dataset(dataset, _splits(parts), directory=directory, threads=data.threads)
         records = mixture.records(copy, parts)
+    weights = tuple(part.weight for part in parts)
+    _copy_needed(config, records, weights, start_step, shard)
     indices = None
     if data.class_uniform:
         directory = prepare.data_directory(data.data_dir)
@@ -93,7 +102,7 @@ def training_batches(
     )
     return pipeline.train_batches(
         records,
-        tuple(part.weight for part in parts),
+        weights,
         transform,
         seed=config.seed,
         batch_size=config.train.batch_size,
@@ -103,6 +112,35 @@ def training_batches(
         class_uniform=data.class_uniform,
         indices=indices,
     )
+
+
+def _copy_needed(
+    config: ConfigDict,
+    records: tuple[Records, ...],
+    weights: tuple[float, ...],
+    start_step: int,
+    shard: pipeline.Shard,
+) -> None:
+    """Copies the files that this host draws records from, where the data are in a bucket."""
+    files = [part.shards() for part in records]
+    if not all(files):
+        return
+    numbers = selection.of_training(
+        tuple(tuple(n for split in part for n in split.lengths) for part in files),
+        weights,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        steps=range(start_step, config.train.steps),
+        shard=shard,
+    )
+    for part, needed in zip(files, numbers):
+        first = 0
+        for split in part:
+            count = len(split.names)
+            inside = [i - first for i in sorted(needed) if first <= i < first + count]
+            # Samples that are drawn by class come from anywhere.
+            split.ensure(None if config.data.class_uniform else inside)
+            first += count
 
 
 def _splits(parts: tuple[mixture.Part, ...]) -> list[str]:
@@ -177,6 +215,8 @@ def evaluation_batches(
     Raises:
         InputError: no such split, or a label whose size cannot be read.
     """
+    for files in Records(dataset, (split,)).shards():
+        files.ensure()  # all at once: the sizes of all images are asked for
     return pipeline.evaluation_batches(
         dataset,
         split,

@@ -167,17 +167,28 @@ def train_batches(
     if class_uniform and indices is None:
         raise ValueError(f'class_uniform={class_uniform} needs the class index of each part')
     local = shard.local_batch_size(batch_size)
-    streams = [
-        grain.MapDataset.source(_Draws(i, len(part))).seed(seed + i).shuffle().repeat()
-        for i, part in enumerate(parts)
-    ]
-    stream = streams[0]
-    if len(parts) > 1:
-        stream = grain.MapDataset.mix(streams, weights=weights).seed(seed)
+    stream = draws(tuple(map(len, parts)), weights, seed=seed)
     sample = _TrainSample(parts, indices if class_uniform else None, class_uniform, transform)
     # random_map comes before the slice: after it, processes would draw the same augmentations.
     stream = stream.random_map(sample)[shard.index :: shard.count]
     return loader.iterate(stream.batch(local, drop_remainder=True)[start_step:])
+
+
+def draws(counts: tuple[int, ...], weights: tuple[float, ...], *, seed: int) -> grain.MapDataset:
+    """The endless order in which records are drawn: (part, index in it), the same on every host.
+
+    Args:
+        counts: number of records of each part.
+        weights: relative share of the draws of each part.
+        seed: seed of shuffling.
+    """
+    streams = [
+        grain.MapDataset.source(_Draws(i, count)).seed(seed + i).shuffle().repeat()
+        for i, count in enumerate(counts)
+    ]
+    if len(streams) == 1:
+        return streams[0]
+    return grain.MapDataset.mix(streams, weights=weights).seed(seed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,13 @@
 import asyncio
 import shutil
 
+import numpy as np
 import pytest
 
 from ggcf_jax import buckets, data, places
+from ggcf_jax.data import pipeline, selection
 from ggcf_jax.data.records import staging
+from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
 
 
@@ -137,6 +140,45 @@ def test_prepared_data_are_shared(bucket, tiny_config, camvid_folder, monkeypatc
     for split in first.sources:
         one, other = first.source(split), second.source(split)
         assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]
+
+
+def test_a_host_copies_the_shards_that_it_reads(bucket, tiny_config, monkeypatch, tmp_path):
+    """Six shards of one image each; of the second host's two draws, and those of evaluation."""
+    monkeypatch.setattr('ggcf_jax.data.records.builder._SHARD_BYTES', 1)
+    tiny_config.data.data_dir = f'{bucket.scheme}://bucket/prepared'
+    whole = data.build(tiny_config.data)
+    bucket.requests.clear()
+    assert data.build(tiny_config.data).identity == whole.identity
+    assert not [url for method, url in bucket.requests if method == 'GET' and 'train.arr' in url]
+
+    monkeypatch.setenv(staging.VARIABLE, str(tmp_path / 'of_another_host'))
+    tiny_config.train.update(batch_size=4, steps=1)
+    dataset = data.build(tiny_config.data)
+
+    def copied():
+        return {path.name for path in staging.cache().rglob('*.array_record*')}
+
+    assert copied() == set()
+    shard = pipeline.Shard(1, 2)
+    stream = data.training_batches(tiny_config, dataset, 0, shard)
+    (files,) = Records(dataset, ('train',)).shards()
+    (needed,) = selection.of_training(
+        (files.lengths,), (1.0,), seed=tiny_config.seed, batch_size=4, steps=range(1), shard=shard
+    )
+    assert copied() == {files.names[i] for i in needed} and len(needed) == 2
+    batch = next(stream)
+    stream.close()
+    expected = data.training_batches(tiny_config, whole, 0, shard)
+    np.testing.assert_array_equal(batch['image'], next(expected)['image'])
+    expected.close()
+
+    data.evaluation_batches(tiny_config, dataset, 'validation')
+    (validation,) = Records(dataset, ('validation',)).shards()
+    assert {*validation.names} < copied()
+    # What is asked for without being needed is copied then.
+    source, ours = whole.source('train'), dataset.source('train')
+    assert [source[i] for i in range(6)] == [ours[i] for i in range(6)]
+    assert {*files.names, *validation.names} == copied()
 
 
 def test_data_that_cannot_be_shared_are_not_prepared(bucket, tiny_config, camvid_folder):

@@ -39,6 +39,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.data.records import codec
 from ggcf_jax.data.records.codec import IGNORE, NOT_ALLOWED, WindowedImage
 from ggcf_jax.data.records.finder import name_of, printable
+from ggcf_jax.data.records.shards import Shards, prepare_again
 from ggcf_jax.errors import InputError
 
 Color = tuple[int, int, int]
@@ -371,6 +372,7 @@ class PreparedSource:
         split: name of the split, for error messages.
         made_from: text that changes with the files that the data set was prepared from
             (`builder.Origin`); '' if that was not noted.
+        shards: its files in the mirror of a bucket; None where all of them are there.
     """
 
     source: Sequence[Mapping[str, Any]]
@@ -380,11 +382,14 @@ class PreparedSource:
     name: str
     split: str
     made_from: str = ''
+    shards: Shards | None = None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> EncodedRecord:
+        if self.shards is not None and 0 <= index < len(self):
+            self.shards.ensure([self.shards.of_record(index)])
         try:
             record = self.source[index]
         except IndexError:
@@ -418,15 +423,6 @@ def damaged(directory: pathlib.Path, error: Exception) -> InputError:
     )
 
 
-def prepare_again(directory: pathlib.Path) -> str:
-    """Returns the cure for a prepared data set that cannot be read, as messages state it.
-
-    Args:
-        directory: folder of the prepared data set.
-    """
-    return f'remove {directory} to have it prepared again'
-
-
 @dataclasses.dataclass(frozen=True)
 class Records:
     """The records of one or several splits under one range of indices.
@@ -449,6 +445,16 @@ class Records:
                 return source[index]
             index -= len(source)
         raise IndexError(index)
+
+    def shards(self) -> tuple[Shards, ...]:
+        """The files of the splits in the mirror of a bucket, split by split; () on a disk."""
+        found = []
+        for split in self.splits:
+            files = getattr(self.dataset.source(split), 'shards', None)
+            if not isinstance(files, Shards):
+                return ()
+            found.append(files)
+        return tuple(found)
 
 
 def identity_label_map(num_classes: int, ignore: int) -> UInt8[np.ndarray, '256']:

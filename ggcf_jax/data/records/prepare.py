@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
 
 from ggcf_jax import json_files, places
 from ggcf_jax.data.records import staging
@@ -28,8 +27,8 @@ from ggcf_jax.data.records.dataset import (
     PreparedSource,
     RecordSource,
     damaged,
-    prepare_again,
 )
+from ggcf_jax.data.records.shards import Shards, check, is_shard, prepare_again
 from ggcf_jax.errors import InputError
 
 FIELD = 'config.data.data_dir'
@@ -111,6 +110,7 @@ def prepared_sources(
             name=name,
             split=split,
             made_from='' if origin is None else str(origin),
+            shards=_shards(builder, split) if is_shared else None,
         )
         for split in opened
     }
@@ -148,7 +148,12 @@ def warn_of_counts(
 def _prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Prepares the data set unless it exists."""
     path = pathlib.Path(builder.data_dir)
-    if staging.pull(path, _INFO) or (path.exists() and staging.origin(path) is None):
+
+    def is_needed(name: str) -> bool:
+        # Shards are copied when it is known which; those that are there have to be the same.
+        return not is_shard(name) or (path / name).exists()
+
+    if staging.pull(path, _INFO, is_needed) or (path.exists() and staging.origin(path) is None):
         return
     if isinstance(builder, RecordBuilder):
         with builder.records():  # finds missing files before anything is written
@@ -275,7 +280,7 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
         info = builder.info
         formats = {file_format.value for file_format in info.available_file_formats()}
         shards = [
-            (os.fspath(file), expected)
+            (pathlib.Path(file), expected)
             for split in info.splits.values()
             for file, expected in zip(split.filepaths, split.shard_lengths)
         ]
@@ -289,22 +294,15 @@ def _open(path: pathlib.Path) -> tfds.core.DatasetBuilder:
             f'--dataset_version_dir={path} --out_file_format=array_record'
         )
     info.set_file_format('array_record', override=True, override_if_initialized=True)
+    is_shared = staging.origin(path) is not None
     for file, expected in shards:
-        found = _num_records(file)
-        if found != expected:
-            raise InputError(
-                f'{file} holds {found} of its {expected} records: the prepared data set is '
-                f'damaged; {prepare_again(path)}'
-            )
+        if file.exists() or not is_shared:  # the others are copied when they are needed
+            check(file, expected)
     return builder
 
 
-def _num_records(file: str) -> int:
-    """Number of records in an array_record file; 0 for a file that is missing or truncated."""
-    try:
-        reader = array_record_module.ArrayRecordReader(file)
-        found = reader.num_records()
-        reader.close()
-    except RuntimeError:
-        return 0
-    return found
+def _shards(builder: tfds.core.DatasetBuilder, split: str) -> Shards:
+    """The files of a split."""
+    info = builder.info.splits[split]
+    names = tuple(pathlib.Path(file).name for file in info.filepaths)
+    return Shards(pathlib.Path(builder.data_dir), _INFO, names, tuple(info.shard_lengths))

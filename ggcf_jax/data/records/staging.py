@@ -102,12 +102,15 @@ def origin(path: pathlib.Path) -> BucketPath | None:
     return None
 
 
-def pull(path: pathlib.Path, mark: str = '') -> bool:
+def pull(
+    path: pathlib.Path, mark: str = '', wanted: Callable[[str], bool] = lambda name: True
+) -> bool:
     """Copies what the bucket of a mirror has of a file or folder; returns whether it has it.
 
     Args:
         path: path below a mirror; where it is none, nothing is done.
         mark: of a folder, name of the file that marks it as complete.
+        wanted: of a folder, whether a file is copied, by its name relative to it.
     """
     there = origin(path)
     if there is None:
@@ -119,7 +122,7 @@ def pull(path: pathlib.Path, mark: str = '') -> bool:
         return True
     if not (there / mark).is_file():
         return False
-    _copy(there, path, buckets.tree(there))
+    _copy(there, path, buckets.tree(there), wanted=wanted)
     return True
 
 
@@ -140,6 +143,14 @@ def push(path: pathlib.Path, mark: str = '') -> None:
         buckets.upload(path, there)
         return
     buckets.upload_tree(path, there, last=mark)
+    # The files here are those of the bucket now: they need not be copied back.
+    state = {}
+    for name, info in buckets.tree(there).items():
+        with contextlib.suppress(FileNotFoundError):
+            stat = (path / name).stat()
+            if stat.st_size == info.size:
+                state[name] = _Copied(info.version, stat.st_size, stat.st_mtime_ns)
+    _note(path, state)
 
 
 def check_writable(path: pathlib.Path) -> None:
@@ -170,7 +181,12 @@ def _place(path: BucketPath) -> pathlib.Path:
 
 
 def _copy(
-    there: BucketPath, target: pathlib.Path, found: Mapping[str, Info], *, is_whole: bool = True
+    there: BucketPath,
+    target: pathlib.Path,
+    found: Mapping[str, Info],
+    *,
+    is_whole: bool = True,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
     """Makes the files of a folder equal to objects.
 
@@ -179,6 +195,7 @@ def _copy(
         target: folder of this machine.
         found: what the bucket has, by name.
         is_whole: whether other files in the folder are removed.
+        wanted: which of the objects are copied, by name.
     """
     for name in found:
         if '..' in pathlib.PurePosixPath(name).parts or name.startswith('/'):
@@ -191,7 +208,7 @@ def _copy(
         missing = {
             name: each
             for name, each in found.items()
-            if not _is_copied(target / name, each, state.get(name))
+            if wanted(name) and not _is_copied(target / name, each, state.get(name))
         }
         if not missing:
             return
