@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ggcf_jax.data.datasets.street_painter import paint
 from ggcf_jax.display import pictures
 from ggcf_jax.prediction import video
 from ggcf_jax.serving import examples
@@ -246,6 +247,7 @@ def test_a_short_video_is_overlaid(port, tmp_path, name, codec):
     sent = _clip(tmp_path / name, 7, codec=codec)
     status, headers, content = ask(port, 'POST', '/clip', sent)
     assert (status, headers['Content-Type']) == (200, 'video/mp4')
+    assert (headers['Frames'], headers['Lost-Frames']) == ('7', '0')
     (tmp_path / 'out.mp4').write_bytes(content)
     reader = video.Reader(tmp_path / 'out.mp4')
     frames = reader.frames(100)
@@ -258,12 +260,14 @@ def test_a_short_video_is_overlaid(port, tmp_path, name, codec):
 def test_videos_that_are_refused(tmp_path):
     long = _clip(tmp_path / 'a.avi', 301)
     short = _clip(tmp_path / 'b.avi', 2)
+    lie = ((301).to_bytes(4, 'little'), (9).to_bytes(4, 'little'))  # the header's number of frames
     with serving(max_pixels=12 * 16) as port:
         for content, status, words in (
             (b'#EXTM3U\nfile:///etc/passwd', 415, 'neither mp4, mov, avi, mkv nor webm'),
             (b'RIFF....AVI nothing', 415, 'The video cannot be read'),
-            (long, 413, '301 frames of 12 x 16, more than 300 of 192 pixels'),
-            (_clip(tmp_path / 'c.avi', 2, (16, 16)), 413, '2 frames of 16 x 16'),
+            (long, 413, 'too long: more than 300 frames; cut it, or use --mode=predict'),
+            (long.replace(*lie), 413, 'too long: more than 300 frames'),
+            (_clip(tmp_path / 'c.avi', 2, (16, 16)), 413, 'frames of 16 x 16, more than 192 pix'),
         ):
             found, answer = post(port, '/clip', content)
             assert found == status and words in answer['error'], answer
@@ -553,6 +557,44 @@ def _wait_for(path):
     while not path.exists():
         assert time.monotonic() < end, f'{path} does not come'
         time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_the_page_plays_a_video_of_street_scenes(tmp_path):
+    path = browser.find()
+    if path is None:
+        pytest.skip(f'no browser: none of {", ".join(browser.NAMES)} is installed')
+    scene, _ = paint.paint_scene(0, 'train', 0, (64, 128))
+    writer = cv2.VideoWriter(
+        str(tmp_path / 'street.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 5.0, (96, 64)
+    )
+    for left in range(9):
+        writer.write(np.ascontiguousarray(scene[:, left : left + 96, ::-1]))
+    writer.release()
+    _clip(tmp_path / 'long.avi', 301)
+    message = "document.querySelector('#message').textContent"
+    with serving() as port, browser.open_page(path) as page:
+        page.call('Page.navigate', url=f'http://127.0.0.1:{port}')
+        page.wait("document.querySelector('#lengths')?.textContent.includes('up to 300 frames')")
+        page.choose_files('#file', [tmp_path / 'street.avi', tmp_path / 'long.avi'])
+        page.wait("files.length == 2 && files[1].state == 'bad' && !busy")
+        assert 'long.avi: The video is too long: more than 300 frames' in page.run(message)
+        assert page.run('[files[0].result.frames, files[0].result.lost]') == [9, 0]
+        page.wait("document.querySelector('#clip').readyState >= 2")
+        assert page.run("document.querySelector('#clip').videoWidth") == 96
+        assert page.run("document.querySelector('#clip').duration") == pytest.approx(9 / 5, 0.15)
+        assert page.run("document.querySelector('#stage').hidden")
+        page.call('Browser.setDownloadBehavior', behavior='allow', downloadPath=str(tmp_path))
+        page.click('#clip-link')
+        _wait_for(tmp_path / 'street_overlay.webm')
+        assert len(video.Reader(tmp_path / 'street_overlay.webm').frames(100)) == 9
+        page.screenshot(tmp_path / 'page.png')
+        # An image afterwards takes its place.
+        (tmp_path / 'image.png').write_bytes(encode(scene))
+        page.choose_files('#file', [tmp_path / 'image.png'])
+        page.wait("files.length == 3 && files[2].state == 'done' && !busy")
+        assert page.run("[document.querySelector('#clip').hidden, current.width]") == [True, 128]
+        assert ['413' in each['entry']['text'] for each in page.messages] == [True]  # long.avi
 
 
 @pytest.mark.slow

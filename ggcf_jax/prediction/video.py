@@ -22,7 +22,8 @@ from ggcf_jax.errors import InputError
 ENDINGS = (
     '.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.ts', '.mts',
 )  # fmt: skip
-_CODEC = 'mp4v'  # MPEG-4 part 2: OpenCV's own build encodes it everywhere
+# OpenCV's own build encodes them everywhere: MPEG-4 part 2, and VP8, which browsers play.
+_CODECS = {'.mp4': 'mp4v', '.webm': 'VP80'}
 _GIVEN_UP = 30  # frames in a row that cannot be decoded, after which the video is over
 _AHEAD = 2  # batches that are decoded, and batches that are written, beside the network's
 
@@ -127,7 +128,7 @@ class Writer:
     """A video that is written frame by frame; it is there whole or not at all.
 
     Attributes:
-        path: file to write, which ends in .mp4; in a bucket, uploaded when it is complete.
+        path: file to write, which ends in .mp4 or .webm; in a bucket, uploaded when it is complete.
         size: (height, width) of the frames.
         rate: frames per second.
     """
@@ -157,9 +158,9 @@ class Writer:
     def _file(self, path: pathlib.Path) -> Iterator[Callable[[Frame], None]]:
         """`open` for a file on the disk."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.part.mp4')
+        temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.part{self.path.suffix}')
         height, width = self.size
-        fourcc = cv2.VideoWriter.fourcc(*_CODEC)
+        fourcc = cv2.VideoWriter.fourcc(*_CODECS[self.path.suffix])
         writer = cv2.VideoWriter(str(temporary), fourcc, self.rate, (width, height))
         try:
             if not writer.isOpened():

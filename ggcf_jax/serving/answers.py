@@ -67,6 +67,23 @@ class _Work:
     began: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A video overlaid with the colours of the classes.
+
+    Attributes:
+        content: bytes of the file.
+        frames: number of its frames.
+        lost: number of frames of the video that could not be decoded.
+        seconds: how long it took.
+    """
+
+    content: bytes
+    frames: int
+    lost: int
+    seconds: float
+
+
 class Answers:
     """Responses of one model about images, computed one at a time.
 
@@ -107,6 +124,7 @@ class Answers:
             'stride': self._viewer.stride,
             'max_bytes': self.max_bytes,
             'max_pixels': self._max_pixels,
+            'max_frames': MAX_FRAMES,
             'examples': [example.name for example in self._viewer.examples],
         }
 
@@ -220,11 +238,12 @@ class Answers:
             ],
         }
 
-    def clip(self, content: bytes) -> bytes:
-        """A short video overlaid with the colours of the classes, as mp4.
+    def clip(self, content: bytes, ending: str) -> Clip:
+        """A short video overlaid with the colours of the classes.
 
         Args:
             content: bytes of the video file.
+            ending: format of the response, '.mp4' or '.webm', which browsers play.
 
         Raises:
             Refused: not a video that can be used, one that is too long, or the model is busy.
@@ -235,29 +254,38 @@ class Answers:
                 'The video cannot be used: it is neither mp4, mov, avi, mkv nor webm.',
             )
         with tempfile.TemporaryDirectory() as name:
-            source, target = pathlib.Path(name, 'video'), pathlib.Path(name, 'overlay.mp4')
+            source, target = pathlib.Path(name, 'video'), pathlib.Path(name, f'overlay{ending}')
             source.write_bytes(content)
             try:
                 reader = video.Reader(source)
             except InputError as error:
                 text = 'The video cannot be read: is it damaged, or of a codec without decoder?'
                 raise Refused(http.HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text) from error
+            began = time.perf_counter()
             with contextlib.closing(reader):
                 self._paint_clip(reader, video.Writer(target, reader.size, reader.rate))
-            return target.read_bytes()
+                seconds = time.perf_counter() - began
+                return Clip(target.read_bytes(), reader.read, len(reader.lost), seconds)
 
     def _paint_clip(self, reader: video.Reader, writer: video.Writer) -> None:
         height, width = reader.size
-        if height * width > self._max_pixels or reader.count > MAX_FRAMES:
+        if height * width > self._max_pixels:
             raise Refused(
                 http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f'The video is too large: {reader.count} frames of {height} x {width}, more than '
-                f'{MAX_FRAMES} of {self._max_pixels:,} pixels; --mode=predict takes any.',
+                f'The video is too large: frames of {height} x {width}, more than '
+                f'{self._max_pixels:,} pixels; --mode=predict takes any.',
             )
+        too_long = Refused(
+            http.HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f'The video is too long: more than {MAX_FRAMES} frames; cut it, or use --mode=predict, '
+            'which takes any.',
+        )
+        if reader.count > MAX_FRAMES:
+            raise too_long
         with self._alone('video', reader.size), writer.open() as append:
-            for _ in range(MAX_FRAMES):  # a header need not say the truth
-                if not (frames := reader.frames(1)):
-                    break
+            while frames := reader.frames(1):
+                if reader.read > MAX_FRAMES:  # a header need not say the truth
+                    raise too_long
                 painted = colorize(self._viewer.segment(frames[0]), self._viewer.colors, IGNORE)
                 append(cv2.addWeighted(frames[0], 0.5, painted, 0.5, 0))
 

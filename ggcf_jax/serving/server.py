@@ -10,6 +10,7 @@ The server is for one person on one machine: it refuses requests in the name of 
 rebinding) or pages, limits what it reads, and computes one thing at a time.
 """
 
+import dataclasses
 import functools
 import http
 import importlib.resources
@@ -21,7 +22,7 @@ import threading
 import time
 import traceback
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,10 +31,25 @@ from ggcf_jax.serving.answers import Answers, Refused
 
 _READ_SECONDS = 30  # a connection that sends nothing for this long is closed
 _POLICY = (
-    "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
+    "default-src 'none'; img-src 'self' data: blob:; media-src blob:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """What a response holds.
+
+    Attributes:
+        body: its bytes.
+        kind: its content type.
+        told: further headers.
+    """
+
+    body: bytes
+    kind: str
+    told: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 class Server(ThreadingHTTPServer):
@@ -106,9 +122,9 @@ class _Handler(BaseHTTPRequestHandler):
         answers = self.server.answers
         self._respond_with(
             {
-                '/': lambda: (self.server.page, 'text/html; charset=utf-8'),
-                '/model': lambda: (_json(answers.about()), 'application/json'),
-                '/state': lambda: (_json(answers.state()), 'application/json'),
+                '/': lambda: _Content(self.server.page, 'text/html; charset=utf-8'),
+                '/model': lambda: _json(answers.about()),
+                '/state': lambda: _json(answers.state()),
                 **{
                     f'/examples/{index}': functools.partial(self._example, index)
                     for index in range(len(answers.about()['examples']))
@@ -123,29 +139,24 @@ class _Handler(BaseHTTPRequestHandler):
         self._unread = int(f'0{length.lstrip("0")[:15]}') if length.isdecimal() else None
         self._respond_with(
             {
-                '/segment': lambda: (
-                    _json(answers.segment(self._body(answers.max_bytes))),
-                    'application/json',
-                ),
-                '/clip': lambda: (answers.clip(self._body(answers.max_bytes)), 'video/mp4'),
-                '/attention': lambda: (
-                    _json(answers.attention(*self._query())),
-                    'application/json',
-                ),
+                '/segment': lambda: _json(answers.segment(self._body(answers.max_bytes))),
+                '/clip': functools.partial(self._clip, '.mp4'),
+                '/clip.webm': functools.partial(self._clip, '.webm'),
+                '/attention': lambda: _json(answers.attention(*self._query())),
             }
         )
 
     def log_message(self, format: str, *args: Any) -> None:
         """Logs nothing: every click would be a line."""
 
-    def _respond_with(self, pages: dict[str, Callable[[], tuple[bytes, str]]]) -> None:
-        """Responds with the content and content type that the entry for this path returns."""
+    def _respond_with(self, pages: dict[str, Callable[[], _Content]]) -> None:
+        """Responds with what the entry for this path returns."""
         self.server.begun.add(threading.current_thread())
         try:
             self._check_sender()
             if self.path not in pages:
                 raise Refused(http.HTTPStatus.NOT_FOUND, f'There is nothing at {self.path}.')
-            content, kind = pages[self.path]()
+            content = pages[self.path]()
         except Refused as error:
             self._refuse(error.status, str(error))
         except Exception as error:
@@ -155,12 +166,18 @@ class _Handler(BaseHTTPRequestHandler):
                 f'The model failed: {type(error).__name__}. The terminal says more.',
             )
         else:
-            self._respond(http.HTTPStatus.OK, content, kind)
+            self._respond(http.HTTPStatus.OK, content)
         finally:
             self.server.begun.discard(threading.current_thread())
 
-    def _example(self, index: int) -> tuple[bytes, str]:
-        return self.server.answers.example(index), 'image/png'
+    def _example(self, index: int) -> _Content:
+        return _Content(self.server.answers.example(index), 'image/png')
+
+    def _clip(self, ending: str) -> _Content:
+        answers = self.server.answers
+        clip = answers.clip(self._body(answers.max_bytes), ending)
+        told = {'Frames': clip.frames, 'Lost-Frames': clip.lost, 'Seconds': f'{clip.seconds:.3f}'}
+        return _Content(clip.content, f'video/{ending[1:]}', told)
 
     def _check_sender(self) -> None:
         host = self.headers.get('Host', '')
@@ -204,19 +221,21 @@ class _Handler(BaseHTTPRequestHandler):
         left = min(self._unread or 0, 4 * self.server.answers.max_bytes)
         while left > 0 and (piece := self.rfile.read(min(left, 2**16))):
             left -= len(piece)
-        self._respond(status, _json({'error': text}), 'application/json')
+        self._respond(status, _json({'error': text}))
 
-    def _respond(self, status: http.HTTPStatus, content: bytes, kind: str) -> None:
+    def _respond(self, status: http.HTTPStatus, content: _Content) -> None:
         self.send_response(status)
-        self.send_header('Content-Type', kind)
-        self.send_header('Content-Length', str(len(content)))
+        self.send_header('Content-Type', content.kind)
+        self.send_header('Content-Length', str(len(content.body)))
+        for name, value in content.told.items():
+            self.send_header(name, str(value))
         self.send_header('Content-Security-Policy', _POLICY)
         self.send_header('X-Content-Type-Options', 'nosniff')
         self.send_header('Cache-Control', 'no-store')
         if status == http.HTTPStatus.SERVICE_UNAVAILABLE:
             self.send_header('Retry-After', '2')
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content.body)
 
 
 def is_loopback(host: str) -> bool:
@@ -227,5 +246,5 @@ def is_loopback(host: str) -> bool:
         return host == 'localhost'
 
 
-def _json(content: dict) -> bytes:
-    return json.dumps(content).encode('utf-8')
+def _json(content: dict) -> _Content:
+    return _Content(json.dumps(content).encode('utf-8'), 'application/json')
