@@ -82,8 +82,7 @@ class Graph(abc.ABC):
 
     def degrees(self, h: int, w: int) -> Int[np.ndarray, 'h w']:
         """Number of neighbours of each position of an h x w map."""
-        with jax.ensure_compile_time_eval():  # counts are Python numbers, inside jax.jit as well
-            return (np.asarray(self.adjacency(h, w)) > 0).sum(1).reshape(h, w)
+        return (_computed(lambda: self.adjacency(h, w)) > 0).sum(1).reshape(h, w)
 
     def num_edges(self, h: int, w: int) -> int:
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
@@ -171,8 +170,7 @@ class OffsetGraph(Graph):
     def degrees(self, h: int, w: int) -> Int[np.ndarray, 'h w']:
         """Number of neighbours of each position of an h x w map."""
         dy, dx = np.arange(1 - h, h)[:, None], np.arange(1 - w, w)[None]
-        with jax.ensure_compile_time_eval():  # counts are Python numbers, inside jax.jit as well
-            seen = np.asarray(self.edges(jnp.asarray(dy), jnp.asarray(dx))) > 0
+        seen = _computed(lambda: self.edges(jnp.asarray(dy), jnp.asarray(dx))) > 0
         seen = np.broadcast_to(seen, (2 * h - 1, 2 * w - 1))
         # Position (y, x) has the offsets dy in (y - h, y] and dx in (x - w, x]: a box in the table.
         sums = np.pad(seen.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
@@ -386,13 +384,26 @@ def _common_axis_degrees(
 ) -> Int[np.ndarray, ' n']:
     """The same for each position of one axis."""
     counts, step = [], max(1, _PAIRS_AT_ONCE // n)
-    with jax.ensure_compile_time_eval():  # counts are Python numbers, inside jax.jit as well
-        for start in range(0, n, step):
-            i, j = jnp.arange(start, min(n, start + step))[:, None], jnp.arange(n)[None]
-            seen = (np.asarray(graph.axis_edges(axis, i, j, n)) for graph in graphs)
-            pairs = functools.reduce(operator.and_, seen)
-            counts.append(np.broadcast_to(pairs, (len(i), n)).sum(1, dtype=np.int64))
+    for start in range(0, n, step):
+        end = min(n, start + step)
+
+        def pairs(start: int = start, end: int = end) -> Array:
+            i, j = jnp.arange(start, end)[:, None], jnp.arange(n)[None]
+            seen = (graph.axis_edges(axis, i, j, n) for graph in graphs)
+            return functools.reduce(operator.and_, seen)
+
+        seen = np.broadcast_to(_computed(pairs), (end - start, n))
+        counts.append(seen.sum(1, dtype=np.int64))
     return np.concatenate(counts)
+
+
+def _computed(f: Callable[[], ArrayLike]) -> np.ndarray:
+    """f's array: counts are Python numbers, inside jax.jit as well.
+
+    One program computes it; without jax.jit every operation of it is compiled alone.
+    """
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.jit(f)())
 
 
 def _number(value: object) -> str:

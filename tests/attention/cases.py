@@ -52,6 +52,11 @@ def inputs(b, h, w, heads, dk, dv, *, v_heads=None, dtype=jnp.float32, seed=0):
     ]
 
 
+def adjacency(graph, h, w):
+    """Its edges on a map as a NumPy array; one program, where uncompiled calls compile many."""
+    return np.asarray(jax.jit(lambda: graph.adjacency(h, w))())
+
+
 def attending(graph, **options):
     """`attend` with these options as one program; uncompiled calls compile every primitive."""
     return jax.jit(lambda *arrays: attend(*arrays, graph, **options))

@@ -7,7 +7,7 @@ import pytest
 
 from ggcf_jax.attention import attend, attention_weights, neighbor_mask
 from ggcf_jax.attention.graphs import Full, Learned, Local
-from tests.attention.cases import every_graph, inputs
+from tests.attention.cases import adjacency, every_graph, inputs
 from tests.attention.test_values import Diagonal
 
 H, W = 6, 9
@@ -35,6 +35,9 @@ def dense(q, k, graph, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize('graph', GRAPHS)
 def test_rows_equal_the_dense_reference(graph):
+    # Selecting knows nothing of the numbers of a graph.
+    in_every_way = {str(g) for g in (*every_graph((3,)), Diagonal())}
+    ways = OPTIONS if str(graph) in in_every_way else OPTIONS[:2]
     q, k, *_ = inputs(2, H, W, 2, 8, 8)
 
     @jax.jit
@@ -44,7 +47,7 @@ def test_rows_equal_the_dense_reference(graph):
                 dense(q, k, graph, scale=0.5, **options),
                 attention_weights(q, k, graph, POSITIONS, scale=0.5, **options),
             )
-            for options in OPTIONS
+            for options in ways
         ]
 
     for every, rows in both(q, k):
@@ -56,7 +59,7 @@ def test_rows_equal_the_dense_reference(graph):
 
 @pytest.mark.parametrize('graph', GRAPHS)
 def test_neighbours_are_those_of_the_definition(graph):
-    expected = np.asarray(graph.adjacency(H, W))[POSITIONS @ (W, 1)] > 0
+    expected = adjacency(graph, H, W)[POSITIONS @ (W, 1)] > 0
     found = neighbor_mask(graph, POSITIONS, H, W)
     assert (np.asarray(found).reshape(expected.shape) == expected).all()
     unbound = Learned() if isinstance(graph, Learned) else graph

@@ -18,7 +18,7 @@ from ggcf_jax.attention.graphs import (
     Row,
     Union,
 )
-from tests.attention.cases import every_graph, with_options
+from tests.attention.cases import adjacency, every_graph, with_options
 
 SIZES = ((1, 1), (1, 7), (5, 3), (13, 17))
 
@@ -31,14 +31,16 @@ def test_every_class_is_found():
 @pytest.mark.parametrize('size', SIZES)
 def test_definition_holds(graph, size):
     h, w = size
-    edges = np.asarray(graph.adjacency(h, w))
+    y, x = h // 2, w - 1
+    edges, row = jax.device_get(
+        jax.jit(lambda: (graph.adjacency(h, w), graph.edges_of(y, x, h, w)))()
+    )
     assert edges.shape == (h * w, h * w)
     assert (edges >= 0).all() and (np.diag(edges) > 0).all(), 'self is always a neighbour'
     assert graph.degrees(h, w).tolist() == (edges > 0).sum(1).reshape(h, w).tolist()
     assert (edges > 0).sum() == graph.num_edges(h, w)
     assert (edges > 0).sum(1).max() == graph.max_degree(h, w)
-    y, x = h // 2, w - 1
-    np.testing.assert_allclose(graph.edges_of(y, x, h, w).reshape(-1), edges[y * w + x], rtol=1e-6)
+    np.testing.assert_allclose(row.reshape(-1), edges[y * w + x], rtol=1e-6)
 
 
 def window(i, n, size, dilation, border):
@@ -76,7 +78,7 @@ AXES = [
 def test_windows_and_blocks_by_enumeration(text, axes, size):
     (graph,) = graphs.parse(text)
     h, w = size
-    edges = np.asarray(graph.adjacency(h, w)).reshape(h, w, h, w)
+    edges = adjacency(graph, h, w).reshape(h, w, h, w)
     rows, columns = (
         [neighbours(i, n, *numbers) for i in range(n)]
         for n, (neighbours, *numbers) in zip(size, axes)
@@ -93,8 +95,7 @@ def test_shifted_borders_keep_the_number_of_neighbours():
     assert set(Local((2, 1), 2, 'shift').degrees(13, 6).flat) == {15}
     inside = np.s_[2:-2, 2:-2]
     whole, cut = (
-        np.asarray(Local(2, border=b).adjacency(7, 9)).reshape(7, 9, 7, 9)
-        for b in ('shift', 'truncate')
+        adjacency(Local(2, border=b), 7, 9).reshape(7, 9, 7, 9) for b in ('shift', 'truncate')
     )
     assert (whole[inside] == cut[inside]).all() and (cut <= whole).all()
 
@@ -110,21 +111,21 @@ def test_shifted_blocks_are_those_of_swin():
     rolled = (y - shift) % h, (x - shift) % w
     names = np.stack([rolled[0] // size, rolled[1] // size, region[rolled]])
     expected = (names[:, :, None] == names[:, None]).all(0)
-    assert (np.asarray(Block(size, shift).adjacency(h, w)) == expected).all()
+    assert (adjacency(Block(size, shift), h, w) == expected).all()
 
 
 def test_cross_by_hand():
-    cross = np.asarray(Cross().adjacency(6, 8))[3 * 8 + 4].reshape(6, 8)
+    cross = adjacency(Cross(), 6, 8)[3 * 8 + 4].reshape(6, 8)
     assert cross[3].all() and cross[:, 4].all() and cross.sum() == 13
     assert Cross().num_edges(6, 8) == 48 * 13
 
 
 def test_combinations_are_those_of_their_members():
     a, b, c = Local(2), Cross(), Grid(2)
-    of = [np.asarray(graph.adjacency(7, 9)) for graph in (a, b, c)]
-    assert (np.asarray((a | b).adjacency(7, 9)) == of[0] | of[1]).all()
-    assert (np.asarray((a & c).adjacency(7, 9)) == of[0] & of[2]).all()
-    assert (np.asarray(((a | b) & c).adjacency(7, 9)) == (of[0] | of[1]) & of[2]).all()
+    of = [adjacency(graph, 7, 9) for graph in (a, b, c)]
+    assert (adjacency((a | b), 7, 9) == of[0] | of[1]).all()
+    assert (adjacency((a & c), 7, 9) == of[0] & of[2]).all()
+    assert (adjacency(((a | b) & c), 7, 9) == (of[0] | of[1]) & of[2]).all()
     assert a | b | c == Union((a, b, c)) and a & b & c == Intersection((a, b, c))
     assert a | a == a and (a | b) | a == a | b
     assert len({a | b, Local(2) | Cross(), a & b}) == 2
@@ -161,29 +162,29 @@ def test_counting_a_large_map_needs_no_pairs():
 
 @pytest.mark.parametrize('graph', [g for g in every_graph() if not isinstance(g, Block)], ids=str)
 def test_edges_depend_on_the_offset_alone(graph):
-    small = np.asarray(graph.adjacency(4, 5)).reshape(4, 5, 4, 5)
-    large = np.asarray(graph.adjacency(9, 8)).reshape(9, 8, 9, 8)
+    small = adjacency(graph, 4, 5).reshape(4, 5, 4, 5)
+    large = adjacency(graph, 9, 8).reshape(9, 8, 9, 8)
     np.testing.assert_allclose(small, large[3:7, 2:7, 3:7, 2:7], rtol=1e-6)
 
 
 def test_local_and_grid_by_hand():
-    local = np.asarray(Local(2).adjacency(1, 6)).astype(int)
+    local = adjacency(Local(2), 1, 6).astype(int)
     assert local[0].tolist() == [1, 1, 1, 0, 0, 0]
     assert local[3].tolist() == [0, 1, 1, 1, 1, 1]
-    grid = np.asarray(Grid(2).adjacency(3, 3)).astype(int)
+    grid = adjacency(Grid(2), 3, 3).astype(int)
     assert grid[0].reshape(3, 3).tolist() == [[1, 0, 1], [0, 0, 0], [1, 0, 1]]
     assert grid[4].reshape(3, 3).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_sizes_per_axis_by_hand():
     at = np.s_[3 * 8 + 4]  # row 3 and column 4 of a map of 6 x 8
-    wide = np.asarray(Local((1, 2)).adjacency(6, 8))[at].reshape(6, 8)
+    wide = adjacency(Local((1, 2)), 6, 8)[at].reshape(6, 8)
     assert wide[2:5, 2:7].all() and wide.sum() == 15
-    grid = np.asarray(Grid((2, 3)).adjacency(6, 8))[at].reshape(6, 8)
+    grid = adjacency(Grid((2, 3)), 6, 8)[at].reshape(6, 8)
     assert np.argwhere(grid).tolist() == [[y, x] for y in (1, 3, 5) for x in (1, 4, 7)]
-    row = np.asarray(Row().adjacency(6, 8))[at].reshape(6, 8)
+    row = adjacency(Row(), 6, 8)[at].reshape(6, 8)
     assert row[3].all() and row.sum() == 8
-    column = np.asarray(Column().adjacency(6, 8))[at].reshape(6, 8)
+    column = adjacency(Column(), 6, 8)[at].reshape(6, 8)
     assert column[:, 4].all() and column.sum() == 6
 
 
@@ -300,7 +301,7 @@ def test_learned_without_parameters_says_so():
 def test_learned_matches_its_formula():
     graph = Learned(4)
     params = {k: np.asarray(x) for k, x in graph.init(jax.random.key(2)).items()}
-    edges = np.asarray(graph.bind(params).adjacency(4, 6)).reshape(4, 6, 4, 6)
+    edges = adjacency(graph.bind(params), 4, 6).reshape(4, 6, 4, 6)
     dy, dx = (3 - 0) / 32, (1 - 5) / 32
     hidden = np.maximum(np.array([dy, dx, np.hypot(dy, dx)]) @ params['w1'] + params['b1'], 0)
     expected = np.log1p(np.exp(hidden @ params['w2'] + params['b2']))

@@ -84,10 +84,10 @@ def test_large_affinities_are_as_good_as_float32_has_them(text):
     q, k = q * 50, k[:, :1, :1] * 50 + k * 0.003
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(x), jnp.float64) for x in (q, k, v)]
-        expected = attend(*exact, graph, implementation='reference')
+        expected = attending(graph, implementation='reference')(*exact)
         assert 5e3 < np.abs(jnp.einsum('byxkc,byxkc->byxk', *exact[:2])).max() < 5e4
     dense, found = (
-        np.abs(np.asarray(attend(q, k, v, graph, implementation=i)) - expected).max()
+        np.abs(np.asarray(attending(graph, implementation=i)(q, k, v)) - expected).max()
         for i in ('reference', 'auto')
     )
     assert 1e-4 < found < 3 * dense < 1e-1

@@ -1,6 +1,7 @@
 """Positions that may not be attended to, registers, and attentions that are joined."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,14 @@ from ggcf_jax.attention import (
 from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.graph import of_images
 from tests.attention.cases import (
+    adjacency,
     assert_close,
     attending,
     every_graph,
     inputs,
     per_axis,
     slow,
+    slow_cases,
     values_and_gradients,
     with_engine,
 )
@@ -67,6 +70,12 @@ def both_outputs(graph, weights, options):
     return jax.jit(run)
 
 
+def adjacency_of_images(graph, valid):
+    """Its edges on the map of each image, as a NumPy array."""
+    run = jax.jit(lambda valid: of_images(graph, valid, lambda g: jnp.asarray(g.adjacency(H, W))))
+    return np.asarray(run(valid))
+
+
 @pytest.mark.parametrize(
     'graph',
     [
@@ -80,7 +89,7 @@ def test_values_and_gradients(graph):
     valid = some_valid()
     part, gradients = both_outputs(graph, weights, {})(*arrays, valid)
     expected = both_outputs(graph, weights, {'implementation': 'reference'})(*arrays, valid)
-    edges = of_images(graph, valid, lambda graph: jnp.asarray(graph.adjacency(H, W)) > 0)
+    edges = adjacency_of_images(graph, valid) > 0
     nobody = ~(np.asarray(edges) & np.asarray(valid).reshape(3, 1, -1)).any(-1).reshape(3, H, W)
     assert nobody[2].all()
     np.testing.assert_array_equal(np.isneginf(part.lse), nobody[..., None].repeat(2, -1))
@@ -102,15 +111,15 @@ def test_the_border_is_that_of_the_image(graph):
     places = [(0, 0, *SIZE), (2, 3, 7, 8), (8, 1, 1, 10), (0, 0, 0, 0)]
     for image, (top, left, h, w) in zip(valid, places):
         image[top : top + h, left : left + w] = True
-    edges = np.asarray(of_images(graph, jnp.asarray(valid), lambda g: g.adjacency(H, W)))
-    masks = of_images(graph, jnp.asarray(valid), lambda g: g.mask_of(4, 5, H, W))
+    edges = adjacency_of_images(graph, valid)
+    masks = jax.jit(lambda valid: of_images(graph, valid, lambda g: g.mask_of(4, 5, H, W)))(valid)
     np.testing.assert_array_equal(masks, edges.reshape(4, H, W, H, W)[:, 4, 5])
     for own, image, (_, _, h, w) in zip(edges, valid.reshape(4, -1), places[:3]):
-        np.testing.assert_array_equal(own[image][:, image], graph.adjacency(h, w))
+        np.testing.assert_array_equal(own[image][:, image], adjacency(graph, h, w))
     np.testing.assert_array_equal(frames.mask(valid), valid)
     holes = valid[:1] & (np.arange(W) % 5 != 2)  # the same frame
     np.testing.assert_array_equal(frames.mask(holes), valid[:1])
-    assert of_images(Local(2), jnp.asarray(valid), lambda g: g.adjacency(H, W)).shape[0] == 1
+    assert len(adjacency_of_images(Local(2), valid)) == 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,14 +139,22 @@ class Mirror(SeparableGraph):
 def test_a_graph_outside_the_package_may_know_the_border():
     q, k, v = inputs(3, H, W, 1, 5, 4)[:3]
     for graph in (Mirror(), Mirror() | Local(2, border='shift')):
-        o = attend(q, k, v, graph, valid=some_valid(), implementation='reference')
+        o = attending(graph, valid=some_valid(), implementation='reference')(q, k, v)
         alone = [x[:1, : SIZE[0], : SIZE[1]] for x in (q, k, v)]
-        expected = attend(*alone, graph, implementation='reference')
+        expected = attending(graph, implementation='reference')(*alone)
         assert_close(o[:1, : SIZE[0], : SIZE[1]], expected, 1e-6)
 
 
-@pytest.mark.parametrize('graph', [*every_graph((3,)), BORDERED[0], *slow(BORDERED[1:])], ids=str)
-def test_an_image_is_the_same_with_padding_around_it(graph):
+@pytest.mark.parametrize(
+    ('graph', 'pruned'),
+    # Selecting and the graph know nothing of each other: one way of it for each graph.
+    [
+        *zip([*every_graph((3,)), BORDERED[0]], itertools.cycle(PRUNED)),
+        *slow_cases(zip(BORDERED[1:], itertools.cycle(PRUNED))),
+    ],
+    ids=str,
+)
+def test_an_image_is_the_same_with_padding_around_it(graph, pruned):
     q, k, v = inputs(3, H, W, 2, 5, 4)[:3]
     at = np.array([[0, 0], [4, 5]])
 
@@ -148,7 +165,7 @@ def test_an_image_is_the_same_with_padding_around_it(graph):
                 attend(q, k, v, graph, valid=valid, **options),
                 attention_weights(q, k, graph, at, valid=valid, **options),
             )
-            for options in ({}, *PRUNED)
+            for options in ({}, pruned)
         ]
 
     padded = run(q, k, v, some_valid())
