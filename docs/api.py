@@ -59,6 +59,7 @@ SECTIONS = (
         '[attention.md](attention.md) is the page to read first.',
         (
             'ggcf_jax.attention:attend',
+            'ggcf_jax.attention:attend_across',
             'ggcf_jax.attention:merge',
             'ggcf_jax.attention:attention_weights',
             'ggcf_jax.attention:neighbor_mask',

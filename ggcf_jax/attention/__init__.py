@@ -85,6 +85,7 @@ __all__ = [
     'SeparableGraph',
     'Union',
     'attend',
+    'attend_across',
     'attention_weights',
     'merge',
     'neighbor_mask',
@@ -226,6 +227,44 @@ def attend(
             "jax.jvp, jax.jacfwd and jax.linearize take implementation='reference'"
         ) from error
     return part if return_lse else part.o
+
+
+def attend_across(
+    q: Float[Array, 'b h w heads dk'],
+    k: Float[Array, 'b i j heads dk'],
+    v: Float[Array, 'b i j #heads dv'],
+    *,
+    valid: Bool[Array, 'b i j'] | None = None,
+    scale: float = 1.0,
+    implementation: Implementation = 'auto',
+) -> Float[Array, 'b h w heads dv']:
+    """Attention of every position of one map to every position of another, such as a smaller one.
+
+    `attend` on a FULL graph, in memory that is linear in both maps, for keys and values that are
+    those of other positions than the queries: PVT's and SegFormer's reduced ones.
+
+    Args:
+      q: queries in float16, bfloat16, float32 or float64.
+      k: keys of the other map, in the dtype of q.
+      v: values of the other map; of one head, if all heads share them.
+      valid: positions of the other map that may be attended to; None for all.
+      scale: factor of the affinities.
+      implementation: what computes it, as for `attend`. The kernels of TPUs know one map only.
+
+    Returns:
+      The sums in the dtype of v, as of `attend`; zeros for queries without valid keys.
+
+    Raises:
+      ValueError: shapes that do not fit, or an implementation that cannot.
+    """
+    arguments.check_maps(q, k, v)
+    arguments.check_valid(valid, k)
+    if valid is not None:  # a weight of zero does not hide what is not finite
+        k, v = (jnp.where(valid[..., None, None], x, 0) for x in (k, v))
+    inputs = Inputs(q, k, v, valid)
+    if implementation == 'reference':
+        return reference.attend_across(inputs, scale)
+    return _attend(inputs, Full(), scale, None, _Wanted(implementation, frozenset({'other_map'}))).o
 
 
 @dataclasses.dataclass(frozen=True)

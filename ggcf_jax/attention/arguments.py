@@ -23,8 +23,25 @@ Priority = Literal['top', 'random']
 PRIORITIES: tuple[Priority, ...] = ('top', 'random')
 
 
+def check_maps(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
+    """Refuses queries of one map, and keys and values of another, that do not fit together."""
+    _check_forms(q, k, v)
+    if (q.shape[0], *q.shape[3:]) != (k.shape[0], *k.shape[3:]):
+        raise ValueError(
+            f'q and k must be alike in batch, heads and channels, not {q.shape} and {k.shape}'
+        )
+    _check_values(k, v)
+
+
 def check_arrays(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
     """Refuses arrays that do not fit together."""
+    _check_forms(q, k, v)
+    if q.shape != k.shape:
+        raise ValueError(f'q and k must have one shape, not {q.shape} and {k.shape}')
+    _check_values(q, v)
+
+
+def _check_forms(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
     for name, x in (('q', q), ('k', k), ('v', v)):
         if jnp.ndim(x) != 5:
             raise ValueError(
@@ -35,13 +52,14 @@ def check_arrays(q: jax.Array, k: jax.Array, v: jax.Array) -> None:
             raise ValueError(f'{name} must be floating point, not {x.dtype}')
         if 0 in x.shape:
             raise ValueError(f'{name} is empty: shape {x.shape}')
-    if q.shape != k.shape:
-        raise ValueError(f'q and k must have one shape, not {q.shape} and {k.shape}')
     if q.dtype != k.dtype:
         raise ValueError(f'q and k must have one dtype, not {q.dtype} and {k.dtype}')
-    if v.shape[:3] != q.shape[:3] or v.shape[3] not in (1, q.shape[3]):
+
+
+def _check_values(k: jax.Array, v: jax.Array) -> None:
+    if v.shape[:3] != k.shape[:3] or v.shape[3] not in (1, k.shape[3]):
         raise ValueError(
-            f'v must be [batch, height, width, heads or 1, channels] for q {q.shape}, not {v.shape}'
+            f'v must be [batch, height, width, heads or 1, channels] for k {k.shape}, not {v.shape}'
         )
 
 

@@ -6,9 +6,11 @@ from typing import Any, Literal, Protocol
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.target import Device
 
-Extra = Literal['valid', 'bias', 'registers', 'pruning', 'return_lse']
+Extra = Literal['valid', 'bias', 'registers', 'pruning', 'return_lse', 'other_map']
 
-EXTRAS: tuple[Extra, ...] = ('valid', 'bias', 'registers', 'pruning', 'return_lse')
+EXTRAS: tuple[Extra, ...] = (
+    'valid', 'bias', 'registers', 'pruning', 'return_lse', 'other_map',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

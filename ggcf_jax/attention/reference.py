@@ -57,3 +57,29 @@ def attend(
         preferred_element_type=accumulator,
     )  # fmt: skip
     return Partial(as_map(o, h, w).astype(dtype), jnp.moveaxis(lse, 1, 2).reshape(b, h, w, heads))
+
+
+def attend_across(inputs: Inputs, scale: float) -> jax.Array:
+    """Attention of each position to all positions of another map.
+
+    Args:
+      inputs: the arrays; keys, values and valid are those of the other map.
+      scale: factor of the affinities.
+
+    Returns:
+      Output [b, h, w, heads, dv] in the dtype of v.
+    """
+    q, k, v, valid, _, _ = inputs
+    b, h, w, heads, _ = q.shape
+    scores = softmax.scores(as_rows(q), as_rows(k), scale)
+    keys = as_rows(v)
+    seen = None
+    if valid is not None:
+        seen = valid.reshape(b, 1, 1, -1)
+        scores = jnp.where(seen, scores, softmax.HIDDEN)
+        nobody = ~seen.any(-1, keepdims=True)
+        scores = jnp.where(nobody, 0, scores)
+    o, _ = softmax.normalise(scores, jnp.broadcast_to(keys, (b, heads, *keys.shape[2:])))
+    if seen is not None:
+        o = jnp.where(nobody, 0, o)
+    return as_map(o.astype(v.dtype), h, w)
