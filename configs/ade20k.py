@@ -3,7 +3,8 @@
     python main.py --config=configs/ade20k.py --config.data.manual_dir=DIR
 
 Variants, --config=configs/ade20k.py:VARIANT: `r50` (the default), the paper's recipe (section 4.1)
-with a ResNet-50, and `convnext_t`, the heads on a ConvNeXt-T that is trained as published.
+with a ResNet-50, `convnext_t`, the heads on a ConvNeXt-T that is trained as published, and
+`dinov2_s`, a linear classifier on a frozen DINOv2 ViT-S/14.
 
 DIR holds ADEChallengeData2016.zip (0.97 GB) as downloaded from
 http://sceneparsing.csail.mit.edu, or the folder that is in it. On first use its 20,210 training and
@@ -58,6 +59,30 @@ def convnext_t(config: ConfigDict) -> None:
     config.eval.stride = (341, 341)
 
 
+def dinov2_s(config: ConfigDict) -> None:
+    """A linear classifier on a frozen DINOv2 ViT-S/14, the linear head of its authors.
+
+    Data, optimiser and schedule are those of vitb_voc2012_linear_config.py in evaluation/configs/
+    of Jiawei-Yang/Denoising-ViT, which follows the authors' configurations. The authors report 47.2
+    mIoU (MODEL_CARD.md of facebookresearch/dinov2) for their multi-scale head: a linear classifier
+    of the last four blocks, at several image scales. It has not been measured here. Start from
+    --config.model.backbone.weights=dinov2_vits14_pretrain.pth (docs/pretrained.md).
+    """
+    _modern(config, 'dinov2_small', 'DINOv2 ViT-S/14')
+    config.model.backbone.stride = 14
+    config.model.context = 'linear'
+    config.model.dropout = 0.0
+    config.train.frozen = 'backbone'
+    config.train.aux_weight = 0.0  # stage 3 is frozen, too
+    config.train.steps = 40_000
+    config.train.learning_rate = 1e-3
+    config.train.weight_decay = 1e-4
+    config.train.decay = 'all'
+    config.train.eval_every = 10_000
+    config.eval.window = (512, 512)
+    config.eval.stride = (341, 341)
+
+
 def _modern(config: ConfigDict, backbone: str, weights: str) -> None:
     """What mmsegmentation's recipes for modern backbones have in common."""
     config.data.crop_size = (512, 512)
@@ -80,7 +105,7 @@ def _modern(config: ConfigDict, backbone: str, weights: str) -> None:
     config.eval.batch_size = 16
 
 
-VARIANTS = {'r50': r50, 'convnext_t': convnext_t}
+VARIANTS = {'r50': r50, 'convnext_t': convnext_t, 'dinov2_s': dinov2_s}
 
 
 def get_config(variant: str = 'r50') -> ConfigDict:

@@ -104,17 +104,19 @@ def default() -> ConfigDict:
     # The backbone and the weights that it starts from (docs/pretrained.md).
     config.model.backbone = ConfigDict()
     # Architecture: 'resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152',
-    # 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base', or
+    # 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base',
+    # 'dinov2_small', 'dinov2_base', 'dinov2_large', 'mit_b0' to 'mit_b5', or
     # 'my_package.my_module:build'.
     config.model.backbone.name = 'resnet50'
-    # Channels of the first stage (mobilenet_v2: of the first convolution; convnext_*: in units of
-    # 64 for the published number), to which all others are in proportion. Published networks: 64;
-    # mobilenet_v2: 32.
+    # Channels of the first stage (mobilenet_v2: of the first convolution; dinov2_*: of each head;
+    # convnext_*, mit_*: in units of 64 for the published number), to which all others are in
+    # proportion. Published networks: 64; mobilenet_v2: 32.
     config.model.backbone.width = 64
     # First convolutions of a ResNet: '7x7' (torchvision), '64-64-128' (openseg, OCNet, CCNet) or
     # '32-32-64' (ResNet v1c of mmseg), 'auto': that of the weights. Other backbones have one stem.
     config.model.backbone.stem = '7x7'
-    # Output stride, the pixels between two positions of the feature map: 8, 16 or 32.
+    # Output stride, the pixels between two positions of the feature map: 8, 16 or 32; dinov2_*: 14,
+    # mit_*: 32.
     config.model.backbone.stride = 8
     # Dilation of the convolution that loses its stride: that of its stage ('full': OCNet, CCNet)
     # or of the stage before ('half': openseg, mmseg). convnext_*: always that of the stage before.
@@ -126,14 +128,16 @@ def default() -> ConfigDict:
     # openseg) or dilations ('absolute': mmseg).
     config.model.backbone.multi_grid_kind = 'multiplier'
     # Stochastic depth, in [0, 1): how often the last block leaves out its branches while training;
-    # the rates of the blocks before rise to that from 0. Only convnext_* has it.
+    # the rates of the blocks before rise to that from 0. convnext_*, dinov2_* and mit_*
+    # have it.
     config.model.backbone.drop_path = 0.0
     # File of published weights, or workdir of a run, to start from; None: random parameters.
     config.model.backbone.weights = config_dict.placeholder(str)
     # What the published figures of a recipe start from; training says it where `weights` is None.
     config.model.backbone.expected_weights = ''
     # Activation of the backbone; None: `model.activation`; 'auto': that of the weights. OCNet,
-    # CCNet: 'relu' below heads of 'leaky_relu'. mobilenet_v2 always has relu6, convnext_* gelu.
+    # CCNet: 'relu' below heads of 'leaky_relu'. mobilenet_v2 always has relu6;
+    # convnext_*, dinov2_* and mit_* gelu.
     config.model.backbone.activation = config_dict.placeholder(str)
     # Batch norm in training: statistics of the batch ('batch'), or frozen at those that come with
     # the weights ('running').
@@ -148,7 +152,7 @@ def default() -> ConfigDict:
     # 'batch_norm', or 'abs_gamma': batch norm with positive scales (weights of InPlace-ABN).
     config.model.norm = 'batch_norm'
     # Context module (docs/contexts.md): 'ggcf', 'aspp' (DeepLab v3), 'psp' (PSPNet), 'nonlocal',
-    # 'ccnet', 'isa', 'none', or 'my_package.my_module:build'.
+    # 'ccnet', 'isa', 'none', 'linear' (DINOv2's linear head), or 'my_package.my_module:build'.
     config.model.context = 'ggcf'
     # Graphs of the heads of 'ggcf' (docs/attention.md): 'full', 'local:8' (8 positions to each
     # side), 'grid:8' (every 8th position), 'local:4x12' (4 for rows, 12 for columns), 'local:3@4'

@@ -32,7 +32,7 @@ def package(tmp_path, monkeypatch):
 def test_entries_of_all_modules_are_found():
     found = registry.find(backbones, 'BACKBONES', 'resnet101', 'field')
     assert found is resnet.BACKBONES['resnet101']
-    for name in ('aspp', 'ccnet', 'ggcf', 'isa', 'none', 'nonlocal', 'psp'):
+    for name in ('aspp', 'ccnet', 'ggcf', 'isa', 'linear', 'none', 'nonlocal', 'psp'):
         assert registry.find(contexts, 'CONTEXTS', name, 'field').__name__ == 'build'
 
 
@@ -45,9 +45,9 @@ def test_only_what_is_needed_is_imported(package):
 
 def test_an_unknown_name_lists_the_known_ones():
     message = (
-        r"^config.x='vgg' is not one of mobilenet_v2, resnet10, resnet101, resnet152, resnet18, "
-        r'resnet34, resnet50, (\w+, )*wide_resnet38(, \w+)*; code outside of ggcf_jax is named '
-        r'my_package.my_module:attribute$'
+        r"^config.x='vgg' is not one of (\w+, )*mobilenet_v2, resnet10, resnet101, resnet152, "
+        r'resnet18, resnet34, resnet50, (\w+, )*wide_resnet38(, \w+)*; code outside of ggcf_jax is '
+        r'named my_package.my_module:attribute$'
     )
     with pytest.raises(InputError, match=message):
         registry.find(backbones, 'BACKBONES', 'vgg', 'config.x')

@@ -69,6 +69,7 @@ BACKBONES = {
     'wide_resnet38': {'activation': 'leaky_relu', 'norm': 'abs_gamma'},
     'mobilenet_v2': {'backbone.width': 8},
     'convnext_tiny': {'backbone.stride': 16},
+    'tests.models.backbones.tiny:dinov2': {'backbone.width': 2, 'backbone.stride': 14},
 }
 
 
@@ -90,6 +91,7 @@ def test_every_backbone(tiny_config, rng, name, monkeypatch):
         {'context': 'psp', 'psp.channels': 4},
         {'context': 'psp', 'psp.channels': 4, 'psp.align_corners': False},
         {'context': 'nonlocal', 'non_local.channels': 4},
+        {'context': 'linear'},
         {'heads': 'full,learned'},
         {'heads': 'local:1,local:2@2,grid:2,block:3,row,column,cross'},
         {'heads': 'local:3:shift,local:1@2:shift,local:1:shift|cross'},

@@ -14,11 +14,19 @@ def _names(config):
 
 
 @pytest.mark.parametrize(
-    'backbone', ['resnet10', 'resnet50', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny']
+    ('backbone', 'stride'),
+    [
+        ('resnet10', 8),
+        ('resnet50', 8),
+        ('wide_resnet38', 8),
+        ('mobilenet_v2', 8),
+        ('convnext_tiny', 8),
+        ('dinov2_small', 14),
+    ],
 )
-def test_layers_have_the_names_that_weights_are_stored_under(tiny_config, backbone):
+def test_layers_have_the_names_that_weights_are_stored_under(tiny_config, backbone, stride):
     """As `pretrained.slots` counts them, which knows the stacks by their names."""
-    tiny_config.model.backbone.name = backbone
+    tiny_config.model.backbone.update(name=backbone, stride=stride)
     names, stacks = _names(tiny_config)
     assert all(stack.endswith('.blocks') for stack in stacks)
     assert bool(stacks) == (backbone != 'resnet10')

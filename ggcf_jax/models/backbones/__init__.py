@@ -25,8 +25,8 @@ class Backbone(Protocol):
 
     Attributes:
         features: number of channels of each of the four stages.
-        stride: pixels per position of the last stage (output stride): 8, 16 or 32. For images of
-            h x w pixels the last stage has ceil(h / stride) x ceil(w / stride) positions.
+        stride: pixels per position of the last stage (output stride), such as 8, 16 or 32. For
+            images of h x w pixels the last stage has ceil(h / stride) x ceil(w / stride) positions.
 
     Two more attributes have a value for each stage, and may be left out:
 

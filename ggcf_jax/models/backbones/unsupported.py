@@ -14,6 +14,23 @@ NOTHING: dict[str, Any] = {
 }
 
 
+def check_stride(backbone: ConfigDict, stride: int) -> None:
+    """Refuses an output stride that a backbone does not have.
+
+    Args:
+        backbone: `config.model.backbone`.
+        stride: the only one that it has.
+
+    Raises:
+        InputError: another one.
+    """
+    if backbone.stride != stride:
+        raise InputError(
+            f'config.model.backbone.stride={backbone.stride} is not supported by {backbone.name}; '
+            f'use {stride}'
+        )
+
+
 def check(backbone: ConfigDict, *fields: str, activation: str | None = None) -> None:
     """Refuses fields that ask for something.
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 from flax import nnx
@@ -17,6 +17,8 @@ Remat = Literal['none', 'inplace_abn', 'block']
 REMATS = ('none', 'inplace_abn', 'block')
 _CONVOLUTION = 'convolution'
 
+_Features = TypeVar('_Features')
+
 
 def mark_convolution(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     """Marks the output of a convolution or linear layer as one that 'inplace_abn' keeps.
@@ -27,21 +29,21 @@ def mark_convolution(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
 
 
 def run(
-    block: Callable[..., jax.Array],
-    x: Float[Array, 'b h w c'],
+    block: Callable[..., _Features],
+    x: _Features,
     *,
     remat: Remat,
     train: bool,
     key: PRNGKeyArray | None = None,
     drop: Drop | None = None,
     extent: Extent | None = None,
-) -> Float[Array, 'b _ _ _']:
+) -> _Features:
     """Calls a block; its batch statistics are updated as without rematerialisation.
 
     Args:
         block: module that is called with (x, train=train, extent=extent), and with key=key and
             drop=drop if there are such.
-        x: features that the block is applied to.
+        x: features that the block is applied to: a map, or a tree of arrays.
         remat: what the backward pass finds in memory. 'none': everything it needs. 'inplace_abn':
             the output of each convolution and linear layer of a block, from which norms and
             activations are computed again;
@@ -54,7 +56,7 @@ def run(
     """
     given = {name: x for name, x in (('key', key), ('drop', drop)) if x is not None}
 
-    def call(block: Callable[..., jax.Array], x: jax.Array, given: Mapping[str, Any]) -> jax.Array:
+    def call(block: Callable[..., _Features], x: _Features, given: Mapping[str, Any]) -> _Features:
         return block(x, train=train, extent=extent, **given)
 
     if remat == 'none' or not train or hasattr(block, 'remat'):  # Repeated does it by itself
@@ -67,8 +69,8 @@ def run(
 
     @functools.partial(jax.checkpoint, policy=policy)
     def apply(
-        params: nnx.State, stats: nnx.State, x: jax.Array, given: Mapping[str, Any]
-    ) -> tuple[jax.Array, nnx.State]:
+        params: nnx.State, stats: nnx.State, x: _Features, given: Mapping[str, Any]
+    ) -> tuple[_Features, nnx.State]:
         own = nnx.merge(graphdef, params, stats, copy=True)
         y = call(own, x, given)
         return y, nnx.state(own, nnx.BatchStat)

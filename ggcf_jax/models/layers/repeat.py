@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from ggcf_jax.attention import target
 from ggcf_jax.models.layers.drop_path import Drop
@@ -15,6 +15,7 @@ from ggcf_jax.models.layers.extent import Extent
 from ggcf_jax.models.layers.remat import Remat, run
 
 _Carry = TypeVar('_Carry')
+_Features = TypeVar('_Features')
 
 # Name of the module that `Repeated` stacks: in the path of each of its arrays.
 STACKED = 'blocks'
@@ -95,16 +96,16 @@ class Repeated(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, 'b h w c'],
+        x: _Features,
         *,
         train: bool,
         key: PRNGKeyArray | None = None,
         extent: Extent | None = None,
-    ) -> Float[Array, 'b h w c']:
+    ) -> _Features:
         """Applies the blocks in order.
 
         Args:
-            x: features.
+            x: features: a map, or a tree of arrays.
             train: whether batch statistics are used and updated, and branches left out.
             key: random key of the branches that are left out.
             extent: extent of x; None where the maps are filled.
@@ -123,8 +124,8 @@ class Repeated(nnx.Module):
         graphdef, *state = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
         def apply(
-            x: jax.Array, own: tuple[tuple[nnx.State, ...], Drop | None]
-        ) -> tuple[jax.Array, nnx.State]:
+            x: _Features, own: tuple[tuple[nnx.State, ...], Drop | None]
+        ) -> tuple[_Features, nnx.State]:
             arrays, drop = own
             block = nnx.merge(graphdef, *arrays, copy=True)
             x = run(block, x, remat=self.remat, train=train, drop=drop, extent=extent)

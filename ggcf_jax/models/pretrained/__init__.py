@@ -79,10 +79,11 @@ def load(path: str | pathlib.Path, shapes: Mapping[str, tuple[int, ...]], norm: 
     tensors, heads, prefix = layouts.trunk(files.read(path))
     layout = layouts.detect(tensors, path)
     left_out = [name for name in tensors if layout.leaves_out(name)]
-    used = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     where = f'{path} (layout {layout.name})'
-    hint = layouts.fields_text(layout.describe(used))
-    matched = len(used)
+    hint = layouts.fields_text(layout.describe(kept))
+    matched = len(kept)
+    used = dict(layout.convert(kept))
     for name, slot in slots.expand(shapes).items():
         if layout.may_lack(name) and layout.rename(name) not in used:
             identity = 1.0 if name.endswith('.scale') else 0.0

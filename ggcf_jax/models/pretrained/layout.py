@@ -18,6 +18,8 @@ _LEAVES = {
     'gamma': 'gamma',
     'mean': 'running_mean',
     'var': 'running_var',
+    'cls_token': 'cls_token',
+    'pos_embed': 'pos_embed',
 }
 
 Tensors = Mapping[str, Float[ndarray, '...']]
@@ -33,10 +35,12 @@ class Layout:
         marks: regular expressions; each matches a name in every file of the layout.
         absent: regular expressions that match no name in any file of the layout.
         module: path of a convolution or norm in our backbone (`slots.expand`) -> its name in the
-            file.
+            file; '' for the network itself.
         heads: regular expression that the names of classifier tensors start with; these are left
             out.
         describe: tensors of the backbone -> fields of `config.model` that fit them.
+        convert: tensors of the backbone -> the same ones as `module` names them, of the shapes that
+            our arrays have; where files split or join what our layers do not.
         fresh: regular expression that matches the slots that files need not have: norms behind the
             stages, which segmentation networks add to a classifier. They start as the identity.
         norm: form of the scales of the file's batch norms.
@@ -52,6 +56,7 @@ class Layout:
     module: Callable[[str], str]
     heads: str
     describe: Callable[[Tensors], dict[str, Any]]
+    convert: Callable[[Tensors], Tensors] = dict
     fresh: str = ''
     norm: Norm = 'batch_norm'
     inputs: tuple[str, ...] = ('imagenet',)
@@ -75,7 +80,8 @@ class Layout:
     def rename(self, slot: str) -> str:
         """Returns the name in the file of a slot, such as stages.0.2.layers.0.conv.kernel."""
         module, leaf = slot.rsplit('.', 1)
-        return f'{self.module(module)}.{_LEAVES[leaf]}'
+        name = self.module(module)
+        return f'{name}.{_LEAVES[leaf]}' if name else _LEAVES[leaf]
 
 
 def count(names: Iterable[str], pattern: str) -> int:

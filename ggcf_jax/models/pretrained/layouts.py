@@ -13,13 +13,19 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.pretrained import convnext, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.pretrained import convnext, dinov2, mobilenet, resnet, wide_resnet
 from ggcf_jax.models.pretrained.layout import Layout, Tensors
 
-LAYOUTS = (*resnet.LAYOUTS, *wide_resnet.LAYOUTS, *mobilenet.LAYOUTS, *convnext.LAYOUTS)
+LAYOUTS = (
+    *resnet.LAYOUTS,
+    *wide_resnet.LAYOUTS,
+    *mobilenet.LAYOUTS,
+    *convnext.LAYOUTS,
+    *dinov2.LAYOUTS,
+)
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.
-_TRUNKS = ('backbone.', 'body.', 'encoder.')
+_TRUNKS = ('backbone.', 'body.', 'segformer.', 'encoder.')
 
 # Prefixes that wrappers put before all names of a network: PyTorch's DataParallel, torch.compile,
 # Lightning and others whose module has the network as an attribute.

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.backbones.convnext import ARCHITECTURES as CONVNEXTS
+from ggcf_jax.models.backbones.dinov2 import ARCHITECTURES as DINOV2S
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.models.pretrained.layout import Layout
@@ -27,6 +28,7 @@ _OTHERS = {
     'wide_resnet38': 'inplace_abn WideResNet-38',
     'mobilenet_v2': 'torchvision MobileNetV2',
     **dict.fromkeys(CONVNEXTS, 'ConvNeXt'),
+    **dict.fromkeys(DINOV2S, 'DINOv2'),
 }
 
 

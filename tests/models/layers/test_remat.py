@@ -63,9 +63,18 @@ def test_gradients_and_statistics_stay_and_less_is_kept(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('backbone', ['resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny'])
-def test_every_backbone_keeps_less(tiny_config, backbone):
-    tiny_config.model.backbone.name = backbone
+@pytest.mark.parametrize(
+    ('backbone', 'stride'),
+    [
+        ('resnet18', 8),
+        ('wide_resnet38', 8),
+        ('mobilenet_v2', 8),
+        ('convnext_tiny', 8),
+        ('dinov2_small', 14),
+    ],
+)
+def test_every_backbone_keeps_less(tiny_config, backbone, stride):
+    tiny_config.model.backbone.update(name=backbone, stride=stride)
     kept = {}
     for remat in REMATS:
         tiny_config.train.remat = remat
