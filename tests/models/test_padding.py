@@ -70,6 +70,7 @@ BACKBONES = {
     'mobilenet_v2': {'backbone.width': 8},
     'convnext_tiny': {'backbone.stride': 16},
     'tests.models.backbones.tiny:dinov2': {'backbone.width': 2, 'backbone.stride': 14},
+    'tests.models.backbones.tiny:mit': {'backbone.width': 2, 'backbone.stride': 32},
 }
 
 

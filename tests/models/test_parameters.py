@@ -22,6 +22,7 @@ def _names(config):
         ('mobilenet_v2', 8),
         ('convnext_tiny', 8),
         ('dinov2_small', 14),
+        ('mit_b2', 32),
     ],
 )
 def test_layers_have_the_names_that_weights_are_stored_under(tiny_config, backbone, stride):

@@ -14,6 +14,7 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models import pretrained
 from ggcf_jax.models.backbones.convnext import ARCHITECTURES as CONVNEXTS
 from ggcf_jax.models.backbones.dinov2 import ARCHITECTURES as DINOV2S
+from ggcf_jax.models.backbones.mit import ARCHITECTURES as MITS
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.models.pretrained.layout import Layout
@@ -29,6 +30,7 @@ _OTHERS = {
     'mobilenet_v2': 'torchvision MobileNetV2',
     **dict.fromkeys(CONVNEXTS, 'ConvNeXt'),
     **dict.fromkeys(DINOV2S, 'DINOv2'),
+    **dict.fromkeys(MITS, 'SegFormer MiT'),
 }
 
 

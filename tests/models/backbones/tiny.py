@@ -3,5 +3,7 @@
 import functools
 
 from ggcf_jax.models.backbones import dinov2 as dinov2_lib
+from ggcf_jax.models.backbones import mit as mit_lib
 
 dinov2 = functools.partial(dinov2_lib.build, dinov2_lib.Architecture(depth=5, heads=2, grid=3))
+mit = functools.partial(mit_lib.build, mit_lib.Architecture((1, 2, 1, 1)))

@@ -71,6 +71,7 @@ def test_gradients_and_statistics_stay_and_less_is_kept(kind):
         ('mobilenet_v2', 8),
         ('convnext_tiny', 8),
         ('dinov2_small', 14),
+        ('mit_b1', 32),
     ],
 )
 def test_every_backbone_keeps_less(tiny_config, backbone, stride):
