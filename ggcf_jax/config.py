@@ -105,12 +105,12 @@ def default() -> ConfigDict:
     config.model.backbone = ConfigDict()
     # Architecture: 'resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152',
     # 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'convnext_small', 'convnext_base',
-    # 'dinov2_small', 'dinov2_base', 'dinov2_large', 'mit_b0' to 'mit_b5', or
-    # 'my_package.my_module:build'.
+    # 'swin_tiny', 'swin_small', 'dinov2_small', 'dinov2_base', 'dinov2_large', 'mit_b0' to
+    # 'mit_b5', or 'my_package.my_module:build'.
     config.model.backbone.name = 'resnet50'
     # Channels of the first stage (mobilenet_v2: of the first convolution; dinov2_*: of each head;
-    # convnext_*, mit_*: in units of 64 for the published number), to which all others are in
-    # proportion. Published networks: 64; mobilenet_v2: 32.
+    # convnext_*, swin_*, mit_*: in units of which the published number is 64), to which all others
+    # are in proportion. Published networks: 64; mobilenet_v2: 32.
     config.model.backbone.width = 64
     # First convolutions of a ResNet: '7x7' (torchvision), '64-64-128' (openseg, OCNet, CCNet) or
     # '32-32-64' (ResNet v1c of mmseg), 'auto': that of the weights. Other backbones have one stem.
@@ -119,7 +119,7 @@ def default() -> ConfigDict:
     # mit_*: 32.
     config.model.backbone.stride = 8
     # Dilation of the convolution that loses its stride: that of its stage ('full': OCNet, CCNet)
-    # or of the stage before ('half': openseg, mmseg). convnext_*: always that of the stage before.
+    # or of the stage before ('half': openseg, mmseg). Always that of convnext_*, swin_*.
     config.model.backbone.first_dilation = 'full'
     # Multi-grid: a number for each block of the last stage (wide_resnet38: for each of the last two
     # modules); (): none.
@@ -128,7 +128,7 @@ def default() -> ConfigDict:
     # openseg) or dilations ('absolute': mmseg).
     config.model.backbone.multi_grid_kind = 'multiplier'
     # Stochastic depth, in [0, 1): how often the last block leaves out its branches while training;
-    # the rates of the blocks before rise to that from 0. convnext_*, dinov2_* and mit_*
+    # the rates of the blocks before rise to that from 0. convnext_*, swin_*, dinov2_* and mit_*
     # have it.
     config.model.backbone.drop_path = 0.0
     # File of published weights, or workdir of a run, to start from; None: random parameters.
@@ -137,7 +137,7 @@ def default() -> ConfigDict:
     config.model.backbone.expected_weights = ''
     # Activation of the backbone; None: `model.activation`; 'auto': that of the weights. OCNet,
     # CCNet: 'relu' below heads of 'leaky_relu'. mobilenet_v2 always has relu6;
-    # convnext_*, dinov2_* and mit_* gelu.
+    # convnext_*, swin_*, dinov2_* and mit_* gelu.
     config.model.backbone.activation = config_dict.placeholder(str)
     # Batch norm in training: statistics of the batch ('batch'), or frozen at those that come with
     # the weights ('running').

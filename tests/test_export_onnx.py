@@ -105,7 +105,7 @@ def _forward(changes):
     params, stats = (jax.tree_util.tree_map_with_path(drawn, tree) for tree in (params, stats))
 
     def run(images, kind=''):
-        stay = forms.convolutions_stay() if kind else contextlib.nullcontext()
+        stay = forms.keeping_convolutions() if kind else contextlib.nullcontext()
         with target.tracing_for('cpu', kind=kind), stay:
             scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
         return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, plan)
@@ -133,7 +133,7 @@ _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
         *({'model.context': context} for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa')),
         *(
             _WIDE | {'model.backbone.name': name}
-            for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny')
+            for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'swin_tiny')
         ),
         {'eval.flip': True, 'eval.window': (16, 24)},
     ],

@@ -421,7 +421,7 @@ def _steps(workdir):
 
 CONFIGS = (
     'street_scenes', 'camvid', 'cityscapes', 'cityscapes_sota', 'ade20k', 'ade20k:convnext_t',
-    'folder',
+    'ade20k:swin_t', 'folder',
 )  # fmt: skip
 
 
@@ -434,6 +434,7 @@ CONFIGS = (
         ('cityscapes', 'openseg', 42_623_936, 10_082_726, {'model.input': 'caffe'}),
         ('cityscapes', 'mmseg', 42_519_392, 7_718_054, {'data.photometric': 1.0}),
         ('ade20k', 'convnext_t', 27_821_472, 3_294_374, {'train.optimizer': 'adamw'}),
+        ('ade20k', 'swin_t', 27_520_698, 3_294_374, {'train.decay': 'kernels'}),
         ('street_scenes', 'demo', 693_432, 272_582, {}),
         ('street_scenes', 'small', 309_456, 122_342, {}),
     ],

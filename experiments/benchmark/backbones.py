@@ -28,12 +28,13 @@ from flax import nnx
 from experiments.benchmark.interleaved import Call, Ratio, compare
 from experiments.common import cli
 from ggcf_jax import config as config_lib
-from ggcf_jax.models.backbones import convnext, dilation, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.backbones import convnext, dilation, mobilenet, resnet, swin, wide_resnet
 from ggcf_jax.models.layers.conv import conv
 from tests.models.pretrained import (
     torch_convnext,
     torch_mobilenet,
     torch_resnet,
+    torch_swin,
     torch_wide_resnet,
 )
 
@@ -69,7 +70,10 @@ CASES = (
     Case('mobilenet_v2', 32, 2, 129),
     Case('wide_resnet38', 16, 1, 129),
     Case('convnext_tiny', 64, 1, 128),
+    Case('swin_tiny', 64, 1, 128),
 )
+# Distance of the taps that lower the resolution where there is no dilation, and of those of blocks.
+_DILATED = ((None, 1), (None, 1), (1, 2), (2, 4))
 _DEPTHS = {
     'resnet10': (False, (1, 1, 1, 1)),
     'resnet34': (False, (3, 4, 6, 3)),
@@ -92,11 +96,20 @@ def _torch_network(case: Case) -> torch.nn.Module:
         return _with_training_norms(network)
     if case.name in convnext.ARCHITECTURES:
         architecture = convnext.ARCHITECTURES[case.name]
-        of_stages = ((None, 1), (None, 1), (1, 2), (2, 4))
         return torch_convnext.ConvNeXt(
             architecture.channels * case.width // 64,
             architecture.depths,
-            of_stages,
+            _DILATED,
+            timm=False,
+            norms=True,
+        )
+    if case.name in swin.ARCHITECTURES:
+        each = swin.ARCHITECTURES[case.name]
+        return torch_swin.Swin(
+            each.channels * case.width // 64,
+            each.heads,
+            each.depths,
+            _DILATED,
             timm=False,
             norms=True,
         )
@@ -150,6 +163,7 @@ def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
         **mobilenet.BACKBONES,
         **wide_resnet.BACKBONES,
         **convnext.BACKBONES,
+        **swin.BACKBONES,
     }
     build = functools.partial(builders[case.name], model, remat='none', dtype=jnp.float32)
     graphdef, *state = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)

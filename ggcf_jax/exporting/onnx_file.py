@@ -32,13 +32,13 @@ OUTPUTS = ('labels', 'probabilities')
 OPERATORS = frozenset(
     {
         'Abs', 'Add', 'And', 'ArgMax', 'Cast', 'Ceil', 'Clip', 'Concat', 'Constant',
-        'ConstantOfShape', 'Conv', 'CumSum', 'Div', 'Einsum', 'Equal', 'Exp', 'Expand', 'Floor',
-        'Gather', 'GatherND', 'Gemm', 'Greater', 'GreaterOrEqual', 'Identity', 'If', 'LeakyRelu',
-        'Less', 'LessOrEqual', 'Log', 'Loop', 'MatMul', 'Max', 'MaxPool', 'Mean', 'Min', 'Mul',
-        'Neg', 'Not', 'Or', 'Pad', 'Pow', 'Range', 'ReduceMax', 'ReduceMean', 'ReduceMin',
-        'ReduceProd', 'ReduceSum', 'Relu', 'Reshape', 'Round', 'ScatterND', 'Shape', 'Sigmoid',
-        'Sign', 'Slice', 'Softmax', 'Split', 'Sqrt', 'Squeeze', 'Sub', 'Sum', 'Tanh', 'Tile',
-        'TopK', 'Transpose', 'Unsqueeze', 'Where',
+        'ConstantOfShape', 'Conv', 'CumSum', 'Div', 'Einsum', 'Equal', 'Erf', 'Exp', 'Expand',
+        'Floor', 'Gather', 'GatherND', 'Gemm', 'Greater', 'GreaterOrEqual', 'Identity', 'If',
+        'LeakyRelu', 'Less', 'LessOrEqual', 'Log', 'Loop', 'MatMul', 'Max', 'MaxPool', 'Mean',
+        'Min', 'Mul', 'Neg', 'Not', 'Or', 'Pad', 'Pow', 'Range', 'ReduceMax', 'ReduceMean',
+        'ReduceMin', 'ReduceProd', 'ReduceSum', 'ReduceSumSquare', 'Relu', 'Reshape', 'Round',
+        'ScatterND', 'Shape', 'Sigmoid', 'Sign', 'Slice', 'Softmax', 'Split', 'Sqrt', 'Squeeze',
+        'Sub', 'Sum', 'Tanh', 'Tile', 'TopK', 'Transpose', 'Unsqueeze', 'Where',
     }
 )  # fmt: skip
 

@@ -139,7 +139,7 @@ def _read(
             f'{" or ".join(map(repr, imported.inputs))}, this run has {config.model.input!r}'
         )
     activation = config.model.backbone.activation or config.model.activation
-    has_choice = imported.activation not in ('relu6', 'gelu')  # MobileNetV2, ConvNeXt: no other
+    has_choice = imported.activation not in ('relu6', 'gelu')  # what has no other
     if has_choice and activation != imported.activation:
         report(
             'warning: such files are trained with config.model.backbone.activation='

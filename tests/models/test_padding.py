@@ -10,7 +10,7 @@ from flax import nnx
 
 from ggcf_jax import models
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.backbones import convnext
+from ggcf_jax.models.backbones import convnext, swin
 from ggcf_jax.models.contexts import pruning_rules
 from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers import pool
@@ -69,6 +69,7 @@ BACKBONES = {
     'wide_resnet38': {'activation': 'leaky_relu', 'norm': 'abs_gamma'},
     'mobilenet_v2': {'backbone.width': 8},
     'convnext_tiny': {'backbone.stride': 16},
+    'swin_tiny': {'backbone.stride': 16},
     'tests.models.backbones.tiny:dinov2': {'backbone.width': 2, 'backbone.stride': 14},
     'tests.models.backbones.tiny:mit': {'backbone.width': 2, 'backbone.stride': 32},
 }
@@ -79,6 +80,8 @@ BACKBONES = {
 def test_every_backbone(tiny_config, rng, name, monkeypatch):
     if name == 'convnext_tiny':
         shorten(monkeypatch, convnext, name, (1, 1, 2, 1))
+    if name == 'swin_tiny':
+        shorten(monkeypatch, swin, name, (2, 2, 2, 2))
     tiny_config.model.update_from_flattened_dict({'context': 'none', **BACKBONES[name]})
     tiny_config.model.backbone.name = name
     check(tiny_config, rng, SIZES[:2])

@@ -21,6 +21,7 @@ def _names(config):
         ('wide_resnet38', 8),
         ('mobilenet_v2', 8),
         ('convnext_tiny', 8),
+        ('swin_tiny', 8),
         ('dinov2_small', 14),
         ('mit_b2', 32),
     ],

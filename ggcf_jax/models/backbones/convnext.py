@@ -27,7 +27,7 @@ from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.layer_scale import LayerScale
 from ggcf_jax.models.layers.linear import NORMAL, linear
 from ggcf_jax.models.layers.norm import gelu
-from ggcf_jax.models.layers.patch import PatchConv
+from ggcf_jax.models.layers.patch import PatchConv, PatchEmbedding
 from ggcf_jax.models.layers.remat import Remat, mark_convolution, run
 from ggcf_jax.models.layers.repeat import Repeated
 
@@ -148,32 +148,6 @@ class Downsampling(nnx.Module):
         return mark_convolution(self.conv(self.norm(x), extent=extent))
 
 
-class Stem(nnx.Module):
-    """4x4 patches and their norm."""
-
-    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        """Initialises the layers.
-
-        Args:
-            features: number of channels of the output.
-            dtype: dtype of the computation; parameters are float32.
-            rngs: source of the initial parameters.
-        """
-        self.conv = PatchConv(3, features, 4, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(features, dtype=dtype, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, 'b h w 3'], *, extent: Extent | None = None
-    ) -> Float[Array, 'b ceil(h/4) ceil(w/4) features']:
-        """Applies convolution and norm.
-
-        Args:
-            x: normalised images.
-            extent: extent of the images; None where they are filled.
-        """
-        return self.norm(self.conv(x, extent=extent))
-
-
 class ConvNeXt(nnx.Module):
     """ConvNeXt without classifier.
 
@@ -206,7 +180,7 @@ class ConvNeXt(nnx.Module):
         """
         self.remat: Remat = remat
         self.features = tuple(channels * 2**i for i in range(4))
-        self.stem = Stem(channels, dtype=dtype, rngs=rngs)
+        self.stem = PatchEmbedding(channels, 4, epsilon=1e-6, dtype=dtype, rngs=rngs)
         drop_rates = rates(drop_rate, [len(stage.dilations) for stage in stages])
         centre = self.stem.conv.centre
         lists, first = [], []

@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.conv import HE_FAN_OUT
 from ggcf_jax.models.layers.extent import Extent, zero_outside
-from ggcf_jax.models.layers.forms import for_cpu
+from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
 
 _FEW = 3  # side of kernels whose taps are one fused sum on every platform
 
@@ -86,9 +86,10 @@ def depthwise(
     Returns:
         Convolved features in the dtype of x; sums are float32.
     """
-    if stride == 1 and for_cpu():
+    few = kernel.shape[0] <= _FEW
+    if stride == 1 and for_cpu() and (few or not convolutions_stay()):
         return _of_cpu(x, kernel, dilation)
-    if kernel.shape[0] <= _FEW:
+    if few:
         return _shifted(x, kernel, stride, dilation)
     reach = dilation * (kernel.shape[0] // 2)
     return lax.conv_general_dilated(

@@ -7,7 +7,8 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.extent import Extent, zero_outside
-from ggcf_jax.models.layers.forms import for_cpu
+from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.linear import NORMAL
 
 
@@ -78,12 +79,42 @@ class PatchConv(nnx.Module):
             )
         rest = [-length % side for length in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
-        if for_cpu():
+        if for_cpu() and not convolutions_stay():
             return bias + _product(x, kernel)
         numbers = ('NHWC', 'HWIO', 'NHWC')
         return bias + lax.conv_general_dilated(
             x, kernel, (side, side), 'VALID', dimension_numbers=numbers
         )
+
+
+class PatchEmbedding(nnx.Module):
+    """Patches of an image, and the norm behind them."""
+
+    def __init__(
+        self, features: int, side: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        """Initialises the layers.
+
+        Args:
+            features: number of channels of the output.
+            side: height and width of a patch in pixels.
+            epsilon: added to the variance in the norm.
+            dtype: dtype of the computation; parameters are float32.
+            rngs: source of the initial parameters.
+        """
+        self.conv = PatchConv(3, features, side, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(features, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, 'b h w 3'], *, extent: Extent | None = None
+    ) -> Float[Array, 'b ceil(h/side) ceil(w/side) features']:
+        """Applies convolution and norm.
+
+        Args:
+            x: normalised images.
+            extent: extent of the images; None where they are filled.
+        """
+        return self.norm(self.conv(x, extent=extent))
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:

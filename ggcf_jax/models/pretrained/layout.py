@@ -16,6 +16,7 @@ _LEAVES = {
     'scale': 'weight',
     'bias': 'bias',
     'gamma': 'gamma',
+    'table': 'relative_position_bias_table',
     'mean': 'running_mean',
     'var': 'running_var',
     'cls_token': 'cls_token',

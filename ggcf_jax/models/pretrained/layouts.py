@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from ggcf_jax.errors import InputError
-from ggcf_jax.models.pretrained import convnext, dinov2, mit, mobilenet, resnet, wide_resnet
+from ggcf_jax.models.pretrained import convnext, dinov2, mit, mobilenet, resnet, swin, wide_resnet
 from ggcf_jax.models.pretrained.layout import Layout, Tensors
 
 LAYOUTS = (
@@ -23,6 +23,7 @@ LAYOUTS = (
     *convnext.LAYOUTS,
     *dinov2.LAYOUTS,
     *mit.LAYOUTS,
+    *swin.LAYOUTS,
 )
 
 # Prefixes under which whole networks keep their backbone; everything beside it is a head.

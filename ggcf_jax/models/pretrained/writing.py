@@ -16,6 +16,7 @@ from ggcf_jax.models.backbones.convnext import ARCHITECTURES as CONVNEXTS
 from ggcf_jax.models.backbones.dinov2 import ARCHITECTURES as DINOV2S
 from ggcf_jax.models.backbones.mit import ARCHITECTURES as MITS
 from ggcf_jax.models.backbones.resnet import ARCHITECTURES
+from ggcf_jax.models.backbones.swin import ARCHITECTURES as SWINS
 from ggcf_jax.models.pretrained import layouts, slots
 from ggcf_jax.models.pretrained.layout import Layout
 
@@ -31,6 +32,7 @@ _OTHERS = {
     **dict.fromkeys(CONVNEXTS, 'ConvNeXt'),
     **dict.fromkeys(DINOV2S, 'DINOv2'),
     **dict.fromkeys(MITS, 'SegFormer MiT'),
+    **dict.fromkeys(SWINS, 'Swin'),
 }
 
 

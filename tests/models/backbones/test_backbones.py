@@ -146,6 +146,7 @@ def test_network_of_each_backbone(tiny_config, name):
             {'name': 'convnext_tiny', 'activation': 'relu'},
             "'relu' is not .* convnext_tiny; use 'gelu",
         ),
+        ({'name': 'swin_tiny', 'first_dilation': 'half'}, "'half' is not .* swin_tiny; use 'full'"),
         ({'name': 'convnext_tiny', 'statistics': 'running'}, 'convnext_tiny has no running'),
         ({'stride': 4}, r'config.model.backbone.stride=4 is not one of 8, 16, 32'),
     ],

@@ -70,6 +70,7 @@ def test_gradients_and_statistics_stay_and_less_is_kept(kind):
         ('wide_resnet38', 8),
         ('mobilenet_v2', 8),
         ('convnext_tiny', 8),
+        ('swin_tiny', 32),
         ('dinov2_small', 14),
         ('mit_b1', 32),
     ],
