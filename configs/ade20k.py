@@ -161,3 +161,8 @@ def sweep() -> Iterator[table1.Row]:
 
 def peers() -> Iterator[table1.Row]:
     return table1.peers()
+
+
+def modern() -> Iterator[table1.Row]:
+    """The same at the output stride of `convnext_t` and `swin_t`, with as many pixels."""
+    return table1.peers((4, 8, 12))
