@@ -1,11 +1,13 @@
 """Times the backbones on a CPU beside the same networks in torch, interleaved, and writes a table.
 
-    python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
+    taskset -c 0 python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
 
-Ours and torch's (channels-last) run in turn, once each a round, in float32; the table has the
-median over the rounds of the ratio of their times, so that whatever else the machine does meanwhile
-falls on both. Wall time and the processor time of the process are given: on a busy machine
-the second one is the one to trust. `--layers` adds a table of every convolution of the networks.
+Ours and torch's (channels-last) run in turn, once each a round, in float32, on as many threads as
+the process may use cores. The table has the smallest processor time of each, their ratio, and the
+median over the rounds of the ratios of processor and of wall time: whatever else the machine does
+meanwhile falls on both. On a busy machine trust the smallest times on one core (`taskset`).
+`--layers` adds a table of every convolution of the networks, and for each how much longer or
+shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
 """
 
@@ -30,6 +32,7 @@ from experiments.common import cli
 from ggcf_jax import config as config_lib
 from ggcf_jax.models.backbones import convnext, dilation, mobilenet, resnet, swin, wide_resnet
 from ggcf_jax.models.layers.conv import conv
+from ggcf_jax.models.layers.depthwise import Depthwise
 from tests.models.pretrained import (
     torch_convnext,
     torch_mobilenet,
@@ -201,15 +204,15 @@ def network_rows(cases: list[Case], rounds: int) -> Iterator[str]:
         cases: networks to time.
         rounds: number of rounds.
     """
-    yield '| network | pass | ours ms | torch ms | wall | processor |'
-    yield '|---|---|--:|--:|--:|--:|'
+    yield '| network | pass | ours ms | torch ms | ours / torch | median | wall |'
+    yield '|---|---|--:|--:|--:|--:|--:|'
     for case in cases:
         image = _image(case)
         ours, theirs = _jax_calls(case, image), _torch_calls(case, image)
         for name in ours:
             ratio = compare(ours[name], theirs[name], rounds)
-            a, b = ratio.milliseconds
-            ratios = f'{ratio.wall:.2f} | {ratio.processor:.2f}'
+            a, b = ratio.least
+            ratios = f'{a / b:.2f} | {ratio.processor:.2f} | {ratio.wall:.2f}'
             yield f'| {case} | {name} | {a:.0f} | {b:.0f} | {ratios} |'
 
 
@@ -223,6 +226,7 @@ class Layer:
         kernel: side of the kernel.
         stride: stride.
         dilation: dilation.
+        depthwise: whether each channel is convolved by itself.
     """
 
     shape: tuple[int, int, int, int]
@@ -230,16 +234,31 @@ class Layer:
     kernel: int
     stride: int
     dilation: int
+    depthwise: bool
+
+    @property
+    def is_of_image(self) -> bool:
+        """Whether it is of an image, which needs no gradient."""
+        return self.shape[3] == 3
+
+    def module(self) -> nnx.Conv | Depthwise:
+        """Builds the layer."""
+        options: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation)
+        options.update(dtype=jnp.float32, rngs=nnx.Rngs(0))
+        if self.depthwise:
+            return Depthwise(self.features, self.kernel, **options)
+        return conv(self.shape[3], self.features, self.kernel, **options)
 
     def __str__(self) -> str:
         b, h, w, c = self.shape
         options = f', stride {self.stride}' * (self.stride > 1)
         options += f', dilation {self.dilation}' * (self.dilation > 1)
-        return f'{self.kernel}x{self.kernel}, {c} to {self.features}{options}, {b} x {h} x {w}'
+        channels = f'each of {c}' if self.depthwise else f'{c} to {self.features}'
+        return f'{self.kernel}x{self.kernel}, {channels}{options}, {b} x {h} x {w}'
 
 
 def layers(case: Case) -> collections.Counter[Layer]:
-    """Counts the convolutions of a network, but for depthwise ones.
+    """Counts the convolutions of a network.
 
     Args:
         case: network and its input.
@@ -255,12 +274,13 @@ def layers(case: Case) -> collections.Counter[Layer]:
                 module.kernel_size[0],
                 module.stride[0],
                 module.dilation[0],
+                module.groups > 1,
             )
         ] += 1
 
     network = _torch_network(case).eval()
     for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.groups == 1:
+        if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(note)
     with torch.inference_mode():
         network(torch.tensor(_image(case)).permute(0, 3, 1, 2))
@@ -268,7 +288,7 @@ def layers(case: Case) -> collections.Counter[Layer]:
 
 
 def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
-    """Times a convolution and its two gradients.
+    """Times a convolution and its two gradients, one of an image without that of the image.
 
     Args:
         layer: convolution to time.
@@ -279,10 +299,7 @@ def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
     """
     rng = np.random.default_rng(0)
     x = rng.normal(size=layer.shape).astype(np.float32)
-    options: dict[str, Any] = dict(stride=layer.stride, dilation=layer.dilation)
-    module = conv(
-        layer.shape[3], layer.features, layer.kernel, dtype=jnp.float32, rngs=nnx.Rngs(0), **options
-    )
+    module = layer.module()
     graphdef, state = nnx.split(module)
     ours = lambda state, x: nnx.merge(graphdef, state, copy=True)(x)  # noqa: E731
     y = jax.eval_shape(ours, state, x)
@@ -302,14 +319,15 @@ def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
     tw = last(np.asarray(module.kernel[...]), (3, 2, 0, 1))
     at = (layer.stride, layer.dilation * (layer.kernel // 2), layer.dilation)
     s, p, d = ([number] * 2 for number in at)
+    groups = layer.features if layer.depthwise else 1
 
     def backward(mask: list[bool]) -> Call:
         return lambda: torch.ops.aten.convolution_backward(
-            tg, tx, tw, None, s, p, d, False, [0, 0], 1, mask
+            tg, tx, tw, None, s, p, d, False, [0, 0], groups, mask
         )
 
     theirs = (
-        lambda: torch.conv2d(tx, tw, None, s, p, d),
+        lambda: torch.conv2d(tx, tw, None, s, p, d, groups),
         backward([True, False, False]),
         backward([False, True, False]),
     )
@@ -320,23 +338,33 @@ def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
     return {
         name: compare(call_of(program), peer, rounds)
         for name, program, peer in zip(('forward', 'input', 'kernel'), programs, theirs)
+        if name != 'input' or not layer.is_of_image
     }
 
 
 def layer_rows(cases: list[Case], rounds: int) -> Iterator[str]:
-    """Yields the lines of the table of layers: our milliseconds, and their ratio to torch's.
+    """Yields the lines of the table of layers: milliseconds of a call, ours / torch's.
+
+    The last column is how many more milliseconds than torch's all layers of a row take in a
+    training step.
 
     Args:
         cases: networks whose layers are timed.
         rounds: number of rounds.
     """
-    yield '| network | convolution | number | forward | gradient of the input | of the kernel |'
-    yield '|---|---|--:|--:|--:|--:|'
+    passes = ('forward', 'input', 'kernel')
+    yield '| network | convolution | number | forward | of the input | of the kernel | more |'
+    yield '|---|---|--:|--:|--:|--:|--:|'
     for case in cases:
+        rows = []
         for layer, count in layers(case).items():
-            ratios = compare_layer(layer, rounds).values()
-            cells = ' | '.join(f'{r.milliseconds[0]:.1f} ({r.processor:.2f})' for r in ratios)
-            yield f'| {case.name} | {layer} | {count} | {cells} |'
+            found = {name: each.least for name, each in compare_layer(layer, rounds).items()}
+            more = count * sum(ours - theirs for ours, theirs in found.values())
+            cells = ' | '.join(
+                '{:.2f} / {:.2f}'.format(*found[name]) if name in found else '' for name in passes
+            )
+            rows.append((more, f'| {case.name} | {layer} | {count} | {cells} | {more:.1f} |'))
+        yield from (row for _, row in sorted(rows, reverse=True))
 
 
 def main(options: argparse.Namespace) -> None:

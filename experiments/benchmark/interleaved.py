@@ -14,11 +14,13 @@ class Ratio:
 
     Attributes:
         milliseconds: smallest wall time of each.
+        least: smallest processor time of the process of each, in milliseconds.
         wall: median over the rounds of the wall time of the one over that of the other.
         processor: the same of the processor time of the process.
     """
 
     milliseconds: tuple[float, float]
+    least: tuple[float, float]
     wall: float
     processor: float
 
@@ -42,6 +44,7 @@ def compare(one: Call, other: Call, rounds: int) -> Ratio:
         pairs.append((row[one], row[other]))
     return Ratio(
         (1e3 * min(a[0] for a, _ in pairs), 1e3 * min(b[0] for _, b in pairs)),
+        (1e3 * min(a[1] for a, _ in pairs), 1e3 * min(b[1] for _, b in pairs)),
         statistics.median(a[0] / b[0] for a, b in pairs),
         statistics.median(a[1] / b[1] for a, b in pairs),
     )

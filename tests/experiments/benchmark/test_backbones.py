@@ -27,4 +27,9 @@ def test_tables():
     assert [row.split(' | ')[1] for row in rows[2:]] == ['forward', 'training']
     found = backbones.layers(case)
     assert sum(found.values()) == 1 + 4 * 2 + 3  # stem, blocks, skips where the shape changes
-    assert len(list(backbones.layer_rows([case], 1))) == 2 + len(found)
+    rows = list(backbones.layer_rows([case], 1))
+    assert len(rows) == 2 + len(found)
+    more = [float(row.split(' | ')[-1].rstrip(' |')) for row in rows[2:]]
+    assert more == sorted(more, reverse=True)
+    depthwise = [each for each in backbones.layers(SMALL['mobilenet_v2']) if each.depthwise]
+    assert set(backbones.compare_layer(depthwise[0], 1)) == {'forward', 'input', 'kernel'}
