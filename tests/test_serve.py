@@ -23,12 +23,15 @@ from PIL import Image
 
 from ggcf_jax.data.datasets.street_painter import paint
 from ggcf_jax.display import pictures
+from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import video
-from ggcf_jax.serving import examples
+from ggcf_jax.serving import examples, viewer
 from ggcf_jax.serving.answers import Answers
 from ggcf_jax.serving.examples import Example
 from ggcf_jax.serving.server import Server
 from ggcf_jax.serving.viewer import Viewer
+from ggcf_jax.workdir import config as workdir_config
+from ggcf_jax.workdir import model as model_lib
 from tests import browser
 from tests.helpers import ROOT, one_device
 
@@ -451,6 +454,27 @@ def test_a_model_without_heads_says_so(picture):
         query = json.dumps({'id': image['id'], 'y': 0, 'x': 0})
         status, found = post(port, '/attention', query)
         assert status == 409 and 'no attention heads' in found['error']
+
+
+def test_scales_are_programs_of_their_own(untrained_run, rng, monkeypatch):
+    config = workdir_config.load(untrained_run)
+    config.eval.scales = (1.0, 2.0)
+    image = rng.integers(0, 256, (24, 32, 3), np.uint8)
+    expected = model_lib.load(untrained_run, config=config).predict(image)
+    seen, of_scale = [], inference.of_scale
+
+    def traced(model, images, plan, scale, extent):
+        seen.append(scale)
+        return of_scale(model, images, plan, scale, extent)
+
+    monkeypatch.setattr(inference, 'of_scale', traced)
+    monkeypatch.delattr(inference, 'scores')  # of all scales in one program
+    segment = viewer.load(config, untrained_run, 'latest').segment
+    for _ in range(2):
+        found = segment(image)
+        assert seen == [1.0, 2.0]
+    assert (found.dtype, found.shape) == (np.uint8, (24, 32))
+    assert (found == expected).mean() > 0.99
 
 
 @pytest.fixture(scope='module')

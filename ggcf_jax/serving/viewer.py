@@ -1,6 +1,7 @@
 """A trained model as the page sees it: classes of the pixels of an image, and where heads look."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -76,15 +77,6 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
     one_device = mesh_lib.make_mesh(jax.local_devices()[:1])
     model = model_lib.load(workdir, checkpoint, config=config, mesh=one_device)
 
-    def classes(
-        network: Segmenter, images: UInt8[Array, '1 h w 3'], extent: Extent
-    ) -> UInt8[Array, 'h w']:
-        scores = inference.scores(network, images, model.plan, extent)
-        return scores[0].argmax(-1).astype(jnp.uint8)
-
-    def segment(image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w']:
-        return model.run_padded(classes, image)[: image.shape[0], : image.shape[1]]
-
     return Viewer(
         name=config.data.name,
         classes=model.classes,
@@ -94,8 +86,36 @@ def load(config: ConfigDict, workdir: str | pathlib.Path, checkpoint: Which) -> 
         first=model.network.first,
         step=model.step,
         plan=str(model.plan),
-        segment=segment,
+        segment=_segment(model),
         attend=model.attention,
         examples=examples.of_run(model.workdir),
         image_bits=config.data.image_bits,
     )
+
+
+def _segment(
+    model: model_lib.TrainedModel,
+) -> Callable[[UInt8[np.ndarray, 'h w 3']], UInt8[np.ndarray, 'h w']]:
+    """Finds the classes of pixels; each of several scales is a program of its own (`by_scale`)."""
+
+    def classes(
+        network: Segmenter, images: UInt8[Array, '1 h w 3'], extent: Extent
+    ) -> UInt8[Array, 'h w']:
+        scores = inference.scores(network, images, model.plan, extent)
+        return scores[0].argmax(-1).astype(jnp.uint8)
+
+    def of_scale(
+        network: Segmenter, images: UInt8[Array, '1 h w 3'], extent: Extent, *, scale: float
+    ) -> Float[Array, 'h w classes']:
+        return inference.of_scale(network, images, model.plan, scale, extent)[0]
+
+    scales = [functools.partial(of_scale, scale=scale) for scale in model.plan.scales]
+
+    def segment(image: UInt8[np.ndarray, 'h w 3']) -> UInt8[np.ndarray, 'h w']:
+        height, width = image.shape[:2]
+        if len(scales) == 1:
+            return model.run_padded(classes, image)[:height, :width]
+        total = sum(model.run_padded(each, image)[:height, :width] for each in scales)
+        return np.argmax(total, -1).astype(np.uint8)
+
+    return segment

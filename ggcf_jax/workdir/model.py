@@ -44,7 +44,9 @@ Image = str | os.PathLike | UInt8[np.ndarray, 'h w 3']
 Labels = UInt8[np.ndarray, 'h w']
 Color = tuple[int, int, int]
 
-_PROGRAMS = 16  # compiled programs of `run` that are kept, the most recently used ones
+# Compiled programs of `run` that are kept, the most recently used ones; as many for each scale of
+# the plan, which may be a program of its own.
+_PROGRAMS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -216,7 +218,8 @@ class TrainedModel:
     def run(self, function: Callable[..., Any], *arrays: np.ndarray) -> Any:
         """Calls a function of the network and of arrays, compiled for the arrays' shapes.
 
-        The programs of the 16 most recent functions and shapes are kept. Give the same function
+        The programs of the 16 most recent functions and shapes are kept, 16 for each scale of the
+        plan. Give the same function
         object every time, not a new lambda.
 
         Args:
@@ -290,7 +293,7 @@ class TrainedModel:
     def _program(self) -> Callable[..., Callable]:
         """Compiles functions for `run`; an `lru_cache` of this object's own."""
 
-        @functools.lru_cache(_PROGRAMS)
+        @functools.lru_cache(_PROGRAMS * len(self.plan.scales))
         def program(function: Callable, *shapes: tuple[tuple[int, ...], str]) -> Callable:
             def call(params: nnx.State, stats: nnx.State, *arrays: jax.Array) -> Any:
                 return function(models.merge(self.graphdef, params, stats), *arrays)
