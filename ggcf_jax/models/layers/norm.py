@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, DTypeLike, Float
+
+from ggcf_jax.models.layers.batch_norm import normalize
 
 Activation = Literal['relu', 'leaky_relu', 'relu6', 'gelu', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
@@ -31,6 +34,7 @@ ACTIVATIONS = {
 NORMS = ('batch_norm', 'abs_gamma')
 STATISTICS = ('batch', 'running')
 EPSILON = 1e-5
+_MOMENTUM = 0.9
 
 _Arrays = TypeVar('_Arrays', bound=tuple[Any, ...])
 
@@ -70,7 +74,7 @@ class ActivatedNorm(nnx.Module):
         """
         self.norm = nnx.BatchNorm(
             features,
-            momentum=0.9,
+            momentum=_MOMENTUM,
             epsilon=EPSILON,
             scale_init=scale_init,
             dtype=dtype,
@@ -89,8 +93,17 @@ class ActivatedNorm(nnx.Module):
             x: features.
             train: whether batch statistics are used and updated.
         """
-        running = not train or self.statistics == 'running'
-        return ACTIVATIONS[self.activation](self.norm(x, use_running_average=running))
+        activation = ACTIVATIONS[self.activation]
+        norm = self.norm
+        if not train or self.statistics == 'running':
+            return activation(norm(x, use_running_average=True))
+        assert norm.scale is not None and norm.bias is not None  # as built
+        arrays = (x, norm.mean[...], norm.var[...], norm.scale[...], norm.bias[...])
+        x, mean, var, scale, bias = norm.promote_dtype(arrays, dtype=norm.dtype)
+        batch = normalize(x, scale, bias, EPSILON, norm.dtype)
+        norm.mean[...] = _MOMENTUM * mean + (1 - _MOMENTUM) * lax.stop_gradient(batch.mean)
+        norm.var[...] = _MOMENTUM * var + (1 - _MOMENTUM) * lax.stop_gradient(batch.var)
+        return activation(batch.y)
 
 
 def freeze(module: object) -> None:

@@ -1,6 +1,5 @@
 """Trading memory of the backward pass for computation, one residual block at a time."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +15,9 @@ Remat = Literal['none', 'inplace_abn', 'block']
 
 REMATS = ('none', 'inplace_abn', 'block')
 _CONVOLUTION = 'convolution'
+_STATISTICS = 'statistics'
+
+_Result = TypeVar('_Result')
 
 _Features = TypeVar('_Features')
 
@@ -26,6 +28,11 @@ def mark_convolution(x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
     Returns it unchanged.
     """
     return checkpoint_name(x, _CONVOLUTION)
+
+
+def mark_statistics(x: Float[Array, ' c']) -> Float[Array, ' c']:
+    """Marks batch statistics as ones that 'inplace_abn' keeps; returns them unchanged."""
+    return checkpoint_name(x, _STATISTICS)
 
 
 def run(
@@ -45,8 +52,8 @@ def run(
             drop=drop if there are such.
         x: features that the block is applied to: a map, or a tree of arrays.
         remat: what the backward pass finds in memory. 'none': everything it needs. 'inplace_abn':
-            the output of each convolution and linear layer of a block, from which norms and
-            activations are computed again;
+            the output of each convolution and linear layer of a block and batch statistics, from
+            which norms and activations are computed again;
             synchronised InPlace-ABN (Rota Bulo et al., 2018) saves as much by inverting them.
             'block': the block's input only, from which the whole block is computed again.
         train: whether batch statistics are used and updated.
@@ -63,11 +70,7 @@ def run(
         return call(block, x, given)
     graphdef, *state = nnx.split(block, nnx.Param, nnx.BatchStat)
     params, stats = state
-    policy = None
-    if remat == 'inplace_abn':
-        policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
 
-    @functools.partial(jax.checkpoint, policy=policy)
     def apply(
         params: nnx.State, stats: nnx.State, x: _Features, given: Mapping[str, Any]
     ) -> tuple[_Features, nnx.State]:
@@ -75,6 +78,21 @@ def run(
         y = call(own, x, given)
         return y, nnx.state(own, nnx.BatchStat)
 
-    y, stats = apply(params, stats, x, given)
+    y, stats = rematerialized(apply, remat)(params, stats, x, given)
     nnx.update(block, stats)
     return y
+
+
+def rematerialized(function: Callable[..., _Result], remat: Remat) -> Callable[..., _Result]:
+    """Returns a function of which the backward pass keeps what `run` says.
+
+    Args:
+        function: function of arrays in whose body convolutions and statistics are marked.
+        remat: what is kept.
+    """
+    if remat == 'none':
+        return function
+    policy = None
+    if remat == 'inplace_abn':
+        policy = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION, _STATISTICS)
+    return jax.checkpoint(function, policy=policy)
