@@ -1,5 +1,7 @@
 """Equal blocks one after the other, where possible compiled once."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -7,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import PRNGKeyArray
 
 from ggcf_jax.attention import target
 from ggcf_jax.models.layers.drop_path import Drop
 from ggcf_jax.models.layers.extent import Extent
-from ggcf_jax.models.layers.remat import Remat, run
+from ggcf_jax.models.layers.remat import Remat, rematerialized, run
 
 _Carry = TypeVar('_Carry')
 _Features = TypeVar('_Features')
@@ -123,6 +126,11 @@ class Repeated(nnx.Module):
             drop = Drop(jax.random.split(key, len(self.drop_rates)), jnp.array(self.drop_rates))
         graphdef, *state = nnx.split(self.blocks, nnx.Param, nnx.BatchStat)
 
+        if train and target.current() == 'gpu':
+            x, stats = self._one_by_one(x, graphdef, tuple(state), drop, extent)
+            nnx.update(self.blocks, stats)
+            return x
+
         def apply(
             x: _Features, own: tuple[tuple[nnx.State, ...], Drop | None]
         ) -> tuple[_Features, nnx.State]:
@@ -136,3 +144,79 @@ class Repeated(nnx.Module):
         if train:
             nnx.update(self.blocks, stats)
         return x
+
+    def _one_by_one(
+        self,
+        x: _Features,
+        graphdef: nnx.GraphDef,
+        state: tuple[nnx.State, ...],
+        drop: Drop | None,
+        extent: Extent | None,
+    ) -> tuple[_Features, nnx.State]:
+        """Trains without a loop, in which XLA:GPU copies what the backward pass needs.
+
+        Kernels of convolutions and linear layers are cast to the dtype of x, in which layers use
+        them, and divided once for all blocks and passes.
+
+        Returns:
+            Features of the last block, and the stacked statistics of all.
+        """
+        paths, structure = jax.tree.flatten_with_path(state)
+        leaves = [leaf for _, leaf in paths]
+        dtype = jax.tree.leaves(x)[0].dtype
+        is_kernel = [_is_kernel(path) for path, _ in paths]
+        whole = lax.stop_gradient(leaves)
+        parts = [
+            lax.split(leaf.astype(dtype) if cast else leaf, (1,) * leaf.shape[0])
+            for leaf, cast in zip(leaves, is_kernel, strict=True)
+        ]
+        remat = 'none' if hasattr(self.blocks, 'remat') else self.remat
+
+        def apply(
+            i: int,
+            whole: list[jax.Array],
+            parts: list[jax.Array],
+            x: _Features,
+            given: dict[str, Any],
+        ) -> tuple[_Features, nnx.State]:
+            own = [
+                part[0] if early else _element(stack, part, i)
+                for stack, part, early in zip(whole, parts, is_kernel, strict=True)
+            ]
+            block = nnx.merge(graphdef, *jax.tree.unflatten(structure, own), copy=True)
+            return block(x, train=True, extent=extent, **given), nnx.state(block, nnx.BatchStat)
+
+        stats = []
+        for i, own in enumerate(zip(*parts, strict=True)):
+            given = {} if drop is None else {'drop': jax.tree.map(operator.itemgetter(i), drop)}
+            function = rematerialized(functools.partial(apply, i), remat)
+            x, stats_of_block = function(whole, list(own), x, given)
+            stats.append(stats_of_block)
+        return x, jax.tree.map(lambda *each: jnp.stack(each), *stats)
+
+
+def _is_kernel(path: jax.tree_util.KeyPath) -> bool:
+    return 'kernel' in jax.tree_util.keystr(path[-2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _element(stack: jax.Array, part: jax.Array, i: int) -> jax.Array:
+    """Element i of a stack, whose gradient goes to `part`, [1, ...], the same element.
+
+    What goes into a rematerialised function must be in memory: this keeps a small array from being
+    copied for each block.
+    """
+    del part
+    return stack[i]
+
+
+def _element_forward(stack: jax.Array, part: jax.Array, i: int) -> tuple[jax.Array, None]:
+    return _element(stack, part, i), None
+
+
+def _element_backward(i: int, _: None, cotangent: jax.Array) -> tuple[None, jax.Array]:
+    del i
+    return None, cotangent[None]
+
+
+_element.defvjp(_element_forward, _element_backward)

@@ -2,9 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
 
-from ggcf_jax.models.layers.repeat import scan
+from ggcf_jax.attention import target
+from ggcf_jax.models.backbones.resnet import Bottleneck
+from ggcf_jax.models.layers.repeat import Repeated, scan
 
 
 @pytest.mark.parametrize(('platform', 'unrolled'), [('tpu', False), ('gpu', False), ('cpu', True)])
@@ -30,3 +34,35 @@ def test_outputs_are_stacked(steps):
     assert jax.tree.map(lambda x: x.tolist(), (carry, outputs)) == jax.tree.map(
         lambda x: x.tolist(), expected
     )
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_training_without_a_loop_on_gpus(dtype):
+    """Values, statistics and gradients are those of the loop, and what is kept is not copied."""
+
+    def make(rngs):
+        return Bottleneck(
+            8, 2, 'relu', stride=1, first=2, dilation=2, norm='batch_norm', dtype=dtype, rngs=rngs
+        )
+
+    blocks = Repeated(make, 3, remat='inplace_abn', rngs=nnx.Rngs(0))
+    graphdef, params, stats = nnx.split(blocks, nnx.Param, nnx.BatchStat)
+    params = jax.tree.map(lambda p: p + 0.1, params)  # residual branches start at zero
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 8), dtype)
+
+    def loss(params, x):
+        own = nnx.merge(graphdef, params, stats, copy=True)
+        y = own(x, train=True)
+        return (y.astype(jnp.float32) ** 2).mean(), nnx.state(own, nnx.BatchStat)
+
+    found = {}
+    for platform in ('tpu', 'gpu'):
+        with target.tracing_for(platform):
+            step = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+            text = step.lower(params, x).as_text()
+            assert ('stablehlo.while' in text) == (platform == 'tpu')
+            found[platform] = step(params, x)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    for a, b in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        assert np.abs(a - b).max() <= tolerance * np.abs(a).max()
