@@ -16,6 +16,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.training import objective as objective_lib
 from ggcf_jax.training import optim, parameter_groups
+from ggcf_jax.training.global_norm import global_norm
 from ggcf_jax.training.losses.pixels import label_weights
 from ggcf_jax.training.objective import Objective, mean
 from ggcf_jax.training.state import TrainState, norm_name
@@ -172,7 +173,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> TrainState:
         grads, terms, stats = gradients(state, batch)
-        grad_norm = optax.tree.norm(grads)
+        grad_norm = global_norm(grads)
         total = terms['main'] + objective.aux_weight * terms['aux_loss']
         finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
 
