@@ -4,6 +4,7 @@ The body of a loop counts once for each iteration.
 """
 
 import collections
+import dataclasses
 import math
 import re
 
@@ -70,6 +71,49 @@ def operations(text: str) -> int:
         times[name] * sum(_is_launched(i) for i in instructions)
         for name, instructions in computations.items()
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """An operation that is started on the device.
+
+    Attributes:
+        opcodes: its opcode and those of the operations fused into it, or the name of a library's
+            function.
+        moved: bytes of device memory that it reads and writes, see `traffic`.
+        times: how often a call of the program starts it.
+    """
+
+    opcodes: frozenset[str]
+    moved: int
+    times: int
+
+
+def kernels(text: str) -> list[Kernel]:
+    """Lists the operations that a call of the program starts on the device, as `operations`.
+
+    Raises:
+        ValueError: a loop whose trip count is not in the text.
+    """
+    computations, entry = hlo.parse(text)
+    times = hlo.executions(computations, entry, ('body', 'condition'))
+    bodies = {name: _Body(instructions) for name, instructions in computations.items()}
+    return [
+        Kernel(_opcodes(i, computations), _moved(i, body, bodies), times[name])
+        for name, body in bodies.items()
+        if times[name]
+        for i in body.instructions
+        if _is_launched(i)
+    ]
+
+
+def _opcodes(i: hlo.Instruction, computations: dict[str, list[hlo.Instruction]]) -> frozenset[str]:
+    if i.opcode == 'custom-call':
+        return frozenset(re.findall(r'custom_call_target="([^"]*)"', i.rest))
+    if i.opcode != 'fusion':
+        return frozenset({i.opcode})
+    inner = computations[dict(hlo.CALLED.findall(i.rest))['calls']]
+    return frozenset().union(*(_opcodes(each, computations) for each in inner))
 
 
 def _is_launched(i: hlo.Instruction) -> bool:
