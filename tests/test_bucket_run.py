@@ -1,15 +1,19 @@
 """A whole run in a bucket equals the one on the disk, and every mode works from there."""
 
 import functools
+import json
 import pathlib
+import types
 import zipfile
 
 import jax
 import numpy as np
 import pytest
 
-from ggcf_jax import buckets, evaluate, export, models, places, predict, train
+import ggcf_jax
+from ggcf_jax import buckets, evaluate, export, models, places, predict, score, train
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.serving import viewer
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir.metrics_log import read_rows
 
@@ -84,15 +88,33 @@ def test_a_run_in_a_bucket_is_that_on_the_disk(tiny_run, bucket, tmp_path, monke
 
     output = workdir / 'predicted'
     images = pathlib.Path(config.data.manual_dir) / 'val'
-    assert predict.predict(config, url, 'latest', str(images), str(output))
+    for path in images.iterdir():
+        buckets.upload(path, workdir.parent / 'images' / path.name)
+    monkeypatch.setenv('GGCF_JAX_CACHE', str(tmp_path / 'cache'))
+    assert predict.predict(config, url, 'latest', f'{bucket.scheme}://bucket/images', str(output))
     assert predict.predict(config, url, 'latest', str(images), str(tmp_path / 'predicted'))
     for path in sorted((tmp_path / 'predicted' / 'labels').iterdir()):
         assert (output / 'labels' / path.name).read_bytes() == path.read_bytes()
     before = len(bucket.requests)
-    assert predict.predict(config, url, 'latest', str(images), str(output))
+    assert predict.predict(config, url, 'latest', f'{bucket.scheme}://bucket/images', str(output))
     written = [url for method, url in bucket.requests[before:] if method in ('PUT', 'POST')]
     assert not any('/labels/' in url for url in written), 'nothing was to be computed'
 
     export.export_workdir(config, url, 'latest', f'{url}/model.zip', ((40, 56),))
     with zipfile.ZipFile((workdir / 'model.zip').open('rb')) as file:
         assert '40x56.jax_export' in file.namelist()
+
+    there = f'{url}/predicted/labels'
+    flags = types.SimpleNamespace(
+        input=there,
+        labels=there,
+        classes=f'{url}/predicted/classes.csv',
+        output=f'{url}/score.json',
+    )
+    assert score.run(config, workdir, flags) == 0
+    assert json.loads((workdir / 'score.json').read_bytes())['metrics']['miou'] == 1
+
+    export.export_folder(config, url, 'latest', f'{url}/released')
+    export.export_backbone(config, url, 'latest', f'{url}/backbone.safetensors')
+    assert 'backbone.safetensors' in {path.name for path in workdir.iterdir()}
+    assert viewer.load(config, url, 'latest').step == ggcf_jax.load(f'{url}/released').step == 12

@@ -27,6 +27,7 @@ def run(tmp_path):
     """Function that starts a script; programs of the cluster are those that the test writes."""
     programs = tmp_path / 'bin'
     programs.mkdir()
+    started = []
 
     def write(name: str, text: str) -> None:
         (programs / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
@@ -34,17 +35,24 @@ def run(tmp_path):
 
     def start(script: str, *arguments: str, **variables: str) -> subprocess.Popen:
         environment = os.environ | {'PATH': f'{programs}:{os.environ["PATH"]}', **variables}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [LAUNCH / script, *arguments],
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
+        started.append(process)
+        return process
 
     start.write, start.folder = write, tmp_path
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:  # with all that it has started
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda path: path.name)
@@ -202,7 +210,7 @@ def test_slurm_trains_on_two_processes(run, tiny_run):
         if re.match(r'step +\d+/400', line):
             break
     process.send_signal(signal.SIGTERM)
-    printed += process.communicate(timeout=300)[0].splitlines()
+    printed += process.communicate(timeout=900)[0].splitlines()
     assert process.returncode == 0, printed
     assert any('4 x cpu (cpu), 2 processes' in line for line in printed)
     assert printed[-1] == 'scontrol requeue 77'
@@ -212,7 +220,7 @@ def test_slurm_trains_on_two_processes(run, tiny_run):
 
     shorter = [f'--config.train.steps={step + 2}', f'--config.train.eval_every={step + 2}']
     process = run('slurm.sh', *arguments, *shorter, '--accept_changes', **variables)
-    out = process.communicate(timeout=300)[0]
+    out = process.communicate(timeout=900)[0]
     assert process.returncode == 0 and 'requeue' not in out, out
     assert f'resuming at step {step} of {step + 2}' in out
     assert max(checkpoints.steps(run.folder / 'run')) == step + 2

@@ -8,7 +8,7 @@ import pytest
 
 from ggcf_jax import buckets, data, places
 from ggcf_jax.data import pipeline, selection
-from ggcf_jax.data.records import staging
+from ggcf_jax.data.records import finder, staging
 from ggcf_jax.data.records.dataset import Records
 from ggcf_jax.errors import InputError
 
@@ -58,6 +58,7 @@ def test_a_folder_is_copied_once(bucket, there, capsys):
     assert staging.local(there, '--input') == copy
     assert len(_transfers(bucket)) == before
     assert capsys.readouterr().out == ''
+    assert finder.find(copy, ('',)).left_out == {}  # files of our own are not talked about
 
 
 def test_what_changed_is_copied_again_and_what_went_is_removed(there):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from ggcf_jax.errors import InputError
 
+OURS = '.ggcf_jax-'  # beginning of the names of files of our own, which nobody asks about
+
 # Names of files and folders that systems and programs leave beside images.
 _LEFTOVERS = ('thumbs.db', 'desktop.ini', '__macosx', '@eadir', 'lost+found')
 _SHOWN = 3  # number of names that a message lists
@@ -65,6 +67,8 @@ def find(folder: pathlib.Path, extensions: Sequence[str]) -> Found:
                     kept.append(name)
             folders[:] = kept
             for name in names:
+                if name.startswith(OURS):
+                    continue
                 reason = _reason(name) or _reason_of_file(place / name, extensions)
                 (found.left_out[reason] if reason else found.files).append(place / name)
     found.files.sort()

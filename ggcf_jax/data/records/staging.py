@@ -23,13 +23,13 @@ from typing import Any
 
 from ggcf_jax import atomic, buckets, json_files, places
 from ggcf_jax.buckets import BucketPath, Info
-from ggcf_jax.data.records import progress
+from ggcf_jax.data.records import finder, progress
 from ggcf_jax.errors import InputError
 
 VARIABLE = 'GGCF_JAX_CACHE'
 
-_STATE = '.ggcf_jax-copied.json'  # in every mirror: what was copied, by name
-_ORIGIN = '.ggcf_jax-origin'  # in every mirror of a `data_dir`: the bucket path
+_STATE = f'{finder.OURS}copied.json'  # in every mirror: what was copied, by name
+_ORIGIN = f'{finder.OURS}origin'  # in every mirror of a `data_dir`: the bucket path
 _THREADS = 8
 _SPARE = 1 << 30  # bytes of the disk that copies leave free
 
@@ -268,7 +268,7 @@ def _fetch(
 @contextlib.contextmanager
 def _turn(target: pathlib.Path, there: BucketPath) -> Iterator[None]:
     """Holds the lock of a mirror, which ends with the process."""
-    with target.with_name(f'.{target.name}.lock').open('w') as file:
+    with target.with_name(f'{finder.OURS}{target.name}.lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
