@@ -1,5 +1,6 @@
 """Shared by tests: the tiny data set and network, runs of `main.py`, untrained workdirs."""
 
+import ast
 import collections
 import dataclasses
 import functools
@@ -105,6 +106,17 @@ def make_tiny_config(camvid_folder: pathlib.Path, tmp_path: pathlib.Path):
         }
     )
     return config
+
+
+@functools.cache
+def parsed(path: pathlib.Path) -> ast.Module:
+    """The syntax tree of a Python file, which several tests look through."""
+    return ast.parse(path.read_text())
+
+
+def name_called(call: ast.Call) -> str:
+    """The last part of the name of what a call calls."""
+    return getattr(call.func, 'attr', getattr(call.func, 'id', ''))
 
 
 def load_config(name: str, argument: str | None = None):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, parsed
 
 # Room or file -> the rooms and files it may import besides itself. The longest name that fits a
 # file holds; a room stands for all its files. Whatever is named stands in a row above, so that no
@@ -99,7 +99,7 @@ def _imported(path: pathlib.Path) -> Iterator[str]:
         for child in ast.iter_child_nodes(node):
             yield from walk(child)
 
-    return walk(ast.parse(path.read_text()))
+    return walk(parsed(path))
 
 
 IMPORTS = {name: set(_imported(path)) for name, path in KNOWN.items()}

@@ -24,7 +24,7 @@ from ggcf_jax.workdir import claim, lease
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import model as model_lib
 from ggcf_jax.workdir.metrics_log import Writer
-from tests.helpers import ROOT, load_config, make_tiny_config, write_camvid
+from tests.helpers import ROOT, load_config, make_tiny_config, name_called, parsed, write_camvid
 
 SOURCES = [
     ROOT / 'main.py',
@@ -35,9 +35,9 @@ SOURCES = [
     ),
 ]
 CALLS = [
-    (ast.unparse(node.func).rsplit('.')[-1], f'{path.relative_to(ROOT)}:{node.lineno}', node)
+    (name_called(node), f'{path.relative_to(ROOT)}:{node.lineno}', node)
     for path in SOURCES
-    for node in ast.walk(ast.parse(path.read_text()))
+    for node in ast.walk(parsed(path))
     if isinstance(node, ast.Call)
 ]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, name_called, parsed
 
 PAGE = ROOT / 'docs' / 'troubleshooting.md'
 SOURCES = [ROOT / 'main.py', *sorted((ROOT / 'ggcf_jax').rglob('*.py'))]
@@ -25,7 +25,7 @@ def _text(node: ast.expr) -> str:
         return ''.join(map(_text, node.values))
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _text(node.left) + _text(node.right)
-    if isinstance(node, ast.Call) and ast.unparse(node.func).endswith('.join'):
+    if isinstance(node, ast.Call) and name_called(node) == 'join':
         return ' '.join(map(_text, getattr(node.args[0], 'elts', [])))
     return _VARIABLE
 
@@ -33,9 +33,9 @@ def _text(node: ast.expr) -> str:
 def _messages(path: pathlib.Path) -> list[tuple[str, str, str]]:
     """(what is raised, its text, file and line) of every message in a file."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and node.args:
-            name = ast.unparse(node.func).rsplit('.', 1)[-1]
+            name = name_called(node)
             if name in _ALL:
                 text = ' '.join(_text(node.args[-1]).split())
                 found.append((name, text, f'{path.relative_to(ROOT)}:{node.lineno}'))

@@ -116,17 +116,16 @@ def creator(
         num_classes: number of classes of the data set.
         mesh: devices of the run.
     """
-    network = models.abstract(config, num_classes)
-    stacks = models.stacks(*network)
     train = config.train
-    optimizer = optim.optimizer(train, stacks)
-    layers = parameter_groups.layers(network[1], stacks) if train.gradient_norms else ()
 
     def initial() -> TrainState:
         model = models.build(config, num_classes)
+        network = models.split(model)
+        stacks = models.stacks(*network)
+        layers = parameter_groups.layers(network[1], stacks) if train.gradient_norms else ()
         return create(
             model,
-            optimizer,
+            optim.optimizer(train, stacks),
             seed=config.seed,
             ema_decay=train.ema_decay,
             ema_statistics=train.ema_statistics,
