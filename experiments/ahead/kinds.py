@@ -11,7 +11,6 @@ that fits.
 import argparse
 import collections
 import gzip
-import pathlib
 import re
 
 from experiments.ahead import cost
@@ -84,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
     parser.add_argument(
-        'programs', nargs='+', type=pathlib.Path, help='compiled programs as text, .gz or not'
+        'programs', nargs='+', type=cli.path, help='compiled programs as text, .gz or not'
     )
     return parser
 
