@@ -8,6 +8,7 @@ import pytest
 from ggcf_jax.attention import attend, pruning, target, top_k
 from ggcf_jax.attention.graphs import Block, Cross, Full, Grid, Local
 from tests.attention.cases import (
+    adjacency,
     assert_close,
     attending,
     every_graph,
@@ -54,14 +55,15 @@ def test_engine_equals_reference(graph, options):
 def test_exactly_n_and_each_query_by_its_own_count(graph):
     h, w = 6, 9
     q, k, *_ = inputs(1, h, w, 1, 8, 8)
-    neighbours = np.asarray(graph.adjacency(h, w) > 0).sum(1)
+    edges = adjacency(graph, h, w)
+    neighbours = (edges > 0).sum(1)
     for options, expected in (
         ({'drop_rate': 0.7}, neighbours - neighbours * 7 // 10),
         ({'keep': 4} | RANDOM, np.minimum(neighbours, 4)),
     ):
         weights = kept_pairs(graph, h, w, q, k, **options)
         assert ((weights > 0).sum(1) == expected).all()
-        assert not (weights[np.asarray(graph.adjacency(h, w)) == 0] > 0).any()
+        assert not (weights[edges == 0] > 0).any()
 
 
 @pytest.mark.slow
@@ -72,7 +74,7 @@ def test_ties_keep_the_first_in_row_major_order(graph):
     h, w = 5, 7
     zero = jnp.zeros((1, h, w, 1, 4))
     weights = kept_pairs(graph, h, w, zero, zero, keep=3)
-    edges = np.asarray(graph.adjacency(h, w))
+    edges = adjacency(graph, h, w)
     for i in range(h * w):
         assert np.flatnonzero(weights[i]).tolist() == np.flatnonzero(edges[i])[:3].tolist()
     # Small integers: exact in every order of summation, many ties.

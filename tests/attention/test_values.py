@@ -1,6 +1,7 @@
 """The engine against the reference: values and gradients, all graphs, sizes, heads and dtypes."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from tests.attention.cases import (
     numbered,
     per_axis,
     slow,
+    slow_cases,
     values_and_gradients,
     with_engine,
 )
@@ -39,11 +41,19 @@ def compare(graph, shape, rel, *, dtype=jnp.float32, v_heads=None, scale=1.0):
     assert_close(actual, expected, rel)
 
 
+SHAPES = [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3), (2, 13, 17, 1)]
+
+
 @pytest.mark.parametrize(
-    'graph', [*every_graph((3,)), *slow([*numbered((1, 30)), *with_engine()])], ids=str
-)
-@pytest.mark.parametrize(
-    'shape', [(1, 1, 1, 1), (2, 1, 7, 1), (1, 5, 3, 3), (2, 13, 17, 1)], ids=str
+    ('graph', 'shape'),
+    [
+        *itertools.product(every_graph((3,)), SHAPES),
+        *slow_cases(itertools.product(numbered((1, 30)), SHAPES)),
+        # The kinds have all shapes; of their variants each has the largest and another one in turn.
+        *slow_cases((graph, SHAPES[-1]) for graph in with_engine()),
+        *slow_cases(zip(with_engine(), itertools.cycle(SHAPES[:-1]))),
+    ],
+    ids=str,
 )
 def test_engine_equals_reference(graph, shape):
     compare(graph, shape, 1e-5, scale=0.5)
