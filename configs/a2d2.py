@@ -10,10 +10,12 @@ DIR is camera_lidar_semantic of https://www.a2d2.audi, unpacked:
 Labels are the 55 colours of class_list.json. 'Car 1' to 'Car 4' tell neighbouring cars apart, and
 so do the other numbered ones: each group is one class, which leaves 38. Every pixel has a class.
 
-No official split could be looked up: the recordings of December are our validation split, those
-before it are trained on. mIoU is shown.
+The data set's own description (README-SemSeg.txt: 41,277 frames in 23 recordings) names no split:
+the recordings of December are our validation split, those before it are trained on. mIoU is shown.
 
-Sources: class_list.json of the data set, copies of which are in
+Sources: README-SemSeg.txt beside the archives
+(https://aev-autonomous-driving-dataset.s3.eu-central-1.amazonaws.com/README-SemSeg.txt: folders,
+names of files); class_list.json of the data set, copies of which are in
 jprusakiewicz/A2D2_semantic_segmentation: data/class_list.json (names) and
 Fudan-Autonomous-Driving-Perception/STDC-Seg-A2D2: class_list.json (the same colours in the same
 38 groups); aws-samples/sagemaker-a2d2-segmentation-pytorch: 2D-Segmentation-Audi-A2D2.ipynb

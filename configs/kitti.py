@@ -13,8 +13,9 @@ The measure of the benchmark is that of Cityscapes, mIoU. Weights of configs/cit
 
 Sources: the devkit's readme, a copy of which is in stevenwudi/6DVNET:
 maskrcnn_benchmark/data/datasets/devkit_semantics/README.md (files, ids);
-mcordts/cityscapesScripts: cityscapesscripts/helpers/labels.py (names, colours, ids). The form of
-the names of files is of the KITTI 2015 benchmarks and could not be looked up for this one.
+mcordts/cityscapesScripts: cityscapesscripts/helpers/labels.py (names, colours, ids);
+andrijazz/playground: projects/datasets/download_kitti.sh (files of the unpacked archive:
+training/image_2/000160_10.png).
 """
 
 from ml_collections import ConfigDict

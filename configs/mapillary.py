@@ -15,11 +15,14 @@ config_v2.0.json. Variants, written --config=configs/mapillary.py:VARIANT,
     v1.2      65 classes (the default); 65, 'Unlabeled', is no class
     v2.0      123 classes; 123, 'Unlabeled', is no class
 
-The measure is mIoU. Which other labels the v2.0 benchmark leaves out stands in the field
-'evaluate' of config_v2.0.json, which we could not look up: compare it with your download before
-you compare figures.
+The measure is mIoU over the labels whose field 'evaluate' in config_v1.2.json or config_v2.0.json
+is true (mapillary/mapillary_vistas: mapillary_vistas/evaluation/confusion_matrix.py). In v1.2 those
+are all but 'Unlabeled'; the fields of v2.0 are in the download alone, which needs a registration:
+look at them before you compare figures.
 
-Sources: open-mmlab/mmsegmentation: mmseg/datasets/mapillary.py (both tables),
+Sources: open-mmlab/mmsegmentation: mmseg/datasets/mapillary.py (both tables);
+openvinotoolkit/datumaro: src/datumaro/plugins/data_formats/mapillary_vistas/format.py (order and
+colours of the same 66 and 124 labels); open-mmlab/mmsegmentation:
 configs/_base_/datasets/mapillary_v1_65.py (the 65 evaluated classes),
 docs/en/user_guides/2_dataset_prepare.md (folders).
 """

@@ -162,6 +162,7 @@ FOLDERS = {
         {0: 'person', 10: 'fire hydrant', 12: 'stop sign', 91: 'banner', 181: 'wood', 255: None},
     ),
     'loveda:all': _loveda(('Urban', 'Rural')),
+    'loveda:urban': _loveda(('Urban',)),
     'loveda:rural': _loveda(('Rural',)),
     'isprs:potsdam': Folder(
         _two(
