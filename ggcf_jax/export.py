@@ -18,7 +18,6 @@ docs/export.md has a loader, for files of format 1 as well, whose programs take 
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import io
 import json
@@ -43,9 +42,8 @@ from ggcf_jax.attention import target as platform
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
-from ggcf_jax.exporting import onnx_file
+from ggcf_jax.exporting import onnx_file, onnx_program
 from ggcf_jax.models.layers import extent as extent_lib
-from ggcf_jax.models.layers import forms
 from ggcf_jax.models.pretrained import writing
 from ggcf_jax.workdir import card, released
 from ggcf_jax.workdir import config as workdir_config
@@ -322,23 +320,16 @@ def export_onnx(
     model = _model(config, workdir, checkpoint)
     params, stats = jax.tree.map(np.asarray, (model.params, model.stats))
 
-    def scores(images: jax.Array, plan: inference.Plan, kind: str = '') -> jax.Array:
-        # Loops over blocks of a stage are unrolled; convolutions are the other runtime's.
-        stay = forms.keeping_convolutions() if kind else contextlib.nullcontext()
-        with platform.tracing_for('cpu', kind=kind), stay:
-            network = models.merge(model.graphdef, params, stats)
-            return inference.scores(network, images, plan)
-
-    def of_plan(images: jax.Array, kind: str = '') -> tuple[jax.Array, jax.Array]:
-        found = scores(images, model.plan, kind)
-        return found.argmax(-1).astype(jnp.int32), inference.probabilities(found, model.plan)
+    parts = (model.graphdef, params, stats)
+    one_view = dataclasses.replace(
+        model.plan, average='logits', scales=model.plan.scales[:1], flip=False
+    )
 
     @jax.jit
     def expected(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        one_view = dataclasses.replace(
-            model.plan, average='logits', scales=model.plan.scales[:1], flip=False
-        )
-        return *of_plan(images), jnp.abs(scores(images, one_view)).max()
+        found = onnx_program.of_plan(*parts, model.plan, converted=False)(images)
+        logits = inference.scores(models.merge(*parts), images, one_view)
+        return *found, jnp.abs(logits).max()
 
     text = card.of_workdir(workdir, model.step, plan=str(model.plan), files={}, license_=license_)
     metadata = {
@@ -349,8 +340,8 @@ def export_onnx(
         'license': license_ or 'unknown',
         'card': text,
     }
-    to_convert = functools.partial(of_plan, kind=platform.ONNX)
-    content = onnx_file.convert(to_convert, sizes[0], metadata, batch=batch)
+    run = onnx_program.of_plan(*parts, model.plan, converted=True)
+    content = onnx_file.convert(run, sizes[0], metadata, batch=batch)
     batches = (1, 2) if batch is None else (batch, batch)
     images = _drawn(sizes[0], sum(batches))
     labels, probabilities, largest_logit = map(np.asarray, expected(images))

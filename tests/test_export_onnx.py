@@ -1,6 +1,5 @@
 """Files of ONNX: onnxruntime, in a process without jax, computes what evaluation does."""
 
-import contextlib
 import functools
 import json
 import os
@@ -9,21 +8,22 @@ import re
 import subprocess
 import sys
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 pytest.importorskip('jax2onnx', reason='the onnx extra is not installed')
+onnx = pytest.importorskip('onnx', reason='the onnx extra is not installed')
 onnxruntime = pytest.importorskip('onnxruntime', reason='the onnx extra is not installed')
 
 import ggcf_jax  # noqa: E402  (after what is skipped)
+from experiments.benchmark import onnx_files  # noqa: E402
 from ggcf_jax import export, models  # noqa: E402
-from ggcf_jax.attention import target  # noqa: E402
 from ggcf_jax.errors import InputError  # noqa: E402
 from ggcf_jax.evaluation import inference  # noqa: E402
-from ggcf_jax.exporting import onnx_file  # noqa: E402
-from ggcf_jax.models.layers import forms  # noqa: E402
+from ggcf_jax.exporting import onnx_file, onnx_program  # noqa: E402
 from ggcf_jax.workdir import config as workdir_config  # noqa: E402
 from tests.helpers import ROOT, TINY_MODEL, load_config  # noqa: E402
 
@@ -85,10 +85,7 @@ def test_a_process_without_jax_computes_what_evaluation_does(untrained_run, tmp_
 
 
 def _forward(changes):
-    """A tiny network with drawn parameters: (images, kind of device) -> labels, probabilities.
-
-    Its plan is that of `eval`.
-    """
+    """`onnx_program.of_plan` of a tiny network with drawn parameters and of the plan of `eval`."""
     config = load_config('camvid')
     config.update_from_flattened_dict(TINY_MODEL | {'train.dtype': 'float32'} | changes)
     graphdef, params, stats = models.abstract(config, 11)
@@ -104,13 +101,24 @@ def _forward(changes):
 
     params, stats = (jax.tree_util.tree_map_with_path(drawn, tree) for tree in (params, stats))
 
-    def run(images, kind=''):
-        stay = forms.keeping_convolutions() if kind else contextlib.nullcontext()
-        with target.tracing_for('cpu', kind=kind), stay:
-            scores = inference.scores(models.merge(graphdef, params, stats), images, plan)
-        return scores.argmax(-1).astype(jnp.int32), inference.probabilities(scores, plan)
+    return functools.partial(onnx_program.of_plan, graphdef, params, stats, plan)
 
-    return run
+
+def _undocumented(content):
+    """Operators with the types of their arrays that TensorRT does not document."""
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content), data_prop=True)
+    found = set()
+    for node, types in onnx_file.nodes(model.graph):
+        allowed = onnx_file.OPERATORS[node.op_type]
+        at = {'Where': 1, 'Loop': 2, 'If': None, 'Constant': None}.get(node.op_type, 0)
+        name = None if at is None or at >= len(node.input) else node.input[at]
+        kind = types.get(name) if name else None
+        if node.op_type == 'Cast':
+            assert types.get(node.output[0]) != 'uint8'
+            kind = None if name == 'images' else kind
+        if kind is not None and kind not in allowed:
+            found.add((node.op_type, kind))
+    return found
 
 
 _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
@@ -140,13 +148,27 @@ _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
     ids=lambda changes: ','.join(map(str, changes.values())),
 )  # fmt: skip
 def test_labels_are_those_of_the_network_in_every_batch(changes, rng):
-    run = _forward(changes)
-    content = onnx_file.convert(functools.partial(run, kind=target.ONNX), (24, 40), {'a': 'b'})
+    program = _forward(changes)
+    content = onnx_file.convert(program(converted=True), (24, 40), {'a': 'b'})
+    assert _undocumented(content) == set()
     images = rng.integers(0, 256, (5, 24, 40, 3), dtype=np.uint8)
-    labels, probabilities = map(np.asarray, jax.jit(run)(images))
+    labels, probabilities = map(np.asarray, jax.jit(program(converted=False))(images))
     for batch in (1, 2, 5):
         part = (images[:batch], labels[:batch], probabilities[:batch], [batch])
         assert onnx_file.check(content, *part, largest_logit=0) <= 2
+
+
+@pytest.mark.slow
+def test_the_experiment_compares_labels_and_times(rng, tmp_path):
+    for name in 'ab':
+        cv2.imwrite(str(tmp_path / f'{name}.png'), rng.integers(0, 256, (30, 50, 3), np.uint8))
+    with pytest.raises(InputError, match='2 images, --count=3 are wanted'):
+        onnx_files.read(tmp_path, 3, (24, 40))
+    images = onnx_files.read(tmp_path, 2, (24, 40))
+    assert [image.shape for image in images] == [(1, 24, 40, 3)] * 2
+    _, line = list(onnx_files.rows('^`none`$', images))[1:]
+    name, other, _, _, _, _, ratio = line.strip('| ').split(' | ')
+    assert (name, int(other) <= 2, float(ratio) > 0) == ('`none`', True, True)
 
 
 def test_random_pruning_is_refused_before_the_work(untrained_run, tmp_path):
@@ -168,7 +190,7 @@ def test_wrong_labels_and_unknown_operators_are_refused(rng, monkeypatch):
     assert onnx_file.check(content, images, labels, probabilities, (1, 2), 255) == 0
     with pytest.raises(InputError, match=r'gives \d+ of 36 pixels another class .*nothing was wri'):
         onnx_file.check(content, images, labels, probabilities[..., ::-1], (1, 2), 255)
-    monkeypatch.setattr(onnx_file, 'OPERATORS', frozenset({'Cast'}))
+    monkeypatch.setattr(onnx_file, 'OPERATORS', {'Cast': frozenset({'float32'})})
     with pytest.raises(InputError, match=r'needs the operators ArgMax, .*do not document'):
         onnx_file.convert(run, (3, 4), {}, batch=1)
 

@@ -54,7 +54,7 @@ RULES = {
         'evaluation prediction'
     ),
     'training': 'errors buckets places registry attention data models distributed config workdir',
-    'exporting': 'errors',
+    'exporting': 'errors attention models evaluation',
     'serving': 'errors json_files display data models distributed evaluation prediction workdir',
 }
 # One a --mode: they may import every room and each other, and no room imports them.

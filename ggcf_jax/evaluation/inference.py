@@ -309,7 +309,7 @@ def _mirrored(x: jax.Array, extent: Extent | None) -> jax.Array:
 def _resized(
     images: jax.Array, scale: float, extent: Extent | None
 ) -> tuple[jax.Array, Extent | None]:
-    """Resizes uint8 images by a factor; sides are rounded and at least one pixel.
+    """Resizes images of 8-bit numbers by a factor; sides are rounded and at least one pixel.
 
     Returns:
         The images and their extent.
@@ -326,7 +326,7 @@ def _resized(
         own = Extent(jnp.asarray(rows)[extent.heights], jnp.asarray(columns)[extent.widths])
     size = (int(rows[-1]), int(columns[-1]))
     resized = resize(images.astype(jnp.float32), size, extent, own)
-    return jnp.round(resized).astype(jnp.uint8), own
+    return jnp.round(resized).astype(images.dtype), own
 
 
 def _logits(model: Segmenter, images: jax.Array, plan: Plan, extent: Extent | None) -> jax.Array:

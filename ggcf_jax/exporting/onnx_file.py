@@ -6,7 +6,7 @@ function is traced before, by JAX alone, and what is converted are the primitive
 The number of images is a symbolic dimension of it, unless it is fixed.
 
 Files use opset 17 and only operators that TensorRT (github.com/onnx/onnx-tensorrt,
-docs/operators.md) and OpenVINO (github.com/openvinotoolkit/openvino,
+docs/operators.md at 96e7811) and OpenVINO (github.com/openvinotoolkit/openvino,
 src/frontends/onnx/docs/supported_ops.md) document.
 """
 
@@ -28,19 +28,28 @@ CONVERTER = 'jax2onnx>=0.17.1,<0.18'
 OUTPUTS = ('labels', 'probabilities')
 
 # In both lists, of what the graphs, context modules and backbones of this package use, and
-# neighbours of it.
-OPERATORS = frozenset(
-    {
-        'Abs', 'Add', 'And', 'ArgMax', 'Cast', 'Ceil', 'Clip', 'Concat', 'Constant',
-        'ConstantOfShape', 'Conv', 'CumSum', 'Div', 'Einsum', 'Equal', 'Erf', 'Exp', 'Expand',
-        'Floor', 'Gather', 'GatherND', 'Gemm', 'Greater', 'GreaterOrEqual', 'Identity', 'If',
-        'LeakyRelu', 'Less', 'LessOrEqual', 'Log', 'Loop', 'MatMul', 'Max', 'MaxPool', 'Mean',
-        'Min', 'Mul', 'Neg', 'Not', 'Or', 'Pad', 'Pow', 'Range', 'ReduceMax', 'ReduceMean',
-        'ReduceMin', 'ReduceProd', 'ReduceSum', 'ReduceSumSquare', 'Relu', 'Reshape', 'Round',
-        'ScatterND', 'Shape', 'Sigmoid', 'Sign', 'Slice', 'Softmax', 'Split', 'Sqrt', 'Squeeze',
-        'Sub', 'Sum', 'Tanh', 'Tile', 'TopK', 'Transpose', 'Unsqueeze', 'Where',
-    }
-)  # fmt: skip
+# neighbours of it; with the types of their first array that TensorRT 10.0 documents (of `Where` the
+# second; `Cast` also from uint8, the type of the images).
+OPERATORS = {
+    name: frozenset(types.split())
+    for types, names in {
+        'float32': (
+            'Ceil Clip Conv CumSum Einsum Erf Exp Floor Gemm LeakyRelu Log MatMul MaxPool Pow '
+            'Round Sigmoid Softmax Sqrt Tanh'
+        ),
+        'float32 int32 int64': (
+            'Abs Add ArgMax Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min '
+            'Mod Mul Neg Pad Range ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum '
+            'ReduceSumSquare Relu ScatterND Sign Sub Sum TopK'
+        ),
+        'float32 int32 int64 bool': (
+            'Cast Concat Constant ConstantOfShape Expand Gather GatherND Identity If Loop '
+            'Reshape Shape Slice Split Squeeze Tile Transpose Unsqueeze Where'
+        ),
+        'bool': ('And Not Or Xor'),
+    }.items()
+    for name in names.split()
+}
 
 # A pixel may have either of two classes, since float32 adds up to other sums in another order, if
 # their probabilities differ by less than this, ...
@@ -109,7 +118,8 @@ def convert(
             )
     finally:
         logging.disable(before)
-    unknown = sorted(set(_operators(model.graph)) - OPERATORS)
+    _compare_without_equal(model)
+    unknown = sorted({node.op_type for node, _ in nodes(model.graph)} - set(OPERATORS))
     if unknown:
         raise InputError(
             f'--format=onnx: the network needs the operators {", ".join(unknown)}, which TensorRT '
@@ -153,34 +163,75 @@ def _mended() -> Iterator[None]:
         output_binding._value_is_graph_connected = connected
 
 
-def _operators(graph: Any) -> Iterator[str]:
-    """The operators of a graph and of the bodies of its loops."""
+def nodes(
+    graph: Any, types: Mapping[str, str] | None = None
+) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """Yields the nodes of a graph and of the bodies of its loops, with the types of arrays there.
+
+    Args:
+        graph: `onnx.GraphProto`, after `onnx.shape_inference` where the types matter.
+        types: those of the arrays around the graph.
+
+    Yields:
+        A node, and name of an array -> name of its type, 'float32'.
+    """
+    from onnx import helper
+
+    known = dict(types or {})
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if kind := value.type.tensor_type.elem_type:
+            known[value.name] = helper.tensor_dtype_to_np_dtype(kind).name
+    for tensor in graph.initializer:
+        known[tensor.name] = helper.tensor_dtype_to_np_dtype(tensor.data_type).name
     for node in graph.node:
-        yield node.op_type
+        yield node, known
         for attribute in node.attribute:
             if attribute.HasField('g'):
-                yield from _operators(attribute.g)
+                yield from nodes(attribute.g, known)
 
 
-def run_file(
-    content: bytes, images: UInt8[np.ndarray, 'b h w 3']
-) -> tuple[Int[np.ndarray, 'b h w'], Float[np.ndarray, 'b h w classes']]:
-    """Runs a file on the CPU.
+def _compare_without_equal(model: Any) -> None:
+    """Rewrites `Equal` of booleans, which TensorRT does not document, as the negation of `Xor`."""
+    import onnx
+
+    kinds = {
+        node.output[0]: types.get(node.input[0])
+        for node, types in nodes(onnx.shape_inference.infer_shapes(model).graph)
+        if node.op_type == 'Equal'
+    }
+
+    def rewrite(graph: Any) -> None:
+        for index in range(len(graph.node) - 1, -1, -1):
+            node = graph.node[index]
+            for attribute in node.attribute:
+                if attribute.HasField('g'):
+                    rewrite(attribute.g)
+            if node.op_type == 'Equal' and kinds.get(node.output[0]) == 'bool':
+                (name,) = node.output
+                node.op_type = 'Xor'
+                node.output[0] = f'{name}_differ'
+                graph.node.insert(
+                    index + 1, onnx.helper.make_node('Not', [f'{name}_differ'], [name])
+                )
+
+    rewrite(model.graph)
+
+
+def load(content: bytes) -> Callable[[UInt8[np.ndarray, 'b h w 3']], list[np.ndarray]]:
+    """Loads a file into onnxruntime, on the CPU.
 
     Args:
         content: content of the file.
-        images: RGB images of its shape.
 
     Returns:
-        Labels and probabilities.
+        Function of RGB images to their labels and probabilities.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # initialisers of loops that are not used
     session = onnxruntime.InferenceSession(content, options, providers=['CPUExecutionProvider'])
-    labels, probabilities = session.run(list(OUTPUTS), {'images': images})
-    return labels, probabilities
+    return lambda images: session.run(list(OUTPUTS), {'images': images})
 
 
 def check(
@@ -210,8 +261,9 @@ def check(
     Raises:
         InputError: a label differs by more than a tie.
     """
+    run = load(content)
     parts = np.split(images, np.cumsum(batches)[:-1])
-    found = np.concatenate([run_file(content, part)[0] for part in parts])
+    found = np.concatenate([run(part)[0] for part in parts])
     differ = found != labels
     theirs = np.take_along_axis(probabilities, found[..., None].astype(np.int64), -1)[..., 0]
     most = probabilities.max(-1)
