@@ -168,7 +168,8 @@ def rows(pattern: str, images: list[UInt8[np.ndarray, '1 h w 3']]) -> Iterator[s
     yield '|---|--:|--:|--:|--:|--:|--:|'
     for name, changes in CASES.items():
         if re.search(pattern, name):
-            yield f'| {" | ".join([name, *row(changes, images)])} |'
+            cells = [name.replace('|', r'\|'), *row(changes, images)]
+            yield f'| {" | ".join(cells)} |'
 
 
 def main(options: argparse.Namespace) -> None:
