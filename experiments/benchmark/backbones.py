@@ -30,11 +30,22 @@ from flax import nnx
 from experiments.benchmark.interleaved import Call, Ratio, compare
 from experiments.common import cli
 from ggcf_jax import config as config_lib
-from ggcf_jax.models.backbones import convnext, dilation, mobilenet, resnet, swin, wide_resnet
+from ggcf_jax.models.backbones import (
+    convnext,
+    dilation,
+    dinov2,
+    mit,
+    mobilenet,
+    resnet,
+    swin,
+    wide_resnet,
+)
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import Depthwise
 from tests.models.pretrained import (
     torch_convnext,
+    torch_dinov2,
+    torch_mit,
     torch_mobilenet,
     torch_resnet,
     torch_swin,
@@ -74,7 +85,12 @@ CASES = (
     Case('wide_resnet38', 16, 1, 129),
     Case('convnext_tiny', 64, 1, 128),
     Case('swin_tiny', 64, 1, 128),
+    Case('dinov2_small', 64, 1, 224),
+    Case('dinov2_small', 64, 1, 518),
+    Case('mit_b0', 64, 1, 256),
+    Case('mit_b2', 64, 1, 256),
 )
+_STRIDES = {'dinov2': 14, 'mit': 32}  # of families that have one, by their first word
 # Distance of the taps that lower the resolution where there is no dilation, and of those of blocks.
 _DILATED = ((None, 1), (None, 1), (1, 2), (2, 4))
 _DEPTHS = {
@@ -116,6 +132,12 @@ def _torch_network(case: Case) -> torch.nn.Module:
             timm=False,
             norms=True,
         )
+    if case.name in dinov2.ARCHITECTURES:
+        own = dinov2.ARCHITECTURES[case.name]
+        return torch_dinov2.DINOv2(case.width * own.heads, own.heads, own.depth, own.grid)
+    if case.name in mit.ARCHITECTURES:
+        encoder = mit.ARCHITECTURES[case.name]
+        return torch_mit.MiT(encoder.head_channels * case.width // 64, encoder.depths)
     torch_resnet.DEPTHS.update(_DEPTHS)
     plan = dilation.plan(torch_resnet.DEPTHS[case.name][1], stride=8)
     return torch_resnet.ResNet(
@@ -160,13 +182,16 @@ def _torch_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
 
 def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
     model = config_lib.default().model
-    model.backbone.update({'name': case.name, 'width': case.width})
+    stride = _STRIDES.get(case.name.split('_')[0], 8)
+    model.backbone.update({'name': case.name, 'width': case.width, 'stride': stride})
     builders: dict[str, Any] = {
         **resnet.BACKBONES,
         **mobilenet.BACKBONES,
         **wide_resnet.BACKBONES,
         **convnext.BACKBONES,
         **swin.BACKBONES,
+        **dinov2.BACKBONES,
+        **mit.BACKBONES,
     }
     build = functools.partial(builders[case.name], model, remat='none', dtype=jnp.float32)
     graphdef, *state = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)

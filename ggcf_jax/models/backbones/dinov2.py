@@ -28,6 +28,7 @@ from ggcf_jax.attention.implementations import Implementation
 from ggcf_jax.models.backbones import unsupported
 from ggcf_jax.models.layers.drop_path import Drop, drop_path, rates
 from ggcf_jax.models.layers.extent import Extent, strided
+from ggcf_jax.models.layers.forms import for_cpu
 from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.layer_scale import LayerScale
 from ggcf_jax.models.layers.linear import NORMAL, linear
@@ -77,6 +78,20 @@ class Tokens(NamedTuple):
 
     patches: Float[Array, 'b h w c']
     image: Float[Array, 'b 1 1 c']
+
+
+def _applied(layer: nnx.Linear, x: Tokens) -> Tokens:
+    """Applies a linear layer to all tokens.
+
+    On CPUs in one product: for the one token of an image, reading the kernel and writing its
+    gradient takes as long as for many.
+    """
+    if not for_cpu():
+        return Tokens(*(mark_convolution(layer(part)) for part in x))
+    b, h, w, c = x.patches.shape
+    rows = jnp.concatenate([x.patches.reshape(b, h * w, c), x.image[:, 0]], 1)
+    y = mark_convolution(layer(rows))
+    return Tokens(y[:, :-1].reshape(b, h, w, -1), y[:, -1:, None])
 
 
 class Stem(nnx.Module):
@@ -154,10 +169,8 @@ class Attention(nnx.Module):
             extent: extent of the patches; None where the maps are filled.
         """
         (q, k, v), (own_q, own_k, own_v) = (
-            jnp.moveaxis(
-                mark_convolution(self.qkv(part)).reshape(*part.shape[:3], 3, self.heads, -1), 3, 0
-            )
-            for part in x
+            jnp.moveaxis(part.reshape(*part.shape[:3], 3, self.heads, -1), 3, 0)
+            for part in _applied(self.qkv, x)
         )
         valid = None if extent is None else extent.mask(q.shape[1], q.shape[2])
         # The class token has no place in the map: it is a register to the patches.
@@ -174,12 +187,8 @@ class Attention(nnx.Module):
         if valid is not None:  # a weight of zero does not hide what is not finite
             v = jnp.where(valid[..., None, None], v, 0)
         image = self._of_image(Tokens(q, own_q).image, Tokens(k, own_k), Tokens(v, own_v), valid)
-        return Tokens(
-            *(
-                mark_convolution(self.proj(y.reshape(*part.shape)))
-                for y, part in zip((patches, image), x)
-            )
-        )
+        y = Tokens(patches.reshape(x.patches.shape), image.reshape(x.image.shape))
+        return _applied(self.proj, y)
 
     def _of_image(
         self, q: jax.Array, k: Tokens, v: Tokens, valid: jax.Array | None
@@ -248,12 +257,9 @@ class Block(nnx.Module):
         first, second = (None, None) if drop is None else drop.branches(2)
         y = self.attn(Tokens(*map(self.norm1, x)), extent=extent)
         x = Tokens(*(part + drop_path(self.ls1(own), first) for part, own in zip(x, y)))
-        y = Tokens(*map(self._perceptron, x))
+        y = _applied(self.fc1, Tokens(*map(self.norm2, x)))
+        y = _applied(self.fc2, Tokens(*map(gelu, y)))
         return Tokens(*(part + drop_path(self.ls2(own), second) for part, own in zip(x, y)))
-
-    def _perceptron(self, x: jax.Array) -> jax.Array:
-        y = gelu(mark_convolution(self.fc1(self.norm2(x))))
-        return mark_convolution(self.fc2(y))
 
 
 class DINOv2(nnx.Module):

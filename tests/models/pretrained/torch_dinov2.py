@@ -26,8 +26,8 @@ class _Attention(nn.Module):
     def forward(self, x):
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.mT / (c // self.heads) ** 0.5).softmax(-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+        y = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, n, c))
 
 
 class _Perceptron(nn.Module):
