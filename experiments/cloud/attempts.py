@@ -19,8 +19,9 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments import soak
+from experiments.cloud import sketch
 from experiments.common import cli
-from ggcf_jax import buckets, export, train
+from ggcf_jax import buckets, train
 from ggcf_jax.distributed import processes
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
@@ -46,7 +47,7 @@ class Work:
         host: name of the machine that it takes itself to be on; '' for this one.
         devices: number of its CPU devices.
         launch: how it finds the other processes of its run; None for a run of one process.
-        exported: file to export the model to, in the place of training.
+        sketched: number of steps of a run without a network, in the place of training; 0 trains.
         request_timeout: seconds until an unanswered request counts as failed.
     """
 
@@ -57,7 +58,7 @@ class Work:
     host: str = ''
     devices: int = 1
     launch: processes.Launch | None = None
-    exported: str = ''
+    sketched: int = 0
     request_timeout: float = buckets.REQUEST_TIMEOUT
 
 
@@ -115,7 +116,7 @@ class Attempt:
 
 
 def _carry_out(work: Work) -> NoReturn:
-    """Trains or exports in the forked process."""
+    """Trains, or does what `Work` says, in the forked process."""
     code = 1
     work.disk.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(work.disk)
@@ -130,13 +131,11 @@ def _carry_out(work: Work) -> NoReturn:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         print('\n--- attempt', flush=True)
-        config = workdir_config.from_text(work.config)
         with processes.joined(work.launch or processes.Launch()):
-            if work.exported:
-                export.export_workdir(
-                    config, work.workdir, 'latest', work.exported, ((32, 64),), overwrite=True
-                )
+            if work.sketched:
+                sketch.run(work.workdir, work.sketched)
             else:
+                config = workdir_config.from_text(work.config)
                 train.train_and_evaluate(config, work.workdir)
         code = 0
     except (InputError, buckets.BucketError) as error:
