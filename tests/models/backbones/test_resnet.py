@@ -63,10 +63,16 @@ def test_parameter_counts_are_the_published_ones(name, published):
     assert _count(model) == trunks.get(name, _count(model))
 
 
+@pytest.fixture(scope='module')
+def resnet50():
+    """Only read."""
+    return compiled(lambda: _build('resnet50', width=2))
+
+
 @pytest.mark.slow
-def test_repeated_blocks_equal_their_sequence(rng):
+def test_repeated_blocks_equal_their_sequence(rng, resnet50):
     """The scan over stacked blocks against the blocks one by one, in values and statistics."""
-    model = compiled(lambda: _build('resnet50', width=2))
+    model = resnet50
     x = jnp.float32(rng.normal(size=(2, 5, 6, model.features[2])))
     stage = model.stages[2]
     graphdef, state = nnx.split(stage[1].blocks)
@@ -95,8 +101,8 @@ def test_repeated_blocks_equal_their_sequence(rng):
 
 
 @pytest.mark.slow
-def test_repeated_blocks_start_from_different_parameters():
-    kernel = compiled(lambda: _build('resnet50')).stages[2][1].blocks.layers[1].conv.kernel[...]
+def test_repeated_blocks_start_from_different_parameters(resnet50):
+    kernel = resnet50.stages[2][1].blocks.layers[1].conv.kernel[...]
     assert kernel.shape[0] == 5
     assert all((kernel[i] != kernel[j]).any() for i in range(5) for j in range(i))
 

@@ -1,5 +1,6 @@
 """Reading weights: what is refused, and what the inspection says. Values: test_parity.py."""
 
+import functools
 import pickle
 import sys
 
@@ -19,7 +20,10 @@ from ggcf_jax.models.pretrained import layouts, slots
 WIDTH = 4
 
 
+@functools.cache
 def _shapes(name='resnet18', width=WIDTH, **options):
+    """Only read: they are those of one network for many tests."""
+
     def build():
         stages = dilation.plan(ARCHITECTURES[name].depths, **{'stride': 8} | options)
         return ResNet(
