@@ -26,6 +26,7 @@ from ggcf_jax.evaluation import inference  # noqa: E402
 from ggcf_jax.exporting import onnx_file, onnx_program  # noqa: E402
 from ggcf_jax.workdir import config as workdir_config  # noqa: E402
 from tests.helpers import ROOT, TINY_MODEL, load_config  # noqa: E402
+from tests.models.backbones import tiny  # noqa: E402
 
 # Packages without jax: site-packages of numpy and onnxruntime alone, by links.
 _READER = """
@@ -142,6 +143,10 @@ _WIDE = {'model.context': 'none', 'model.backbone.width': 8}
         *(
             _WIDE | {'model.backbone.name': name}
             for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'swin_tiny')
+        ),
+        *(
+            _WIDE | {'model.backbone.name': f'{tiny.__name__}:{name}', 'model.backbone.stride': n}
+            for name, n in (('dinov2', 14), ('mit', 32))
         ),
         {'eval.flip': True, 'eval.window': (16, 24)},
     ],
