@@ -410,8 +410,9 @@ def _note(directory: BucketPath, steps: Iterable[int]) -> None:
 
 def _tidy(directory: BucketPath) -> None:
     """Removes what a killed run left: checkpoints that lack the object that is written last."""
-    for path in directory.iterdir():
-        if path.name.isdigit() and not _is_committed(path):
+    for step in sorted(_listed(directory)):
+        path = directory / str(step)
+        if not _is_committed(path):
             buckets.remove_tree(path, first=checkpoint_files.COMMITTED)
 
 

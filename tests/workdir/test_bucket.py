@@ -130,6 +130,15 @@ def test_a_listing_that_lags_behind_hides_no_checkpoint(bucket, workdir):
     assert fault.done > 2
 
 
+def test_a_start_with_a_listing_from_before_the_first_checkpoint(bucket, workdir):
+    checkpoints.steps(workdir)  # nothing is there
+    _saved(workdir, 1)
+    for skip in range(4):  # of the listings, the later ones lag behind
+        with bucket.fault('stale', 'GET', 'prefix=run/checkpoints', times=99, skip=skip):
+            checkpoints.Checkpointer(workdir)
+    assert list(checkpoints.steps(workdir)) == [1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['busy', 'cut', 'lost', 'done', 'silent'])
 def test_saving_goes_on_after_faults(bucket, workdir, kind, monkeypatch):
