@@ -6,6 +6,9 @@ transformed kernel, so that a layer is sixteen products of matrices. A dilated c
 same on each residue class of the rows and columns. The gradient of the input is the convolution
 with the flipped kernel, and that of the kernel has the same sixteen products (F(3 x 3, 2 x 2)).
 
+XLA:CPU keeps the transformed input of the forward pass for the gradient of the kernel: four times
+the memory of the input.
+
 The transforms only add and halve, and the result is rounded about as that of a direct sum. A
 value that is not finite reaches all four outputs of each patch that has it.
 """
