@@ -32,15 +32,14 @@ def test_every_class_is_found():
 def test_definition_holds(graph, size):
     h, w = size
     y, x = h // 2, w - 1
-    edges, row = jax.device_get(
-        jax.jit(lambda: (graph.adjacency(h, w), graph.edges_of(y, x, h, w)))()
-    )
+    # Not by `adjacency`: operations of a size are the same for many graphs, programs are not.
+    edges = np.asarray(graph.adjacency(h, w))
     assert edges.shape == (h * w, h * w)
     assert (edges >= 0).all() and (np.diag(edges) > 0).all(), 'self is always a neighbour'
     assert graph.degrees(h, w).tolist() == (edges > 0).sum(1).reshape(h, w).tolist()
     assert (edges > 0).sum() == graph.num_edges(h, w)
     assert (edges > 0).sum(1).max() == graph.max_degree(h, w)
-    np.testing.assert_allclose(row.reshape(-1), edges[y * w + x], rtol=1e-6)
+    np.testing.assert_allclose(graph.edges_of(y, x, h, w).reshape(-1), edges[y * w + x], rtol=1e-6)
 
 
 def window(i, n, size, dilation, border):
