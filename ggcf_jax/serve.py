@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from ggcf_jax import config as config_lib
 from ggcf_jax.distributed.preemption import stop_requests
 from ggcf_jax.errors import InputError
-from ggcf_jax.export import Size
+from ggcf_jax.export import Size, parse_sizes
 from ggcf_jax.serving import viewer
 from ggcf_jax.serving.answers import Answers
 from ggcf_jax.serving.server import Server, is_loopback
@@ -21,8 +21,19 @@ _LAST_SECONDS = 60  # that a request may take to end when the server is told to 
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, flags: FlagValues) -> int:
-    """`main.py --mode=serve`: reads `--host`, `--port`, `--allow_host` and `--checkpoint`."""
-    serve_workdir(config, workdir, flags.checkpoint, flags.host, flags.port, names=flags.allow_host)
+    """`main.py --mode=serve`.
+
+    Reads `--host`, `--port`, `--allow_host`, `--sizes` and `--checkpoint`.
+    """
+    serve_workdir(
+        config,
+        workdir,
+        flags.checkpoint,
+        flags.host,
+        flags.port,
+        names=flags.allow_host,
+        sizes=parse_sizes(flags.sizes),
+    )
     return 0
 
 

@@ -1,5 +1,7 @@
 """The command line: a mistake ends in one clear line on stderr and exit code 2."""
 
+import ast
+import re
 import subprocess
 import sys
 
@@ -80,6 +82,7 @@ MISTAKES = {
     '--mode=score --input=docs --labels=docs --classes=~/nowhere': f'--classes={ROOT}/nowhere',
     '--mode=serve --workdir=nowhere': 'nowhere is not the workdir of a run',
     '--mode=serve --config=configs/camvid.py --port=70000': 'port',
+    '--mode=serve --config=configs/camvid.py --sizes=3': "'3' is not HEIGHTxWIDTH",
     '--config=configs/camvid.py --config.eval.window=5,5 --config.eval.stride=6,6': (
         'config.eval: stride=(6, 6) is larger than window=(5, 5)'
     ),
@@ -123,3 +126,24 @@ def test_mistake(answers, line):
     assert MISTAKES[line] in text
     assert 'Traceback' not in text
     assert 'error: ' in text and code == 2
+
+
+def _flags_of_modes():
+    """(flag, mode) for each mode that the help of a flag begins a sentence with."""
+    tree = ast.parse((ROOT / 'main.py').read_text())
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call) and 'flags.DEFINE' in ast.unparse(call.func):
+            texts = [
+                each.value
+                for each in call.args
+                if isinstance(each, ast.Constant) and isinstance(each.value, str)
+            ]
+            for modes in re.findall(r'(?:^|\. )([a-z, ]+): ', texts[-1]):
+                yield from ((texts[0], mode) for mode in modes.split(', '))
+
+
+def test_modes_read_the_flags_that_are_said_to_be_theirs():
+    found = list(_flags_of_modes())
+    assert {('sizes', 'export'), ('sizes', 'serve'), ('split', 'score')} <= set(found)
+    for flag, mode in found:
+        assert f'flags.{flag}' in (ROOT / 'ggcf_jax' / f'{mode}.py').read_text(), (flag, mode)
