@@ -14,6 +14,7 @@ _PARSERS = {
     'ggcf_jax/data/class_uniform.py': (1, 'dtype, shape, ranges and order are checked'),
     'experiments/common/cache.py': (1, 'the key and the checksums of the zip file'),
     'experiments/soak.py': (1, 'its own record'),
+    'experiments/tables/speed.py': (1, 'what its own process has just printed'),
 }
 _CALL = re.compile(r'\bjson\.loads?\(|\bnp\.load\(|\bpickle\.loads?\(|\bmarshal\.|\byaml\.')
 

@@ -74,7 +74,7 @@ def test_abstract_is_the_shape_of_build(tiny_config):
         ({'model.backbone.name': 'resnet9'}, r"backbone.name='resnet9' is not one of .*resnet101"),
         (
             {'model.context': 'gcf'},
-            "context='gcf' is not one of aspp, ccnet, ggcf, isa, none",
+            "context='gcf' is not one of aspp, ccnet, ggcf, isa, linear, none",
         ),
         ({'model.heads': 'gird:8'}, "heads='gird:8': head 'gird:8' is not one of full, local:S"),
         ({'model.activation': 'swish'}, "activation='swish' is not one of relu, leaky_relu"),
