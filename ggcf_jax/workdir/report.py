@@ -243,7 +243,7 @@ def _times(rows: Rows, machines: Sequence[str]) -> str:
     if peaks := _known(rows, 'train/device_memory_gib'):
         facts.append(('device memory, at most', f'{max(peaks):.2f} GiB'))
     table = html.group('wide', [html.table(x for x in facts if x[1])])
-    parts = [html.group('pair', [chart.decode(), table])]
+    parts = [html.group('charts', [chart.decode(), table])]
     waits = host_times.medians(last)
     if waits:
         parts += _hosts(waits, _median(_column(last, 'train/step_sec')[1]), machines)
