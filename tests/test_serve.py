@@ -26,7 +26,7 @@ from ggcf_jax.display import pictures
 from ggcf_jax.evaluation import inference
 from ggcf_jax.prediction import video
 from ggcf_jax.serving import examples, viewer
-from ggcf_jax.serving.answers import Answers
+from ggcf_jax.serving.answers import Answers, Refused
 from ggcf_jax.serving.examples import Example
 from ggcf_jax.serving.server import Server
 from ggcf_jax.serving.viewer import Viewer
@@ -363,6 +363,36 @@ def test_preparation_waits_for_requests_and_ends_when_told(monkeypatch):
     answers.prepare([(4, 6)], stopped)  # the request was just now
     assert looks == [[(4, 6)]] * 3
     assert answers.state() == {'now': None, 'ready': [(9, 14)], 'pending': []}
+
+
+def test_a_request_during_the_preparation_waits_for_it_and_is_the_next():
+    started, go_on, seen, found = threading.Event(), threading.Event(), [], []
+
+    def segment(image):
+        seen.append(image.shape[:2])
+        started.set()
+        assert go_on.wait(30)
+        return _segment(image)
+
+    answers = Answers(dataclasses.replace(VIEWER, segment=segment))
+    image = encode(np.zeros((9, 14, 3), np.uint8))
+    preparation = threading.Thread(
+        target=answers.prepare, args=([(4, 6), (5, 7)], lambda: bool(found))
+    )
+    preparation.start()
+    assert started.wait(30)
+    request = threading.Thread(target=lambda: found.append(answers.segment(image)))
+    request.start()
+    end = time.monotonic() + 30
+    while not answers._asked.locked():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    with pytest.raises(Refused, match='busy with another request'):
+        answers.segment(image)
+    go_on.set()
+    request.join(30)
+    preparation.join(30)
+    assert seen == [(4, 6), (9, 14)] and (found[0]['height'], found[0]['width']) == (9, 14)
 
 
 def test_examples_come_from_the_latest_panels(tmp_path, rng):

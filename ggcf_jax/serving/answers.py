@@ -99,6 +99,8 @@ class Answers:
             max_pixels: largest number of pixels of an image.
         """
         self.max_bytes = max_bytes
+        # One request at a time has `_asked`; it waits for a preparation, which has `_computing` only.
+        self._asked = threading.Lock()
         self._computing = threading.Lock()
         self._viewer = viewer
         self._max_pixels = max_pixels
@@ -150,13 +152,15 @@ class Answers:
     def prepare(self, sizes: Sequence[Size], stopped: Callable[[], object]) -> None:
         """Compiles the programs for images of some sizes, when nothing is asked meanwhile.
 
+        A request that comes while one is compiled waits for it, and is computed before the next.
+
         Args:
             sizes: (height, width) of each.
             stopped: whether to end before the next size.
         """
         self._pending = list(dict.fromkeys(sizes))
         while self._pending and not stopped():
-            if time.monotonic() - self._last_request < _PATIENCE:
+            if self._asked.locked() or time.monotonic() - self._last_request < _PATIENCE:
                 time.sleep(0.2)
                 continue
             size = self._pending[0]
@@ -291,19 +295,19 @@ class Answers:
 
     @contextlib.contextmanager
     def _alone(self, what: str, size: Size) -> Iterator[None]:
-        """Refuses at once while another request is being computed."""
+        """Refuses at once while another request is being computed; waits for a preparation."""
         self._last_request = time.monotonic()
-        if not self._computing.acquire(blocking=False):
+        if not self._asked.acquire(blocking=False):
             raise Refused(
                 http.HTTPStatus.SERVICE_UNAVAILABLE,
                 'The model is busy with another request: try again in a moment.',
             )
         try:
-            with self._working(what, size):
+            with self._computing, self._working(what, size):
                 yield
         finally:
             self._last_request = time.monotonic()
-            self._computing.release()
+            self._asked.release()
 
     @contextlib.contextmanager
     def _working(self, what: str, size: Size) -> Iterator[None]:
