@@ -99,7 +99,7 @@ class Answers:
             max_pixels: largest number of pixels of an image.
         """
         self.max_bytes = max_bytes
-        # One request at a time has `_asked`; it waits for a preparation, which has `_computing` only.
+        # One request at a time has `_asked`; it waits for a preparation, which has `_computing`.
         self._asked = threading.Lock()
         self._computing = threading.Lock()
         self._viewer = viewer

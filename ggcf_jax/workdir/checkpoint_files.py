@@ -6,11 +6,14 @@ are stored with the mIoU in the metadata of the checkpoint, whose presence marks
 
 A run saves before it evaluates: the mIoU of an evaluation after the save is in a file of its own.
 
-One process reads for itself; in a save Orbax makes all processes wait for each other.
+Process 0 alone writes, and a process that reads does so for itself: Orbax waits for no other one.
+It would number the operations in each process and let all meet under that number before each save,
+so that they would miss each other after process 0 alone has read what all resume from
+(`synchronize_next_operation_id`, orbax/checkpoint/experimental/v1/_src/synchronization, in 0.12.8).
 
 In a bucket a checkpoint has the same files under the same names, `COMMITTED` last, so that Orbax
-reads it there as well. Process 0 alone writes it: Orbax into a folder of temporary files, which is
-then uploaded. It is downloaded and verified in the same way. Orbax itself knows no `s3://`.
+reads it there as well. Orbax writes them into a folder of temporary files, which is then uploaded;
+they are downloaded and verified in the same way. Orbax itself knows no `s3://`.
 """
 
 import concurrent.futures
@@ -59,7 +62,7 @@ class Sealed:
 
 
 class Saving:
-    """A checkpoint that is being written in the background."""
+    """A checkpoint that is being written in the background, by process 0."""
 
     def __init__(self, path: pathlib.Path, trees: dict[str, Any], miou: float | None):
         """Starts to write; returns when the arrays have been copied to the host.
@@ -74,8 +77,8 @@ class Saving:
         """
         self._path = path
         with self._failures():
-            if isinstance(path, BucketPath):
-                self._response: Any = _upload(path, jax.device_get(trees), miou)
+            if isinstance(path, BucketPath) or jax.process_count() > 1:
+                self._response: Any = _in_a_thread(path, jax.device_get(trees), miou)
             else:
                 self._response = ocp.save_checkpointables_async(
                     path, trees, custom_metadata=_seal(trees, miou)
@@ -111,24 +114,33 @@ class Saving:
             ) from error
 
 
-def _upload(
-    path: BucketPath, trees: dict[str, Any], miou: float | None
+def _in_a_thread(
+    path: pathlib.Path, trees: dict[str, Any], miou: float | None
 ) -> concurrent.futures.Future[None]:
-    """Writes a checkpoint into a bucket, in a thread of its own."""
-
-    def work() -> None:
-        with tempfile.TemporaryDirectory(prefix='ggcf_jax-checkpoint-') as folder:
-            written = pathlib.Path(folder) / path.name
-            with _alone(), _unasked():
-                ocp.save_checkpointables(written, trees, custom_metadata=_seal(trees, miou))
-            # Of an earlier save of this step, which was not completed or whose end was not seen.
-            buckets.remove_tree(path, first=COMMITTED)
-            buckets.upload_tree(written, path, last=COMMITTED)
-
+    """Writes a checkpoint, whose arrays are on the host, in a thread of its own."""
     pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix='checkpoint')
-    future = pool.submit(work)
+    if isinstance(path, BucketPath):
+        future = pool.submit(_upload, path, trees, miou)
+    else:
+        future = pool.submit(_write_alone, path, trees, miou)
     pool.shutdown(wait=False)
     return future
+
+
+def _upload(path: BucketPath, trees: dict[str, Any], miou: float | None) -> None:
+    """Writes a checkpoint into a bucket."""
+    with tempfile.TemporaryDirectory(prefix='ggcf_jax-checkpoint-') as folder:
+        written = pathlib.Path(folder) / path.name
+        _write_alone(written, trees, miou)
+        # Of an earlier save of this step, which was not completed or whose end was not seen.
+        buckets.remove_tree(path, first=COMMITTED)
+        buckets.upload_tree(written, path, last=COMMITTED)
+
+
+def _write_alone(path: pathlib.Path, trees: dict[str, Any], miou: float | None) -> None:
+    """Writes a checkpoint to the disk while other processes take no part."""
+    with _alone(), _unasked():
+        ocp.save_checkpointables(path, trees, custom_metadata=_seal(trees, miou))
 
 
 @contextlib.contextmanager

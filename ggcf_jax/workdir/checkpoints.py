@@ -1,9 +1,9 @@
 """The checkpoints of a run: which are kept, which is resumed from, which is analysed.
 
 Each holds everything that training needs to continue, in one directory a step
-(`checkpoint_files`). The state is replicated over the devices. In a save each process writes a part
-of it; process 0 alone reads it and decides what is restored and what is removed, since another
-process may see a different state of the directory.
+(`checkpoint_files`). The state is replicated over the devices. Process 0 alone writes it, reads it
+and decides what is restored and what is removed, since another process may see a different state of
+the directory.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ class Restored:
 class Checkpointer:
     """Saves and restores the named trees of one training run; keeps the latest two and the best.
 
-    Every process calls the same methods, since Orbax makes them wait for each other in a save.
+    Every process calls the same methods: process 0 works, and sends the others what it has read.
     """
 
     def __init__(self, workdir: pathlib.Path, report: Callable[[str], None] = print):
@@ -78,7 +78,7 @@ class Checkpointer:
                 _remove(path)
 
     def save(self, step: int, trees: Mapping[str, Any], *, miou: float | None = None) -> None:
-        """Saves in the background; returns when the arrays have been copied to the host.
+        """Process 0 saves in the background; returns when it has copied the arrays to the host.
 
         Args:
             step: number of training steps done, the name of the checkpoint.
@@ -91,7 +91,7 @@ class Checkpointer:
                 earlier checkpoints are untouched.
         """
         self.wait()
-        if isinstance(self.directory, BucketPath) and not processes.is_process_zero():
+        if not processes.is_process_zero():
             return
         with places.writing(self.directory, '--workdir'):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -171,10 +171,9 @@ class Checkpointer:
             return
         pending, self._pending = self._pending, None
         pending.wait()
-        if processes.is_process_zero():
-            if isinstance(self.directory, BucketPath):
-                _note(self.directory, {*_noted(self.directory), self._saving})
-            self._remove_superseded()
+        if isinstance(self.directory, BucketPath):
+            _note(self.directory, {*_noted(self.directory), self._saving})
+        self._remove_superseded()
 
     def close(self) -> None:
         """Waits for the last save; raises what `wait` raises."""

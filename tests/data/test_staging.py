@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ggcf_jax import buckets, data, places
 from ggcf_jax.data import pipeline, selection
 from ggcf_jax.data.records import finder, staging
 from ggcf_jax.data.records.dataset import Records
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 
 
@@ -180,6 +182,51 @@ def test_a_host_copies_the_shards_that_it_reads(bucket, tiny_config, monkeypatch
     source, ours = whole.source('train'), dataset.source('train')
     assert [source[i] for i in range(6)] == [ours[i] for i in range(6)]
     assert {*files.names, *validation.names} == copied()
+
+
+def _mesh(hosts, space):
+    """What `mesh_lib.shard` reads of a mesh of one device on each host."""
+    devices = [types.SimpleNamespace(process_index=i) for i in range(hosts)]
+    grid = np.array(devices, object).reshape(hosts // space, space)
+    return types.SimpleNamespace(devices=grid, shape={'data': len(grid), 'space': space})
+
+
+@pytest.mark.parametrize(('hosts', 'space'), [(4, 2), (2, 2)])
+def test_hosts_that_share_images_copy_the_same_shards(
+    bucket, tiny_config, monkeypatch, tmp_path, hosts, space
+):
+    """Six shards of one image each: partners of `mesh.space` need all that their images come from.
+
+    Each host has a disk of its own, and reads its batch from there.
+    """
+    monkeypatch.setattr('ggcf_jax.data.records.builder._SHARD_BYTES', 1)
+    tiny_config.data.data_dir = f'{bucket.scheme}://bucket/prepared'
+    tiny_config.train.update(batch_size=4, steps=1)
+    whole = data.build(tiny_config.data)
+    copied, images = [], []
+    for host in range(hosts):
+        monkeypatch.setattr('jax.process_index', lambda host=host: host)
+        monkeypatch.setenv(staging.VARIABLE, str(tmp_path / f'host_{host}'))
+        dataset = data.build(tiny_config.data)
+        shard = mesh_lib.shard(_mesh(hosts, space))
+        stream = data.training_batches(tiny_config, dataset, 0, shard)
+        copied.append({path.name for path in staging.cache().rglob('*.array_record*')})
+        bucket.requests.clear()
+        images.append(next(stream)['image'])
+        stream.close()
+        # The loader is ahead of the last step: it may ask for another shard, but for none of these.
+        assert not [url for _, url in bucket.requests for name in copied[-1] if name in url]
+        expected = data.training_batches(tiny_config, whole, 0, shard)
+        np.testing.assert_array_equal(images[-1], next(expected)['image'])
+        expected.close()
+    groups = [range(first, first + space) for first in range(0, hosts, space)]
+    for first, *partners in groups:
+        for partner in partners:
+            assert copied[partner] == copied[first]
+            np.testing.assert_array_equal(images[partner], images[first])
+    different = [copied[first] for first, *_ in groups]
+    assert [len(files) for files in different] == [4 // len(groups)] * len(groups)
+    assert len(set.union(*different)) == 4, 'hosts with other images need other shards'
 
 
 def test_data_that_cannot_be_shared_are_not_prepared(bucket, tiny_config, camvid_folder):
