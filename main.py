@@ -5,16 +5,18 @@ python main.py --mode=predict --workdir=runs/street_scenes --input=IMAGES --outp
 """
 
 import gc
+import sys
 
-from ggcf_jax.distributed import preemption
+from ggcf_jax.distributed import host_memory, preemption
 
 if __name__ == '__main__':
+    if host_memory.is_for_cpu(sys.argv):
+        host_memory.keep_pages()  # before the first thread
     preemption.install()  # before the imports, which take seconds
     gc.disable()  # what imports make stays: looking for garbage in it is a tenth of these seconds
 
 import dataclasses
 import pathlib
-import sys
 import traceback
 from collections.abc import Callable
 from logging import LogRecord

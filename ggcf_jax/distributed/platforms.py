@@ -1,23 +1,14 @@
 """The kind of devices that a run computes on: chosen, and never the CPU by accident."""
 
-import importlib.util
 import pathlib
 
 import jax
 
+from ggcf_jax.distributed import accelerator_builds
 from ggcf_jax.errors import InputError
 
 # Choices of `--platform`, by JAX's names; '' leaves it to JAX.
 PLATFORMS = {'': '', 'cpu': 'cpu', 'gpu': 'cuda', 'tpu': 'tpu'}
-
-# Modules that come with a JAX for accelerators.
-_BUILDS = (
-    'jax_plugins.xla_cuda12',
-    'jax_plugins.xla_cuda13',
-    'jax_plugins.xla_rocm60',
-    'jax_plugins.xla_rocm7',
-    'libtpu',
-)
 
 
 def choose(platform: str) -> None:
@@ -51,8 +42,7 @@ def check() -> None:
         ) from error
     if backend != 'cpu' or chosen:
         return
-    installed = [name for name in _BUILDS if _is_installed(name)]
-    if installed:
+    if installed := accelerator_builds.installed():
         raise InputError(
             f'JAX is installed for accelerators ({", ".join(installed)}) but finds none, and would '
             'compute on the CPU: look for the cause (nvidia-smi, CUDA_VISIBLE_DEVICES, the '
@@ -87,10 +77,3 @@ def unused(machine: int, used: int) -> str | None:
         f'the run uses {used} of the {machine} GPUs of this machine: is that meant? '
         'CUDA_VISIBLE_DEVICES and the launcher decide; one process can use them all'
     )
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the parent of the module
-        return False

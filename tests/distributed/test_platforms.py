@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from ggcf_jax.distributed import chips, platforms
+from ggcf_jax.distributed import accelerator_builds, chips, platforms
 from ggcf_jax.errors import InputError
 
 
@@ -38,7 +38,7 @@ def _jax(chosen, backend):
 )
 def test_the_cpu_is_taken_where_it_was_asked_for(monkeypatch, chosen, backend, installed, message):
     monkeypatch.setattr(platforms, 'jax', _jax(chosen, backend))
-    monkeypatch.setattr(platforms, '_BUILDS', installed)
+    monkeypatch.setattr(accelerator_builds, '_MODULES', installed)
     if message is None:
         platforms.check()
         return
