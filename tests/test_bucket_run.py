@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import ggcf_jax
 from ggcf_jax import buckets, evaluate, export, models, places, predict, score, train
@@ -117,4 +118,8 @@ def test_a_run_in_a_bucket_is_that_on_the_disk(tiny_run, bucket, tmp_path, monke
     export.export_folder(config, url, 'latest', f'{url}/released')
     export.export_backbone(config, url, 'latest', f'{url}/backbone.safetensors')
     assert 'backbone.safetensors' in {path.name for path in workdir.iterdir()}
-    assert viewer.load(config, url, 'latest').step == ggcf_jax.load(f'{url}/released').step == 12
+    served = viewer.load(config, url, 'latest')
+    assert served.step == ggcf_jax.load(f'{url}/released').step == 12
+    image = np.asarray(Image.open(images / 'val_0.png'))
+    labels = np.asarray(Image.open(tmp_path / 'predicted' / 'labels' / 'val_0.png'))
+    np.testing.assert_array_equal(served.segment(image), labels)

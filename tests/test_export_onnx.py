@@ -20,12 +20,12 @@ onnxruntime = pytest.importorskip('onnxruntime', reason='the onnx extra is not i
 
 import ggcf_jax  # noqa: E402  (after what is skipped)
 from experiments.benchmark import onnx_files  # noqa: E402
-from ggcf_jax import export, models  # noqa: E402
+from ggcf_jax import export, models, places  # noqa: E402
 from ggcf_jax.errors import InputError  # noqa: E402
 from ggcf_jax.evaluation import inference  # noqa: E402
 from ggcf_jax.exporting import onnx_file, onnx_program  # noqa: E402
 from ggcf_jax.workdir import config as workdir_config  # noqa: E402
-from tests.helpers import ROOT, TINY_MODEL, load_config  # noqa: E402
+from tests.helpers import ROOT, TINY_MODEL, load_config, save_untrained  # noqa: E402
 from tests.models.backbones import tiny  # noqa: E402
 
 # Packages without jax: site-packages of numpy and onnxruntime alone, by links.
@@ -83,6 +83,22 @@ def test_a_process_without_jax_computes_what_evaluation_does(untrained_run, tmp_
     for i, image in enumerate(images):
         np.testing.assert_allclose(probabilities[i], model.probabilities(image), atol=1e-4)
         np.testing.assert_array_equal(labels[i], model.predict(image))
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_and_a_file_there(tiny_config, bucket, rng):
+    url = f'{bucket.scheme}://bucket/run'
+    tiny_config.train.dtype = 'float32'
+    save_untrained(tiny_config, 11, places.expand(url))
+    file = f'{url}/model.onnx'
+    export.export_onnx(tiny_config, url, 'best', file, ((40, 56),), license_='mit')
+    session = onnxruntime.InferenceSession(places.expand(file).read_bytes())
+    image = rng.integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    results = session.run(None, {session.get_inputs()[0].name: image[None]})
+    expected = ggcf_jax.load(url).predict(image)
+    assert len(np.unique(expected)) > 1
+    [labels] = [x for x in results if x.ndim == 3]
+    np.testing.assert_array_equal(labels[0], expected)
 
 
 def _forward(changes):
