@@ -435,6 +435,7 @@ CONFIGS = (
         ('cityscapes', 'mmseg', 42_519_392, 7_718_054, {'data.photometric': 1.0}),
         ('ade20k', 'convnext_t', 27_821_472, 3_294_374, {'train.optimizer': 'adamw'}),
         ('ade20k', 'swin_t', 27_520_698, 3_294_374, {'train.decay': 'kernels'}),
+        ('ade20k', 'mit_b0', 3_319_392, 1_598_630, {'train.head_multiplier': 10.0}),
         ('street_scenes', 'demo', 693_432, 272_582, {}),
         ('street_scenes', 'small', 309_456, 122_342, {}),
     ],

@@ -12,21 +12,23 @@ from ggcf_jax import models, train
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import mit
 from ggcf_jax.workdir.metrics_log import read_rows
+from tests.helpers import load_config
 from tests.models.backbones import tiny
 
 FIELDS = {
-    'model.backbone.name': f'{tiny.__name__}:mit',
+    'model.backbone.name': f'{tiny.__name__}:mit_shallow',
     'model.backbone.width': 2,
     'model.backbone.stride': 32,
     'model.backbone.drop_path': 0.1,
 }
 TINY = mit.Architecture(tiny.mit.args[0].depths, 4)
+SHALLOW = mit.Architecture(tiny.mit_shallow.args[0].depths, 4)
 
 
 @functools.cache
-def _network(**options):
+def _network(architecture=TINY, **options):
     """Structure and parameters, drawn here: compiling the network's own draws takes long."""
-    make = functools.partial(mit.MiT, TINY, **{'dtype': jnp.float32} | options)
+    make = functools.partial(mit.MiT, architecture, **{'dtype': jnp.float32} | options)
     graphdef, shapes = nnx.split(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
 
@@ -42,7 +44,7 @@ def _run(graphdef, state, x, train=False, key=None):
 
 
 def _gradient(options, x):
-    graphdef, state = _network(**options)
+    graphdef, state = _network(SHALLOW, **options)
     total = lambda state: sum((y**2).sum() for y in _run(graphdef, state, x, True))  # noqa: E731
     return jax.jit(jax.grad(total))(state)
 
@@ -114,9 +116,14 @@ def test_fields_that_it_does_not_have(tiny_config, change, message):
 
 @pytest.mark.slow
 def test_a_step_and_an_evaluation(tiny_config, tmp_path):
-    tiny_config.update_from_flattened_dict(FIELDS)
+    """The recipe configs/ade20k.py:mit_b0 in small, with one head."""
+    recipe = load_config('ade20k', 'mit_b0')
+    assert recipe.model.backbone.drop_path > 0 and recipe.train.head_multiplier > 1
+    names = ('optimizer', 'decay', 'learning_rate', 'weight_decay', 'head_multiplier')
+    tiny_config.train.update({name: recipe.train[name] for name in names})
     tiny_config.train.update(steps=1, log_every=1, eval_every=1, checkpoint_every=1)
-    tiny_config.train.update(optimizer='adamw', learning_rate=1e-3)
+    tiny_config.model.heads = 'grid:2'
+    tiny_config.update_from_flattened_dict(FIELDS)
     evaluation = train.train_and_evaluate(tiny_config, tmp_path / 'run')
     assert 0 <= evaluation.miou <= 1
     (loss,) = (row['train/loss'] for row in read_rows(tmp_path / 'run') if 'train/loss' in row)
