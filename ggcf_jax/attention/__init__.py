@@ -401,7 +401,9 @@ def _case(
     inputs: Inputs, graph: Graph, scale: float, prune: Prune | None, extras: frozenset[str]
 ) -> Case:
     q, _, v = inputs[:3]
-    given = {'valid': inputs.valid, 'bias': inputs.bias, 'pruning': prune}
+    given: dict[Extra, Any] = {'valid': inputs.valid, 'bias': inputs.bias}
+    if prune is not None:
+        given['pruning' if prune.seed is None else 'random_pruning'] = prune
     mesh = jax.sharding.get_abstract_mesh()
     return Case(
         graph,

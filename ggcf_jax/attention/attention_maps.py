@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import position_bias, pruning, softmax
+from ggcf_jax.attention import block_sizes, position_bias, pruning, softmax
 from ggcf_jax.attention.graph import Graph, of_images
 from ggcf_jax.attention.layout import as_rows
 from ggcf_jax.attention.pruning import Prune
@@ -43,6 +43,7 @@ def attention_weights(
     """
     b, h, w, heads, dk = q.shape
     keys, every = as_rows(k), jnp.arange(h * w)
+    few_steps = block_sizes.current(b).few_steps
 
     def weights_of(position: jax.Array) -> jax.Array:
         y, x = jnp.clip(position, 0, jnp.array([h - 1, w - 1]))
@@ -54,7 +55,7 @@ def attention_weights(
             mask = mask & valid.reshape(b, 1, 1, -1)
         kept = mask
         if prune is not None:
-            kept = pruning.select(s, mask, prune, (y * w + x)[None], every)
+            kept = pruning.select(s, mask, prune, (y * w + x)[None], every, few_steps=few_steps)
         if bias is not None:
             own = position_bias.of_query(bias, graph, y, x, h, w)
             s = s + own.reshape(own.shape[0], 1, h * w)

@@ -21,6 +21,9 @@ class BlockSizes:
       queries, keys: chunk lengths of a dense graph, for one batch element and head.
       scores: number of score elements alive at once for small dense groups (grid graphs).
       pruned: number of score elements alive at once when whole rows are needed, for pruning.
+      pruned_each: most of these for each batch element and head. Where it is the limit, there are
+        as many steps for any batch: on accelerators each operation of a step is a kernel that is
+        started, so steps are few and large there. 0 where `pruned` alone is the limit.
       transpose_result: compute P^T X as (X^T P)^T. XLA:CPU is 2-4 times slower with the
         probabilities as the transposed operand, worst at power-of-two widths.
       devices: number of devices over which the batch is sharded.
@@ -33,6 +36,7 @@ class BlockSizes:
     keys: int
     scores: int
     pruned: int
+    pruned_each: int
     transpose_result: bool
     devices: int = 1
 
@@ -43,15 +47,30 @@ class BlockSizes:
         """
         return batch // self.devices if isinstance(batch, int) else 1
 
+    @property
+    def few_steps(self) -> bool:
+        """Whether pruning takes few large steps, whose number no value decides."""
+        return self.pruned_each > 0
+
+    def pruned_in(self, groups: int, batch: int) -> int:
+        """Number of score elements alive at once in each of `groups` groups of a map, for pruning.
+
+        Args:
+          groups: number of groups that are taken at a time.
+          batch: batch elements times heads.
+        """
+        most = self.pruned // self.per_device(groups * batch)
+        return min(most, self.pruned_each // groups) if self.few_steps else most
+
 
 CPU = BlockSizes(
     local=(8, 16), stack=4, windows=3, queries=512, keys=1024, scores=1 << 20, pruned=1 << 18,
-    transpose_result=True,
+    pruned_each=0, transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
 ACCELERATOR = BlockSizes(
-    local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, scores=1 << 24, pruned=1 << 24,
-    transpose_result=False,
+    local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, scores=1 << 24, pruned=1 << 30,
+    pruned_each=1 << 24, transpose_result=False,
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ggcf_jax.attention import layout, pruning, softmax, varying
-from ggcf_jax.attention.block_sizes import Options
+from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.graphs import Cross
 from ggcf_jax.attention.partial import Inputs, Partial
 from ggcf_jax.attention.pruning import Prune
@@ -14,15 +14,16 @@ from ggcf_jax.attention.pruning import Prune
 def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) -> Partial:
     """CROSS attention with Context Pruning; `engine.AttendPruned`.
 
-    One row of queries after the other. The affinities of a query stand in the row-major order of
-    its neighbours while it chooses among them: its column above, its row, its column below.
+    One row of queries after the other, or in few steps some rows at a time. The affinities of a
+    query stand in the row-major order of its neighbours while it chooses among them: its column
+    above, its row, its column below.
     """
     q, k, v, valid, _, _ = inputs
     b, h, w, heads, _ = q.shape
     column_keys, column_values = (layout.columns_first(x) for x in (k, v))
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(h, w)
 
-    def row(carry: tuple, y: jax.Array) -> tuple[tuple, None]:
+    def row(y: jax.Array) -> tuple[jax.Array, jax.Array]:
         qt, kt, vt = (jnp.swapaxes(_row(x, y), 1, 2) for x in (q, k, v))  # [b, heads, w, c]
         queries = jnp.moveaxis(qt, 2, 0)[..., None, :]  # [w, b, heads, 1, dk]
         along = jnp.moveaxis(softmax.scores(qt, kt, options.scale), 2, 0)[..., None, :]
@@ -39,7 +40,7 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
                 jnp.broadcast_to(_row(valid, y)[None], (w, b, w)),
             ]
             mask = jnp.concatenate(inside, -1)[..., order][:, :, None, None]
-        kept = pruning.select(s, mask, prune, i, j)
+        kept = pruning.select(s, mask, prune, i, j, few_steps=options.sizes.few_steps)
         s = jnp.where(kept, s, softmax.HIDDEN)
         top = s.max(-1, keepdims=True)
         p = jnp.exp(s - top)
@@ -50,10 +51,19 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
         o = softmax.weigh(p_across, column_values) + jnp.moveaxis(o_along, 2, 0)[..., None, :]
         seen = None if mask is None else mask.any(-1, keepdims=True)
         lse = jnp.where(top == softmax.HIDDEN, softmax.HIDDEN, top + jnp.log(total))
-        new = softmax.where_seen((o / total).astype(v.dtype), lse, seen)
+        return softmax.where_seen((o / total).astype(v.dtype), lse, seen)
+
+    if options.sizes.few_steps:
+        elements = options.sizes.pruned_in(1, b * heads)
+        size = even(h, max(1, elements // (w * (h + w - 1))))
+        found = lax.map(row, jnp.arange(h), batch_size=size)
+        o, lse = (x[..., 0, :].transpose(2, 0, 1, 3, 4) for x in found)
+        return Partial(o, lse[..., 0])
+
+    def put(carry: tuple, y: jax.Array) -> tuple[tuple, None]:
         return tuple(
             lax.dynamic_update_slice_in_dim(x, jnp.moveaxis(part[..., 0, :], 0, 1)[:, None], y, 1)
-            for x, part in zip(carry, new)
+            for x, part in zip(carry, row(y))
         ), None
 
     arrays = [x for x in inputs if x is not None]
@@ -61,7 +71,7 @@ def attend_pruned(inputs: Inputs, graph: Cross, options: Options, prune: Prune) 
         varying.zeros((b, h, w, heads, v.shape[-1]), v.dtype, *arrays),
         varying.zeros((b, h, w, heads, 1), softmax.accumulator(q, k), *arrays),
     )
-    (o, lse), _ = lax.scan(row, carry, jnp.arange(h))
+    (o, lse), _ = lax.scan(put, carry, jnp.arange(h))
     return Partial(o, lse[..., 0])
 
 

@@ -80,7 +80,7 @@ def _refusal_of_arguments(case: Case) -> str | None:
     if of_q != of_v or of_q not in DTYPES:
         names = ' and '.join(dict.fromkeys(jnp.dtype(x).name for x in (of_q, of_v)))
         return f'it takes bfloat16 or float16 alike for q, k and v, not {names}'
-    unknown = case.extras & {'bias', 'pruning'}
+    unknown = case.extras & {'bias', 'pruning', 'random_pruning'}
     if unknown:
         return f'it does not know {", ".join(sorted(unknown))}'
     if len(_parts(graph)) > 1 and 'valid' in case.extras and knows_border(graph):

@@ -5,6 +5,7 @@ of one size, at most four, become elements of one batch, so many at a time that 
 few.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -49,14 +50,31 @@ def attend_pruned(inputs: Inputs, graph: Local, options: Options, prune: Prune) 
     h, w = inputs.q.shape[1:3]
     positions = jnp.arange(h * w, dtype=jnp.int32).reshape(1, h, w, 1, 1)
 
-    def attend_maps(maps: Sequence[jax.Array]) -> Partial:
+    def attend_maps(maps: Sequence[jax.Array], options: Options = options) -> Partial:
         own, *arrays = maps
         own = own[0, :, :, 0, 0]
         return local.attend_pruned(groups.from_maps(arrays), inside, options, prune, own)
 
-    # One at a time: random priorities depend on the place of an image in its batch.
+    def each(f: Callable[[Sequence[jax.Array]], Partial], maps: Sequence[jax.Array]) -> Partial:
+        if not options.sizes.few_steps:
+            return lax.map(f, maps)
+        sizes, classes = options.sizes, len(maps[0])
+        sizes = dataclasses.replace(
+            sizes, pruned=sizes.pruned // classes, pruned_each=sizes.pruned_each // classes
+        )
+        own = dataclasses.replace(options, sizes=sizes)
+        return jax.vmap(lambda maps: attend_maps(maps, own))(maps)
+
+    if options.kernels == 'pallas':  # by the affinities
+
+        def attend_batch(maps: Sequence[jax.Array]) -> Partial:
+            return local.attend_pruned(groups.from_maps(maps), inside, options, prune)
+
+        classes, maps = math.prod(graph.dilations), groups.as_maps(inputs)
+        return _over_classes(attend_batch, inputs, maps, graph.dilations, lambda shape: classes)
+    # Not as a batch: random priorities depend on the place of an image in its batch.
     maps = (positions, *groups.as_maps(inputs))
-    return _over_classes(attend_maps, inputs, maps, graph.dilations, lambda shape: 1)
+    return _over_classes(attend_maps, inputs, maps, graph.dilations, lambda shape: 1, each)
 
 
 def _over_classes(
@@ -65,6 +83,7 @@ def _over_classes(
     maps: Sequence[jax.Array],
     dilations: tuple[int, int],
     together: Callable[[tuple[int, int]], int],
+    each: Callable[..., Partial] = lax.map,
 ) -> Partial:
     """Attention inside the residue classes of maps.
 
@@ -74,6 +93,7 @@ def _over_classes(
       maps: what f gets the classes of, [b or 1, h, w, heads, c].
       dilations: D of rows and of columns.
       together: height and width of a class -> number of classes to take at a time.
+      each: carries f out for each element of the leading axis of maps.
     """
     b, h, w = inputs.q.shape[:3]
     arrays = [x for x in inputs if x is not None]
@@ -98,7 +118,7 @@ def _over_classes(
         if len(cut[0]) == 1:
             found = jax.tree.map(lambda x: x[None], f([x[0] for x in cut]))
         else:
-            found = lax.map(f, cut)
+            found = each(f, cut)
         corner = (0, 0, rows.first, 0, columns.first, 0, 0)
         for i, x in enumerate((found.o, found.lse[..., None])):
             out[i] = lax.dynamic_update_slice(out[i], _unstacked(x, b, fields), corner)

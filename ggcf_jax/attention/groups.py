@@ -111,7 +111,7 @@ def attend_pruned(inputs: Inputs, partition: Partition, options: Options, prune:
         return pruning.attend_rows(q, k, v, valid, positions, prune, options)
 
     def most(n: int) -> int:
-        return options.sizes.pruned // (options.sizes.per_device(b * heads) * n * min(n, 64))
+        return options.sizes.pruned_in(1, b * heads) // (n * min(n, 64))
 
     q, k, v, *valid = as_maps(inputs)
     maps = (q, k, v, positions, *valid)

@@ -6,10 +6,12 @@ from typing import Any, Literal, Protocol
 from ggcf_jax.attention.graphs import Graph
 from ggcf_jax.attention.target import Device
 
-Extra = Literal['valid', 'bias', 'registers', 'pruning', 'return_lse', 'other_map']
+Extra = Literal[
+    'valid', 'bias', 'registers', 'pruning', 'random_pruning', 'return_lse', 'other_map'
+]  # fmt: skip
 
 EXTRAS: tuple[Extra, ...] = (
-    'valid', 'bias', 'registers', 'pruning', 'return_lse', 'other_map',
+    'valid', 'bias', 'registers', 'pruning', 'random_pruning', 'return_lse', 'other_map',
 )  # fmt: skip
 
 

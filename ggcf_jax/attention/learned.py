@@ -32,7 +32,8 @@ def attend_pruned(inputs: Inputs, graph: Learned, options: Options, prune: Prune
             # log E of one query to the whole map is a window of the turned table.
             return lax.dynamic_slice(turned, (h - 1 - at // w, w - 1 - at % w), (h, w)).reshape(-1)
 
-        return lax.map(one, i)
+        # On CPUs a slice is a copy of memory, and a gather is not.
+        return jax.vmap(one)(i) if options.sizes.few_steps else lax.map(one, i)
 
     q, k, v = (as_rows(x) for x in (q, k, v))
     o, lse = pruning.attend_rows(

@@ -232,6 +232,10 @@ def attend_pruned(
       prune: how many neighbours are kept, by what priority.
       positions: int32 [h, w], numbers of the positions where the map is a part of another one.
     """
+    if options.kernels == 'pallas':
+        return tpu_local.attend_pruned(inputs, graph, options, prune)
+    if options.sizes.few_steps:
+        return windows.attend_pruned(inputs, graph, options, prune, positions)
     v = inputs.v
     _, h, w, heads, _ = inputs.q.shape
     cut = tiling(h, w, graph, options.sizes, framed=inputs.frame is not None)
@@ -253,7 +257,7 @@ def attend_pruned(
                 _positions(at, shape, w) if positions is None else _taken(positions, at, shape)
                 for at, shape in ((query, cut.tile), (key, group.window))
             )
-            kept = pruning.select(s, mask, prune, i, j)
+            kept = pruning.select(s, mask, prune, i, j, few_steps=False)
             o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
             return _put_both(carry, *softmax.where_seen(o, lse[..., None], seen), query, cut), None
 

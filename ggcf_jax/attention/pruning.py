@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import softmax, top_k, varying
+from ggcf_jax.attention import softmax, top_k, top_k_bits, varying
 from ggcf_jax.attention.block_sizes import Options, even
 
 
@@ -117,6 +117,8 @@ def select(
     prune: Prune,
     i: jax.Array,
     j: jax.Array,
+    *,
+    few_steps: bool,
 ) -> jax.Array:
     """The mask of the kept pairs of one tile.
 
@@ -126,6 +128,7 @@ def select(
       prune: how many neighbours are kept, by what priority.
       i: row-major positions of the queries, int32 [..., m].
       j: row-major positions of the keys, int32 [..., n].
+      few_steps: `BlockSizes.few_steps`.
 
     Returns:
       Bool, shaped like s. A query with a NaN among its affinities keeps all neighbours, so that
@@ -135,7 +138,8 @@ def select(
     if prune.seed is not None:
         priority = random_priority(prune.seed, prune.width, s.shape[-3], i, j)
         priority = jnp.broadcast_to(priority, s.shape)
-    kept = top_k.largest(priority, mask, prune.kept) | _has_nan(s, mask)
+    largest = top_k_bits.largest if few_steps else top_k.largest
+    kept = largest(priority, mask, prune.kept) | _has_nan(s, mask)
     return kept if mask is None else kept & mask
 
 
@@ -169,8 +173,8 @@ def attend_rows(
     """
     n = q.shape[-2]
     # Thin chunks make slow products: at least 64 queries.
-    rows = options.sizes.per_device(math.prod(q.shape[:-2]))
-    size = even(n, max(64, options.sizes.pruned // (n * rows)))
+    elements = options.sizes.pruned_in(math.prod(q.shape[:-4]), math.prod(q.shape[-4:-2]))
+    size = even(n, max(64, elements // n))
     last = -(-n // size) - 1
     mask = None if valid is None else jnp.swapaxes(valid, -1, -2)
     seen = None if valid is None else valid.any(-2, keepdims=True)
@@ -185,7 +189,7 @@ def attend_rows(
         if edges is not None:
             own = edges(i) if mask is None else edges(i) & mask
             any_key = own.any(-1, keepdims=True)
-        kept = select(s, own, prune, i, position)
+        kept = select(s, own, prune, i, position, few_steps=options.sizes.few_steps)
         if bias is not None:
             s = s + bias(i)
         o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), v)

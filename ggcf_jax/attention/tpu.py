@@ -14,7 +14,7 @@ from ggcf_jax.attention.target import Device
 _DTYPES = (jnp.bfloat16, jnp.float32)
 # What a graph's kernel knows beside q, k and v.
 _EXTRAS: dict[type, frozenset[str]] = {
-    Local: frozenset({'valid', 'registers', 'return_lse'}),
+    Local: frozenset({'valid', 'registers', 'pruning', 'return_lse'}),
     Full: frozenset({'valid'}),
 }
 _MOST_CHANNELS = 512
@@ -44,6 +44,8 @@ class TpuKernels:
                 'there are several TPUs and no mesh: how arrays are sharded is not known '
                 '(jax.set_mesh)'
             )
+        if 'pruning' in case.extras and _is_shared(case):
+            return 'pruning over devices is left to the partitioner, which knows no kernels'
         return (
             _refusal_of_memory(case, case.graph, sizes) if isinstance(case.graph, Local) else None
         )
@@ -77,13 +79,22 @@ def _refusal_of_memory(case: Case, graph: Local, sizes: tpu_sizes.TpuSizes) -> s
     _, h, w = case.shape
     members = [-(-n // d) for n, d in zip((h, w), graph.dilations)]
     itemsize = jnp.dtype(case.dtypes[0]).itemsize
-    needed = tpu_local.memory(members[0], members[1], graph, case.channels, itemsize, sizes)
+    pruned = 'pruning' in case.extras
+    needed = tpu_local.memory(
+        members[0], members[1], graph, case.channels, itemsize, sizes, pruned=pruned
+    )
     if needed <= sizes.memory:
         return None
     return (
         f'a window of {graph.kind()} needs {needed / 2**20:.0f} MiB of on-chip memory, and there '
         f'are {sizes.memory / 2**20:.0f}'
     )
+
+
+def _is_shared(case: Case) -> bool:
+    """Whether the program is partitioned: not inside a `jax.shard_map` that took all axes."""
+    manual = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return any(size > 1 for _, size in case.mesh) or (manual and bool(case.mesh))
 
 
 def _is_shared_unseen() -> bool:

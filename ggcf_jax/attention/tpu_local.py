@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from ggcf_jax.attention import once, softmax, target, tpu_sizes, varying
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.pruning import Prune
 from ggcf_jax.attention.tpu_sizes import Size2d, TpuSizes, round_up
 
 _INTERPRET = False  # whether the kernels are carried out by XLA, where there is no TPU
@@ -92,7 +93,9 @@ def plan(h: int, w: int, reach: Size2d, sizes: TpuSizes) -> _Plan:
     )
 
 
-def memory(h: int, w: int, graph: Local, channels: Size2d, itemsize: int, sizes: TpuSizes) -> int:
+def memory(
+    h: int, w: int, graph: Local, channels: Size2d, itemsize: int, sizes: TpuSizes, *, pruned: bool
+) -> int:
     """About how many bytes of on-chip memory the largest of the kernels takes.
 
     Args:
@@ -101,6 +104,7 @@ def memory(h: int, w: int, graph: Local, channels: Size2d, itemsize: int, sizes:
       channels: numbers of channels of q and k, and of v.
       itemsize: bytes of a number of them.
       sizes: sizes to aim at.
+      pruned: whether the scores of a whole window are kept.
     """
     cut = plan(h, w, _reach(graph, h, w), sizes)
     both = sum(round_up(c, _LANES) for c in channels)
@@ -108,7 +112,13 @@ def memory(h: int, w: int, graph: Local, channels: Size2d, itemsize: int, sizes:
     near = math.prod(cut.window) * cut.queries * 2
     scores = 4 * cut.queries * round_up(cut.keys, _LANES) * 4
     sums = cut.queries * both * 4
-    return 2 * positions * both * itemsize + 2 * near + scores + sums
+    kept = _scores(cut) * 4 if pruned else 0
+    return 2 * positions * both * itemsize + 2 * near + scores + sums + kept
+
+
+def _scores(cut: _Plan) -> int:
+    """Number of scores of a tile with its window, filled up to whole lanes."""
+    return cut.chunks * cut.queries * round_up(cut.keys, _LANES)
 
 
 def attend_rows(
@@ -116,13 +126,10 @@ def attend_rows(
 ) -> Partial:
     """LOCAL attention of a block of rows to its surroundings, as `local.attend_rows`."""
     q, k, v, valid, _, _ = inputs
-    if not isinstance(q.shape[0], int):  # a kernel's grid is static: one image after the other
-
-        def one(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            own = Inputs(*(x[None] for x in arrays))
-            return tuple(x[0] for x in attend_rows(own, rows_of_map, graph, options))
-
-        return Partial(*lax.map(one, tuple(x for x in (q, k, v, valid) if x is not None)))
+    if not isinstance(q.shape[0], int):
+        return _image_by_image(
+            lambda inputs: attend_rows(inputs, rows_of_map, graph, options), inputs
+        )
     margin = (k.shape[1] - q.shape[1]) // 2
     inside = jnp.ones((1, *k.shape[1:3]), bool) if valid is None else valid
     if rows_of_map is not None:
@@ -135,6 +142,61 @@ def attend_rows(
     maps = [varying.match(x.transpose(0, 3, 1, 2, 4), *arrays) for x in (q, k, v)]
     o, lse = _attend(*maps, varying.match(inside, *arrays), static)
     return Partial(o.transpose(0, 2, 3, 1, 4), lse.transpose(0, 2, 3, 1))
+
+
+def attend_pruned(inputs: Inputs, graph: Local, options: Any, prune: Prune) -> Partial:
+    """LOCAL attention with Context Pruning by the affinities, as `local.attend_pruned`."""
+    q, k, v, valid, _, _ = inputs
+    b, h, w, heads, _ = q.shape
+    if not isinstance(b, int):
+        return _image_by_image(lambda inputs: attend_pruned(inputs, graph, options, prune), inputs)
+    arrays = [x for x in inputs[:4] if x is not None]
+    sizes = tpu_sizes.of_kind(target.kind())
+    assert sizes is not None
+    static = _Static(_reach(graph, h, w), float(options.scale), 0, sizes)
+    cut = plan(h, w, static.reach, sizes)
+    inside = varying.match(jnp.ones((1, h, w), bool) if valid is None else valid, *arrays)
+    neighbours = inside.astype(jnp.int32)
+    for axis, reach in enumerate(static.reach):
+        neighbours = _window_sums(neighbours, 1 + axis, reach)
+    wanted = prune.kept(neighbours).astype(jnp.float32)  # exact: a window is smaller than 2^24
+    hide = jnp.where(inside, 0.0, _LOWEST)[:, None, :, :, None]
+    q, k, v = (varying.match(x.transpose(0, 3, 1, 2, 4), *arrays) for x in (q, k, v))
+    o, lse = _call(
+        _pruned_kernel,
+        cut,
+        static,
+        tiles=[_tiles(q, cut)],
+        tile_rows=_to_rows(wanted[:, None, :, :, None], cut),
+        near=_near(cut),
+        rows=_rows_of_windows(hide, cut, 0, _LOWEST),
+        windows=[_windows(x, cut, 0) for x in (k, v)],
+        results=[(v.shape[-1], v.dtype)],
+        sums=1,
+        heads=heads,
+        scratch=(cut.chunks, cut.queries, cut.keys),
+    )
+    lse = _from_rows(lse, cut)[:, :, :h, :w, 0]
+    return Partial(o[:, :, :h, :w].transpose(0, 2, 3, 1, 4), lse.transpose(0, 2, 3, 1))
+
+
+def _image_by_image(f: Callable[[Inputs], Partial], inputs: Inputs) -> Partial:
+    """One image after the other: a kernel's grid is static, and the batch is not."""
+
+    def one(arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(x[0] for x in f(Inputs(*(x[None] for x in arrays))))
+
+    return Partial(*lax.map(one, tuple(x for x in inputs[:4] if x is not None)))
+
+
+def _window_sums(x: jax.Array, axis: int, reach: int) -> jax.Array:
+    """Sums of x over at most `reach` positions to both sides of each along an axis, int32."""
+    n = x.shape[axis]
+    up_to = jnp.cumsum(x, axis)
+    at = jnp.arange(n)
+    last = jnp.take(up_to, jnp.minimum(at + reach, n - 1), axis)
+    before = jnp.take(up_to - x, jnp.maximum(at - reach, 0), axis)
+    return last - before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +314,7 @@ def _call(
     heads: int,
     tile_rows: jax.Array | None = None,
     sums: int = 0,
+    scratch: tuple[int, ...] | None = None,
 ) -> list[jax.Array]:
     """Runs a kernel on all tiles of all heads of all images.
 
@@ -268,6 +331,7 @@ def _call(
       heads: number of heads.
       tile_rows: `_to_rows`, of which a program has those of its tile.
       sums: number of rows of sums that are computed beside, as `_to_rows`.
+      scratch: shape of an int32 array in on-chip memory that the kernel gets behind the results.
     """
     # Here and not at the top: a start without a TPU need not wait for Mosaic.
     from jax.experimental.pallas import tpu as pltpu
@@ -324,6 +388,7 @@ def _call(
         in_specs=specs,
         out_specs=out_specs,
         out_shape=out,
+        scratch_shapes=[] if scratch is None else [pltpu.VMEM(scratch, jnp.int32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=('parallel',) * 4, vmem_limit_bytes=static.sizes.memory
         ),
@@ -339,28 +404,113 @@ def _forward_kernel(
     queries, dv = _flat(q[...]), v.shape[-1]
 
     def body(c: Any, state: Any) -> Any:
-        top, total, sums = state
         keys, values = (_chunk(x, c, cut) for x in (k, v))
         s = jnp.maximum(_product(queries, keys, 1, 1) * scale, _NO_WEIGHT)
         s = jnp.where(near[c].astype(jnp.float32) + hide[c] < 0, _LOWEST, s)
-        new = jnp.maximum(top, s.max(1, keepdims=True))
-        p, old = jnp.exp(s - new), jnp.exp(top - new)
-        sums = sums * old + _product(p.astype(values.dtype), values, 1, 0)
-        return new, total * old + p.sum(1, keepdims=True), sums
+        return _accumulated(state, s, values)
 
-    column = (cut.queries, 1)
-    start = (
+    top, total, sums = lax.fori_loop(0, cut.chunks, body, _start(cut.queries, dv))
+    _finish(top, total, sums, o, lse)
+
+
+def _start(queries: int, dv: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Largest score, sum of exponentials and sum of values before any key."""
+    column = (queries, 1)
+    return (
         jnp.full(column, _LOWEST, jnp.float32),
         jnp.zeros(column, jnp.float32),
-        jnp.zeros((cut.queries, dv), jnp.float32),
+        jnp.zeros((queries, dv), jnp.float32),
     )
-    top, total, sums = lax.fori_loop(0, cut.chunks, body, start)
+
+
+def _accumulated(state: Any, s: jax.Array, values: jax.Array) -> Any:
+    """The same after some more keys, of these scores [queries, keys] and values."""
+    top, total, sums = state
+    new = jnp.maximum(top, s.max(1, keepdims=True))
+    p, old = jnp.exp(s - new), jnp.exp(top - new)
+    sums = sums * old + _product(p.astype(values.dtype), values, 1, 0)
+    return new, total * old + p.sum(1, keepdims=True), sums
+
+
+def _finish(top: jax.Array, total: jax.Array, sums: jax.Array, o: Any, lse: Any) -> None:
+    """Writes outputs and log-sum-exps."""
     # Whoever sees no key gets zeros; whose scores are all minus infinity gets NaN, as elsewhere.
     empty = (top <= _NO_WEIGHT) & ~jnp.isnan(total)
     without = jnp.where(top <= _LOWEST / 2, 0.0, jnp.nan)
     o[...] = jnp.where(empty, without, sums / total).astype(o.dtype).reshape(o.shape)
     found = jnp.where(empty, softmax.HIDDEN, top + jnp.log(total))
-    lse[...] = jnp.broadcast_to(found, (cut.queries, _LANES)).T[:1]
+    lse[...] = jnp.broadcast_to(found, (len(total), _LANES)).T[:1]
+
+
+def _pruned_kernel(
+    q: Any, wanted: Any, near: Any, hide: Any, k: Any, v: Any, o: Any, lse: Any, ordered: Any, *,
+    cut: _Plan, scale: float,
+) -> None:  # fmt: skip
+    """Outputs and log-sum-exps of a tile of queries over the neighbours that pruning keeps.
+
+    The scores of the whole window stay in on-chip memory as int32 of the same order, those of
+    strangers as the lowest one. The score of the last neighbour that is kept is found bit by bit.
+    """
+    queries, dv = _flat(q[...]), v.shape[-1]
+    lowest, column = jnp.int32(-(2**31)), (cut.queries, 1)
+    keep = jnp.broadcast_to(wanted[:1], (_LANES, cut.queries)).T[:, :1]
+
+    def enter(c: Any, some_nan: jax.Array) -> jax.Array:
+        s = _product(queries, _chunk(k, c, cut), 1, 1) * scale
+        stranger = near[c].astype(jnp.float32) + hide[c] < 0
+        nan = jnp.where(stranger, 0.0, jnp.where(s != s, 1.0, 0.0)).max(1, keepdims=True)
+        bits = lax.bitcast_convert_type(jnp.where(s == 0, 0.0, s), jnp.int32)  # zeros are equal
+        ordered[c] = jnp.where(stranger, lowest, jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits))
+        return jnp.maximum(some_nan, nan)
+
+    some_nan = lax.fori_loop(0, cut.chunks, enter, jnp.zeros(column, jnp.float32))
+
+    def count(reaches: Callable[[jax.Array, Any], jax.Array]) -> jax.Array:
+        def add(c: Any, total: jax.Array) -> jax.Array:
+            return total + jnp.where(reaches(ordered[c], c), 1.0, 0.0).sum(1, keepdims=True)
+
+        return lax.fori_loop(0, cut.chunks, add, jnp.zeros(column, jnp.float32))
+
+    def find(done: Any, state: Any) -> Any:
+        low, at_low, above = state  # low as if unsigned, from zero on
+        candidate = low | lax.shift_left(jnp.int32(1), 31 - done)
+        found = count(lambda x, c: x >= (candidate ^ lowest))
+        enough = found >= keep
+        above = jnp.where(enough, above, jnp.maximum(above, found))
+        return jnp.where(enough, candidate, low), jnp.where(enough, found, at_low), above
+
+    start = jnp.zeros(column, jnp.int32), keep, jnp.zeros(column, jnp.float32)
+    low, at_low, above = lax.fori_loop(0, 32, find, start)
+    nth = low ^ lowest
+
+    def place(c: Any) -> jax.Array:
+        return c * cut.keys + lax.broadcasted_iota(jnp.int32, (1, cut.keys), 1)
+
+    bits = max(1, (cut.chunks * cut.keys - 1).bit_length())
+
+    def first_of_equals() -> jax.Array:
+        """The greatest place at which fewer equal ones lie before than are missing."""
+
+        def find(done: Any, end: jax.Array) -> jax.Array:
+            candidate = end | lax.shift_left(jnp.int32(1), bits - 1 - done)
+            before = count(lambda x, c: (x == nth) & (place(c) < candidate))
+            return jnp.where(before + above < keep, candidate, end)
+
+        return lax.fori_loop(0, bits, find, jnp.zeros(column, jnp.int32))
+
+    last = lax.cond(
+        (at_low - keep).max() > 0, first_of_equals, lambda: jnp.full(column, 2**31 - 1, jnp.int32)
+    )
+
+    def body(c: Any, state: Any) -> Any:
+        x, values = ordered[c], _chunk(v, c, cut)
+        kept = (x != lowest) & ((x > nth) | ((x == nth) & (place(c) <= last)))
+        s = lax.bitcast_convert_type(jnp.where(x < 0, x ^ 0x7FFFFFFF, x), jnp.float32)
+        return _accumulated(state, jnp.where(kept, jnp.maximum(s, _NO_WEIGHT), _LOWEST), values)
+
+    top, total, sums = lax.fori_loop(0, cut.chunks, body, _start(cut.queries, dv))
+    total = jnp.where(some_nan > 0, jnp.nan, total)
+    _finish(top, total, sums, o, lse)
 
 
 def _dq_kernel(

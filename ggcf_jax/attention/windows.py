@@ -1,25 +1,30 @@
-"""LOCAL attention by fused kernels: each tile of queries and its window of keys are sequences.
+"""LOCAL attention in tiles that are all alike: of queries, each with a window of keys.
 
 All tiles of a map have one size, and all windows: a window is moved inside the map where it would
-reach past it. What of a window is no neighbour of a query, a stranger, is hidden by channels that
-know the rows and the columns of the tile: 1 in the channels of the query's own row and column, far
-below zero in those that must not see the key. Where there is no room for more channels, a bias
-hides it, which differs for the tiles at the border.
+reach past it. So fused kernels attend to all of them in one call, and pruning to many at a time.
+
+What of a window is no neighbour of a query is a stranger. From fused kernels it is hidden by
+channels that know the rows and the columns of the tile: 1 in the channels of the query's own row
+and column, far below zero in those that must not see the key. Where there is no room for more
+channels, a bias hides it, which differs for the tiles at the border.
 """
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from ggcf_jax.attention import cudnn, softmax
+from ggcf_jax.attention import cudnn, pruning, softmax, varying
 from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.graphs import Local
 from ggcf_jax.attention.partial import Inputs, Partial
+from ggcf_jax.attention.pruning import Prune
 
 
 class _Axis(NamedTuple):
@@ -62,25 +67,11 @@ def attend(
     inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, options: Options
 ) -> Partial:
     """LOCAL attention of a block of rows to its surroundings, as `local.attend_rows`."""
-    q, k, v, valid, _, frame = inputs
+    q, k, v, valid, _, _ = inputs
     b, h, w, heads, _ = q.shape
-    margin = (k.shape[1] - h) // 2
     by_channels = cudnn.hides_by_channels(q.shape[-1], options.most_channels)
-    rows, columns = (
-        _axis(
-            n, m, graph, axis, cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels),
-            open_ends=m > 0 or frame is not None,
-        )
-        for axis, (n, m) in enumerate([(h, margin), (w, 0)])
-    )  # fmt: skip
-    shift = graph.border == 'shift'
-    ends: Any = (0, k.shape[1]) if rows_of_map is None else (rows_of_map[0], rows_of_map[1]), (0, w)
-    if frame is not None:
-        ends = tuple(zip(*frames.of(frame)))
-    strangers = _Strangers(
-        _strangers(rows, margin, graph.sizes[0], ends[0], shift=shift),
-        _strangers(columns, 0, graph.sizes[1], ends[1], shift=shift),
-    )
+    tile = [cudnn.tile(axis, graph.sizes[axis], by_channels=by_channels) for axis in (0, 1)]
+    rows, columns, strangers = _cut(inputs, rows_of_map, graph, tile)
     queries = _tiles(q, rows, columns)
     keys, values = (_windows(x, rows, columns) for x in (k, v))
     inside = None if valid is None else _windows(valid[..., None, None], rows, columns)
@@ -97,6 +88,102 @@ def attend(
         return x.reshape(b, height, width, heads, -1)[:, :h, :w]
 
     return Partial(as_map(o), as_map(lse[..., None])[..., 0])
+
+
+def attend_pruned(
+    inputs: Inputs, graph: Local, options: Options, prune: Prune, positions: jax.Array | None
+) -> Partial:
+    """LOCAL attention with Context Pruning, as `local.attend_pruned`: few steps of many tiles."""
+    q, k, v, valid, _, _ = inputs
+    b, h, w, heads, _ = q.shape
+    rows, columns, strangers = _cut(inputs, None, graph, options.sizes.local)
+    if positions is None:
+        positions = jnp.arange(h * w, dtype=jnp.int32).reshape(h, w)
+    own = positions[None, :, :, None, None]
+    of_queries = [_as_sequences(_tiles(x, rows, columns)) for x in (q, own)]
+    of_keys = [_as_sequences(_windows(x, rows, columns)) for x in (k, v, own)]
+    if valid is not None:
+        of_keys.append(_as_sequences(_windows(valid[..., None, None], rows, columns)))
+    count, m, n = of_queries[0].shape[0], of_queries[0].shape[3], of_keys[0].shape[3]
+    # [tiles, b or 1, window, tile] along each axis
+    y, x = np.divmod(np.arange(count), len(columns.starts))
+    hidden = [
+        jnp.moveaxis(jnp.asarray(of_axis).reshape(-1, *of_axis.shape[-3:])[:, tile], 0, 1)
+        for of_axis, tile in zip(strangers, (y, x))
+    ]
+    size = even(count, options.sizes.pruned_in(1, b * heads) // (m * n))
+
+    def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
+        # The last step starts early enough to be full: those tiles are computed twice, equally.
+        start = jnp.minimum(t * size, count - size)
+        (qt, i), (kt, vt, j, *inside), (of_rows, of_columns) = (
+            [lax.dynamic_slice_in_dim(x, start, size) for x in arrays]
+            for arrays in (of_queries, of_keys, hidden)
+        )
+        near = [~jnp.swapaxes(x, -1, -2) for x in (of_rows, of_columns)]
+        mask = near[0][:, :, :, None, :, None] & near[1][:, :, None, :, None, :]
+        mask = mask.reshape(size, -1, 1, m, n)
+        seen = None
+        if inside:
+            mask = mask & jnp.swapaxes(inside[0], -1, -2)
+            seen = mask.any(-1, keepdims=True)
+        s = softmax.scores(qt, kt, options.scale)
+        i, j = (x[:, 0, 0, :, 0] for x in (i, j))
+        kept = pruning.select(s, mask, prune, i, j, few_steps=True)
+        o, lse = softmax.normalise(jnp.where(kept, s, softmax.HIDDEN), vt)
+        new = softmax.where_seen(o.astype(v.dtype), lse[..., None], seen)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(x, y, start, axis=0) for x, y in zip(carry, new)
+        ), None
+
+    arrays = [x for x in inputs if x is not None]
+    carry = (
+        varying.zeros((count, b, heads, m, v.shape[-1]), v.dtype, *arrays),
+        varying.zeros((count, b, heads, m, 1), softmax.accumulator(q, k), *arrays),
+    )
+    o, lse = lax.scan(step, carry, jnp.arange(-(-count // size)))[0]
+
+    def as_map(x: jax.Array) -> jax.Array:
+        fields = len(rows.starts), len(columns.starts)
+        x = x.reshape(*fields, b, heads, rows.tile, columns.tile, -1).transpose(2, 0, 4, 1, 5, 3, 6)
+        return x.reshape(b, fields[0] * rows.tile, -1, heads, x.shape[-1])[:, :h, :w]
+
+    return Partial(as_map(o), as_map(lse)[..., 0])
+
+
+def _as_sequences(x: jax.Array) -> jax.Array:
+    """Tiles or windows [b, *tiles, height, width, heads, c] as [tiles, b, heads, members, c]."""
+    b, ny, nx, height, width, heads, c = x.shape
+    return x.transpose(1, 2, 0, 5, 3, 4, 6).reshape(ny * nx, b, heads, height * width, c)
+
+
+def _cut(
+    inputs: Inputs, rows_of_map: jax.Array | None, graph: Local, tile: Sequence[int]
+) -> tuple[_Axis, _Axis, '_Strangers']:
+    """How the rows and the columns of maps are cut, and what of the windows is hidden.
+
+    Args:
+      inputs: the arrays of the attention.
+      rows_of_map: first and end of the rows of keys that belong to the map; None for all of them.
+      graph: sizes and border rule.
+      tile: greatest height and width of a tile.
+    """
+    _, h, w, _, _ = inputs.q.shape
+    margin, frame = (inputs.k.shape[1] - h) // 2, inputs.frame
+    rows, columns = (
+        _axis(n, m, graph, axis, tile[axis], open_ends=m > 0 or frame is not None)
+        for axis, (n, m) in enumerate([(h, margin), (w, 0)])
+    )
+    shift = graph.border == 'shift'
+    keys = inputs.k.shape[1]
+    ends: Any = (0, keys) if rows_of_map is None else (rows_of_map[0], rows_of_map[1]), (0, w)
+    if frame is not None:
+        ends = tuple(zip(*frames.of(frame)))
+    strangers = _Strangers(
+        _strangers(rows, margin, graph.sizes[0], ends[0], shift=shift),
+        _strangers(columns, 0, graph.sizes[1], ends[1], shift=shift),
+    )
+    return rows, columns, strangers
 
 
 class _Strangers(NamedTuple):

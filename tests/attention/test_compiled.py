@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ggcf_jax.attention import attend, graphs, position_bias
+from ggcf_jax.attention import attend, graphs, position_bias, target
 from tests.attention.cases import assert_close, inputs, slow
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'all-to-all', 'collective-permute', 'reduce-scatter')
@@ -144,3 +144,8 @@ def test_pruned_sharded_batch_needs_no_gather():
             assert_close(compiled(*arrays), attend(q, k, v, graph, drop_rate=0.5), 1e-5)
         # The search ends when the rows of all devices are settled: a reduction of one flag.
         assert set(collectives(compiled)) <= {'all-reduce'}
+        with jax.set_mesh(mesh), target.tracing_for('gpu'):
+            there = lambda q, k, v, graph=graph: attend(q, k, v, graph, drop_rate=0.5)  # noqa: E731
+            compiled = jax.jit(there, out_shardings=sharding).lower(*arrays).compile()
+            assert_close(compiled(*arrays), attend(q, k, v, graph, drop_rate=0.5), 1e-5)
+        assert collectives(compiled) == {}  # on accelerators the number of passes is known

@@ -1,11 +1,13 @@
 """Context Pruning: exactly N kept, ties, rates, random control, bounded memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ggcf_jax.attention import attend, pruning, target, top_k
+from ggcf_jax.attention import attend, block_sizes, parse, pruning, target, top_k, top_k_bits
 from ggcf_jax.attention.graphs import Block, Cross, Full, Grid, Local
 from tests.attention.cases import (
     adjacency,
@@ -21,6 +23,12 @@ from tests.attention.cases import (
 RANDOM = {'pruning': 'random', 'key': jax.random.key(5)}
 KEEPS = ({'keep': 5}, {'drop_rate': 0.7}, {'keep': 4} | RANDOM)
 EXTRA = [*per_axis()[::2], *with_engine()]  # variants of the kinds
+
+
+ACCELERATED = [  # what takes few steps there, as text
+    *('local:3x0:shift', 'local:2', 'local:1@3', 'local:2@2:shift', 'grid:3', 'full', 'cross'),
+    *('row', 'block:4+1', 'local:2|grid:3', 'learned'),
+]
 
 
 def kept_pairs(graph, h, w, q, k, **options):
@@ -49,6 +57,51 @@ def test_engine_equals_reference(graph, options):
         return [attend(*x, graph, implementation=i, **options) for i in ('auto', 'reference')]
 
     assert_close(*both(q, k, v), 1e-5)
+
+
+@pytest.mark.parametrize(
+    ('text', 'options', 'platform'),
+    [
+        ('local:3', KEEPS[0], 'gpu'),
+        *slow_cases([(text, KEEPS[i % 3], 'gpu') for i, text in enumerate(ACCELERATED)]),
+        *slow_cases([(text, KEEPS[1], 'tpu') for text in ('local:2', 'full')]),
+    ],
+)
+def test_few_steps_of_accelerators_equal_the_reference(text, options, platform, monkeypatch):
+    """By XLA for an accelerator, several steps of which the last one overlaps: the same pairs."""
+    small = dataclasses.replace(block_sizes.ACCELERATOR, pruned_each=1 << 11, local=(4, 5))
+    monkeypatch.setattr(block_sizes, 'ACCELERATOR', small)
+    (graph,) = parse(text)
+    if text == 'learned':
+        graph = graph.bind(graph.init(jax.random.key(0)))
+    b, h, w = 2, 9, 14
+    valid = jnp.arange(b * h * w).reshape(b, h, w) % 4 > 0
+    valid = valid.at[1, 5:].set(False)
+    rng = np.random.default_rng(0)
+    # Small integers: exact in every order of summation, many ties.
+    q, k = (jnp.asarray(rng.integers(-1, 2, (b, h, w, 2, 3)), jnp.float32) for _ in range(2))
+    v = jnp.asarray(rng.standard_normal((b, h, w, 1, 6)), jnp.float32)
+
+    def by(implementation):
+        options_ = {'implementation': implementation, 'return_lse': True, **options}
+        return jax.jit(lambda *x: attend(*x[:3], graph, valid=x[3], **options_))
+
+    with target.tracing_for(platform):
+        found = by('xla')(q, k, v, valid)
+    expected = by('reference')(q, k, v, valid)
+    for x, y in zip(found, expected):
+        seen = np.asarray(valid)
+        np.testing.assert_allclose(np.asarray(x)[seen], np.asarray(y)[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_a_nan_among_the_affinities_of_accelerators(monkeypatch):
+    q, k, v, _ = inputs(1, 5, 7, 1, 4, 4)
+    q = q.at[0, 2, 3].set(np.nan)
+    with target.tracing_for('gpu'):
+        found = attending(Local(2), keep=3, implementation='xla')(q, k, v)
+    expected = attending(Local(2), keep=3, implementation='reference')(q, k, v)
+    assert np.isnan(found).any(-1).sum() == 1
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize('graph', every_graph((3,)), ids=str)
@@ -167,11 +220,25 @@ def largest_by_sort(x, mask, n):
     return (rank < np.minimum(n, mask.sum(-1))[..., None]) & mask
 
 
+def searching(kind):
+    """How an accelerator finds the largest, or how a CPU does."""
+    if kind == 'cpu':
+        return top_k.largest
+
+    def largest(*arguments):
+        with target.tracing_for(kind):
+            return top_k_bits.largest(*arguments)
+
+    return largest
+
+
 @pytest.mark.slow
-def test_selection_against_a_sort():
+@pytest.mark.parametrize('kind', ['cpu', 'gpu', 'tpu'])
+def test_selection_against_a_sort(kind):
+    largest = searching(kind)
     rng = np.random.default_rng(0)
-    search = jax.jit(lambda x, mask, n: top_k.largest(x, mask, lambda c: jnp.minimum(c, n)))
-    unmasked = jax.jit(lambda x, n: top_k.largest(x, None, lambda c: jnp.minimum(c, n)))
+    search = jax.jit(lambda x, mask, n: largest(x, mask, lambda c: jnp.minimum(c, n)))
+    unmasked = jax.jit(lambda x, n: largest(x, None, lambda c: jnp.minimum(c, n)))
     normal = rng.standard_normal((3, 5, 333))
     rows = {
         'normal': normal,
@@ -198,7 +265,7 @@ def test_selection_against_a_sort():
         assert (np.asarray(ranked) == largest_by_sort(x, mask, 100)).all(), name
     integers = rng.integers(-(2**31) + 2, 2**31 - 3, (3, 5, 333), dtype=np.int32)
     assert (np.asarray(search(integers, mask, 40)) == largest_by_sort(integers, mask, 40)).all()
-    for length in (5000, 70000):  # the other ways of counting
+    for length in (5000, 32768, 70000):  # the other ways of counting
         x = rng.standard_normal((2, length)).astype(np.float32)
         whole = np.ones_like(x, bool)
         assert (np.asarray(unmasked(x, 999)) == largest_by_sort(x, whole, 999)).all()

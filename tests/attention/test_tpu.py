@@ -21,7 +21,13 @@ from ggcf_jax.attention import (
     tpu_local,
     tpu_sizes,
 )
-from tests.attention.cases import assert_close, inputs, slow, values_and_gradients
+from tests.attention.cases import (
+    assert_close,
+    inputs,
+    slow,
+    slow_cases,
+    values_and_gradients,
+)
 from tests.helpers import operations
 
 V5E = 'TPU v5 lite'
@@ -110,6 +116,60 @@ def test_scores_that_are_no_numbers(number, interpreted):
     assert np.isnan(found.o).any(-1).sum() == 1
     np.testing.assert_allclose(found.o, expected.o, atol=1e-5)
     np.testing.assert_allclose(found.lse, expected.lse, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('text', 'shape', 'options'),
+    [
+        ('local:3', (2, 9, 21, 2), {'drop_rate': 0.7}),
+        *slow_cases(
+            [
+                ('local:30', (2, 7, 9, 1), {'keep': 5}),
+                ('local:2x0', (2, 5, 7, 1), {'drop_rate': 0.5}),
+                ('local:1@2x3', (2, 7, 9, 2), {'keep': 4}),
+                ('local:9', (2, 20, 37, 1), {'keep': 40}),
+            ]
+        ),
+    ],
+    ids=str,
+)
+def test_pruning(text, shape, options, interpreted):
+    """The same neighbours: small integers have many ties, and are exact in every order."""
+    graph = parse(text)[0]
+    valid = some_valid(shape[:3])
+    integers = np.random.default_rng(0).integers(-1, 2, (2, *shape, 3)).astype(np.float32)
+    q, k, v, _ = inputs(*shape, 3, 6, v_heads=1)
+    # The third map is one in which a query has NaN for an affinity, and another minus infinity.
+    odd = k.at[0, 1, 2].set(np.nan).at[0, 3, 4].set(-np.inf)
+    for a, b in (integers, (q, k), (abs(q), odd)):
+
+        def by(implementation, a=a, b=b):
+            return jax.jit(
+                lambda q, k, v: attend(
+                    q, k, v, graph, valid=valid, implementation=implementation, return_lse=True,
+                    **options,
+                )
+            )(a, b, v)  # fmt: skip
+
+        with target.tracing_for('tpu', kind=V5E):
+            found = by('pallas')
+        expected = by('reference')
+        np.testing.assert_allclose(found.o, expected.o, atol=1e-5)
+        np.testing.assert_allclose(found.lse, expected.lse, atol=1e-5)
+
+
+def test_when_the_kernel_prunes(interpreted):
+    asked = {'platform': 'tpu', 'dtype': 'bfloat16', 'extras': ['pruning']}
+    assert resolve_implementation(parse('local:8')[0], **asked).implementation == 'pallas'
+    x = jnp.zeros((2, 4, 5, 1, 8))
+    graph = parse('local:1')[0]
+    mesh = jax.make_mesh((2,), ('data',), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh), target.tracing_for('tpu', kind=V5E):
+        with pytest.raises(ValueError, match='over devices is left to the partitioner'):
+            attend(x, x, x, graph, keep=2, implementation='pallas')
+        assert attend(x, x, x, graph, keep=2).shape == x.shape
+    with target.tracing_for('tpu', kind=V5E), pytest.raises(NotImplementedError, match='inference'):
+        jax.grad(lambda q: attend(q, x, x, graph, keep=2).sum())(x)
 
 
 @pytest.mark.slow
@@ -237,7 +297,8 @@ def test_an_exported_program_has_the_kernels():
         ('full', {'dtype': 'float16'}, 'bfloat16 or float32 alike for q, k and v, not float16'),
         ('full', {'key_channels': 513}, '512 channels, not 513'),
         ('local:8', {'extras': ['bias']}, 'for local graphs does not know bias'),
-        ('local:8', {'extras': ['pruning']}, 'for local graphs does not know pruning'),
+        ('local:8', {'extras': ['random_pruning']}, 'does not know random_pruning'),
+        ('full', {'extras': ['pruning']}, 'for full graphs does not know pruning'),
         ('full', {'extras': ['return_lse', 'registers']}, 'does not know registers, return_lse'),
         ('full', {'platform': 'cpu'}, 'for TPUs, not for a CPU'),
     ],

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments.ahead import accelerators, attention, cost
+from experiments.ahead import accelerators, attention, cost, pruned_attention
 from experiments.common import cli
-from tests.attention.cases import slow
+from tests.attention.cases import slow, slow_cases
 from tests.helpers import ROOT
 
 TARGET = accelerators.TARGETS['h100']
@@ -34,11 +34,28 @@ def test_kernels_and_traffic_of_an_h100(head):
         assert many.kernels <= most
 
 
-def test_the_page_has_the_printed_table(monkeypatch, capsys):
-    monkeypatch.setattr(
-        'sys.argv', ['script', '--only_print', f'--out={ROOT / "docs" / "attention_ahead.csv"}']
-    )
-    cli.run(attention.main, attention.make_parser())
+@pytest.mark.skipif(
+    accelerators.missing(TARGET) is not None, reason=str(accelerators.missing(TARGET))
+)
+@pytest.mark.parametrize(
+    'head, most', [('grid:8', 100), *slow_cases([('local:8', 200), ('full', 6200)])]
+)
+def test_kernels_of_pruning_on_an_h100(head, most):
+    batch, heads = pruned_attention.MANY
+    one = pruned_attention.compile_head(head, 1, 1)['kernels']
+    many = pruned_attention.compile_head(head, batch, heads)['kernels']
+    # XLA fuses small operations in other ways; the steps are the same.
+    assert max(one, many) <= most and abs(one - many) <= one // 5
+
+
+@pytest.mark.parametrize(
+    'script, file',
+    [(attention, 'attention_ahead.csv'), (pruned_attention, 'attention_pruned.csv')],
+    ids=lambda x: x if isinstance(x, str) else '',
+)
+def test_the_page_has_the_printed_table(script, file, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['script', '--only_print', f'--out={ROOT / "docs" / file}'])
+    cli.run(script.main, script.make_parser())
     page = (ROOT / 'docs' / 'performance.md').read_text()
     assert capsys.readouterr().out in page
 

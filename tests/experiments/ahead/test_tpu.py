@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from experiments.ahead import accelerators, tpu_attention
 from experiments.common import cli
 from ggcf_jax.attention import attend, parse, target
-from tests.attention.cases import slow
+from tests.attention.cases import slow, slow_cases
 from tests.helpers import ROOT
 
 compiler = pytest.mark.skipif(
@@ -74,6 +74,21 @@ def test_odd_shapes_are_compiled(case, name):
     with target.tracing_for('tpu', kind=device.device_kind):
         compiled = jax.jit(run).lower(x, x, v, x).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
+
+
+@compiler
+@pytest.mark.parametrize('case', [('local:2', 20, jnp.float32), *slow_cases(
+    [('local:24', 64, jnp.bfloat16)]
+)], ids=str)  # fmt: skip
+def test_the_kernel_that_prunes_is_compiled(case):
+    head, channels, dtype = case
+    device = accelerators.devices(accelerators.TARGETS['v5e'])[0]
+    x = jax.ShapeDtypeStruct((1, 40, 70, 2, channels), dtype, sharding=SingleDeviceSharding(device))
+    graph = parse(head)[0]
+    with target.tracing_for('tpu', kind=device.device_kind):
+        f = jax.jit(lambda *x: attend(*x, graph, drop_rate=0.5, implementation='pallas'))
+        compiled = f.lower(x, x, x).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
 
 
 def test_bundles_count_as_often_as_they_run():
