@@ -30,7 +30,7 @@ from tests import bucket_server
 
 SCHEMES = bucket_server.SCHEMES
 
-TIMEOUT = 600  # seconds that an attempt may take
+TIMEOUT = 1800  # seconds that an attempt may take
 _SERVER = multiprocessing.get_context('forkserver')
 _SERVER.set_forkserver_preload(['experiments.cloud.attempts'])
 

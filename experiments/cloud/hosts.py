@@ -34,6 +34,9 @@ def main(options: argparse.Namespace) -> None:
     config = attempts.tiny_config(options.out, options.steps)
     # Masks belong to places of the batch, and which image has which depends on the processes.
     config.model.dropout = 0.0
+    # Every start compiles, and every collective waits for the other process: one image on each.
+    config.train.batch_size = config.eval.batch_size = 2
+    config.train.eval_every = options.steps // 2
     one, two = options.out / 'one', options.out / 'two'
     _finish([attempts.Attempt(_work(config, str(one), options.out / 'undisturbed', devices=2))])
     _finish(_started(config, str(two), options.out / 'undisturbed', ('first', 'second')))
@@ -97,10 +100,11 @@ def _finish(started: Sequence[attempts.Attempt]) -> None:
 
 
 def _interrupted(config: ConfigDict, workdir: str, folder: pathlib.Path) -> int:
-    """Kills both processes after half of the steps; returns the last step that was saved."""
+    """Kills both processes a save after the evaluation; returns the last step that was saved."""
     both = _started(config, workdir, folder, ('first', 'second'))
-    half = config.train.steps // 2
-    if not both[0].wait_for(f'\nstep {half:>{len(str(config.train.steps))}}/'):
+    # By then the evaluation has waited for the checkpoint of its step.
+    late = config.train.eval_every + config.train.checkpoint_every
+    if not both[0].wait_for(f'\nstep {late:>{len(str(config.train.steps))}}/'):
         raise SystemExit(f'process 0 ended; see {both[0].work.log}')
     for attempt in both:
         attempt.kill()
