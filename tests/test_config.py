@@ -51,6 +51,14 @@ from tests.helpers import RECIPES, ROOT, load_config, load_module
         ({'eval.pruning': None}, "config.eval.pruning=None must be of type str, such as ''"),
         ({'mesh.space': 3}, 'mesh.space=3 does not divide the 8 devices'),
         ({'mesh.space': 2, 'data.crop_size': (24, 24)}, 'the height 24 must be a multiple of 16'),
+        (
+            {
+                'mesh.space': 2,
+                'data.crop_size': (176, 24),
+                'model.backbone.name': 'convnext_tiny',
+            },
+            'devices 88 rows of an image, convnext_tiny needs 96; .* a height of 192 at least',
+        ),
     ],
 )
 def test_impossible_values(tiny_config, change, message):
