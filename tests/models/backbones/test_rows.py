@@ -10,12 +10,14 @@ import pytest
 from flax import nnx
 
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.models.backbones import convnext, dinov2, mit
+from ggcf_jax.models.backbones import convnext, dinov2, mit, swin
 
 _CONVNEXT = dataclasses.replace(convnext.ARCHITECTURES['convnext_tiny'], depths=(1, 1, 1, 1))
+_SWIN = dataclasses.replace(swin.ARCHITECTURES['swin_tiny'], depths=(2, 2, 2, 2))
 # Builder of a small network, its stride and width, and the height of the images.
 NETWORKS = {
     'convnext': (functools.partial(convnext.build, _CONVNEXT), 16, 4, 192),  # as low as it may be
+    'swin': (functools.partial(swin.build, _SWIN), 16, 8, 64),
     'dinov2': (functools.partial(dinov2.build, dinov2.Architecture(4, heads=2, grid=3)), 14, 4, 56),
     'mit': (functools.partial(mit.build, mit.Architecture((1, 1, 1, 1))), 32, 4, 128),
 }
