@@ -21,7 +21,9 @@ included.
 
 Sources: open-mmlab/mmsegmentation: mmseg/datasets/voc.py (names, colours),
 configs/_base_/datasets/pascal_voc12.py and pascal_voc12_aug.py (folders, lists),
-tools/dataset_converters/voc_aug.py (aug.txt).
+tools/dataset_converters/voc_aug.py (aug.txt: the images of SBD's train.txt and val.txt that are in
+neither list of VOC; AUG_LEN, 10582, is checked there). tensorflow/models:
+research/deeplab/datasets/data_generator.py counts 1,464, 10,582 and 1,449 (train, train_aug, val).
 """
 
 from ml_collections import ConfigDict

@@ -85,7 +85,8 @@ grid('predictions', images + found, ['image'] * 3 + ['prediction'] * 3, 3)
 
 # %% 8. How sure it is: the probability of the most probable class
 sure = [model.probabilities(image).max(-1) for image in images]
-grid('confidence', images + sure, ['image'] * 3 + ['probability'] * 3, 3)
+titles = [f'probability, {100 * p.mean():.0f} % on average' for p in sure]
+grid('confidence', images + sure, ['image'] * 3 + titles, 3)
 
 # %% 9. Where each head looks from one pixel, the cross
 y, x = config.data.image_size[0] * 5 // 8, config.data.image_size[1] // 2

@@ -1,9 +1,11 @@
 """Files of ONNX: onnxruntime, in a process without jax, computes what evaluation does."""
 
 import functools
+import importlib
 import json
 import os
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -21,9 +23,12 @@ onnxruntime = pytest.importorskip('onnxruntime', reason='the onnx extra is not i
 import ggcf_jax  # noqa: E402  (after what is skipped)
 from experiments.benchmark import onnx_files  # noqa: E402
 from ggcf_jax import export, models, places  # noqa: E402
+from ggcf_jax.attention import KINDS, parse  # noqa: E402
 from ggcf_jax.errors import InputError  # noqa: E402
 from ggcf_jax.evaluation import inference  # noqa: E402
 from ggcf_jax.exporting import onnx_file, onnx_program  # noqa: E402
+from ggcf_jax.models import contexts as contexts_lib  # noqa: E402
+from ggcf_jax.models.contexts import pruning_rules  # noqa: E402
 from ggcf_jax.workdir import config as workdir_config  # noqa: E402
 from tests.helpers import ROOT, TINY_MODEL, load_config, save_untrained  # noqa: E402
 from tests.models.backbones import tiny  # noqa: E402
@@ -121,10 +126,17 @@ def _forward(changes):
     return functools.partial(onnx_program.of_plan, graphdef, params, stats, plan)
 
 
+# Inputs that must be constants in TensorRT's list.
+_CONSTANT = {
+    'CumSum': 1, 'Pad': 3, 'ReduceSum': 1, 'Slice': 3, 'Squeeze': 1, 'TopK': 1, 'Unsqueeze': 1,
+}  # fmt: skip
+
+
 def _undocumented(content):
-    """Operators with the types of their arrays that TensorRT does not document."""
+    """What TensorRT's list does not have: types of an operator, arrays for constants, options."""
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content), data_prop=True)
     found = set()
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node, types in onnx_file.nodes(model.graph):
         allowed = onnx_file.OPERATORS[node.op_type]
         at = {'Where': 1, 'Loop': 2, 'If': None, 'Constant': None}.get(node.op_type, 0)
@@ -135,48 +147,112 @@ def _undocumented(content):
             kind = None if name == 'images' else kind
         if kind is not None and kind not in allowed:
             found.add((node.op_type, kind))
+        attributes = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
+        if node.op_type == 'Constant' and 'value' in attributes:
+            constants[node.output[0]] = attributes['value']
+        for x in attributes.values():
+            if isinstance(x, onnx.GraphProto):
+                constants |= {tensor.name: tensor for tensor in x.initializer}
+        at = _CONSTANT.get(node.op_type)
+        if at is not None and at < len(node.input) and node.input[at]:
+            if node.input[at] not in constants:
+                found.add((node.op_type, f'input {at} is computed'))
+            elif node.op_type == 'TopK':
+                count = int(onnx.numpy_helper.to_array(constants[node.input[at]]).item())
+                assert count < 3840 and attributes.get('sorted', 1) == 1
+        assert node.op_type != 'MaxPool' or set(attributes.get('dilations', [1])) == {1}
+        assert node.op_type != 'ScatterND' or attributes.get('reduction', b'none') == b'none'
     return found
 
 
-_WIDE = {'model.context': 'none', 'model.backbone.width': 8}
+_PATCHES = {'model.backbone.name': f'{tiny.__name__}:Patches', 'model.backbone.width': 8}
+# Heads of every kind, and rules that keep fewer neighbours than there are, also where borders or an
+# intersection leave few. One network each: the converter takes longer for two at once.
+_HEADS = (
+    'full', 'local:1:shift', 'local:1|row', 'block:2+1', 'learned', 'row', 'column', 'grid:2',
+    'cross', 'local:1@2', 'local:3&grid:2',
+)  # fmt: skip
+_PRUNED = {
+    'local:1': 'local:keep=5',
+    'local:1|row': 'union:drop=0.5',
+    'full': 'full:drop=0.5',
+    'learned': 'learned:drop=0.5',
+    'row': 'row:drop=0.5',
+    'column': 'column:drop=0.5',
+    'grid:2': 'grid:drop=0.5',
+    'cross': 'cross:drop=0.5',
+    'block:2': 'block:drop=0.5',
+    'local:3&grid:2': 'intersection:drop=0.3',
+}
+_FAMILIES = {
+    'resnet18': 8,
+    'wide_resnet38': 8,
+    'mobilenet_v2': 8,
+    **{f'{tiny.__name__}:{name}': 8 for name in ('convnext', 'swin')},
+    f'{tiny.__name__}:dinov2': 14,
+    f'{tiny.__name__}:mit': 32,
+}
+NETWORKS = {
+    **{heads: _PATCHES | {'model.heads': heads} for heads in _HEADS},
+    **{
+        rule: _PATCHES | {'model.heads': heads, 'eval.pruning': rule}
+        for heads, rule in _PRUNED.items()
+    },
+    **{
+        context: _PATCHES | {'model.context': context}
+        for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa', 'linear')
+    },
+    **{
+        name.rpartition(':')[2]: {
+            'model.context': 'none',
+            'model.backbone.name': name,
+            'model.backbone.width': 8,
+            'model.backbone.stride': stride,
+        }
+        for name, stride in _FAMILIES.items()
+    },
+    'windows': _PATCHES | {'model.context': 'none', 'eval.flip': True, 'eval.window': (16, 24)},
+}
+# A loop, a search for the largest affinities, a gather, a resize, a depthwise convolution: what
+# every run of the tests converts. Two minutes of the converter are left to `pytest -m soak`.
+_ALWAYS = {
+    'full', 'local:1:shift', 'local:1|row', 'block:2+1', 'learned', 'local:keep=5',
+    'full:drop=0.5', 'psp', 'linear', 'mobilenet_v2', 'swin', 'windows',
+}  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'changes',
+    'name',
     [
-        *(
-            {'model.heads': heads}
-            for heads in (
-                'full', 'learned', 'local:1:shift', 'grid:2', 'cross', 'block:2', 'local:1@2',
-                'local:1|row',
-            )
-        ),
-        # Fewer are kept than there are, where borders and an intersection leave few as well.
-        {'model.heads': 'local:1', 'eval.pruning': 'local:keep=5'},
-        {'model.heads': 'local:3&grid:2', 'eval.pruning': 'intersection:drop=0.3'},
-        *({'model.context': context} for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa')),
-        *(
-            _WIDE | {'model.backbone.name': name}
-            for name in ('resnet18', 'wide_resnet38', 'mobilenet_v2', 'convnext_tiny', 'swin_tiny')
-        ),
-        *(
-            _WIDE | {'model.backbone.name': f'{tiny.__name__}:{name}', 'model.backbone.stride': n}
-            for name, n in (('dinov2', 14), ('mit', 32))
-        ),
-        {'eval.flip': True, 'eval.window': (16, 24)},
+        pytest.param(name, marks=() if name in _ALWAYS else pytest.mark.soak, id=name)
+        for name in NETWORKS
     ],
-    ids=lambda changes: ','.join(map(str, changes.values())),
-)  # fmt: skip
-def test_labels_are_those_of_the_network_in_every_batch(changes, rng):
-    program = _forward(changes)
+)
+def test_labels_are_those_of_the_network_in_every_batch(name, rng):
+    program = _forward(NETWORKS[name])
     content = onnx_file.convert(program(converted=True), (24, 40), {'a': 'b'})
     assert _undocumented(content) == set()
-    images = rng.integers(0, 256, (5, 24, 40, 3), dtype=np.uint8)
+    images = rng.integers(0, 256, (6, 24, 40, 3), dtype=np.uint8)
     labels, probabilities = map(np.asarray, jax.jit(program(converted=False))(images))
-    for batch in (1, 2, 5):
-        part = (images[:batch], labels[:batch], probabilities[:batch], [batch])
-        assert onnx_file.check(content, *part, largest_logit=0) <= 2
+    assert len(np.unique(labels)) > 3
+    assert onnx_file.check(content, images, labels, probabilities, (1, 2, 3), largest_logit=0) <= 3
+
+
+def test_the_networks_have_every_kind_of_head_and_every_context_module():
+    assert {parse(heads)[0].kind() for heads in _HEADS} | {'local'} == set(KINDS)
+    for heads, rule in _PRUNED.items():
+        assert pruning_rules.assign(pruning_rules.parse(rule), parse(heads)) != (None,)
+    assert {parse(heads)[0].kind() for heads in _PRUNED} == set(KINDS)
+    assert set(NETWORKS) >= _ALWAYS
+    known = {
+        name
+        for info in pkgutil.iter_modules(contexts_lib.__path__)
+        for name in getattr(
+            importlib.import_module(f'{contexts_lib.__name__}.{info.name}'), 'CONTEXTS', ()
+        )
+    }
+    assert {changes.get('model.context', 'ggcf') for changes in NETWORKS.values()} == known
 
 
 @pytest.mark.slow
@@ -187,9 +263,13 @@ def test_the_experiment_compares_labels_and_times(rng, tmp_path):
         onnx_files.read(tmp_path, 3, (24, 40))
     images = onnx_files.read(tmp_path, 2, (24, 40))
     assert [image.shape for image in images] == [(1, 24, 40, 3)] * 2
-    _, line = list(onnx_files.rows('^`none`$', images))[1:]
-    name, other, _, _, _, _, ratio = line.strip('| ').split(' | ')
-    assert (name, int(other) <= 2, float(ratio) > 0) == ('`none`', True, True)
+    assert list(onnx_files.measure('^`(none|linear)`$', images, tmp_path)) == ['`linear`', '`none`']
+    *_, line, _ = lines = onnx_files.table(tmp_path).splitlines()
+    assert len(lines) == 4
+    name, other, _, margin, *_, ratio = line.strip('| ').split(' | ')
+    assert (name, int(other) <= 2) == ('`linear`', True)
+    assert float(margin) > 0 and float(ratio) > 0
+    assert not list(onnx_files.measure('^`none`$', images, tmp_path))  # what is there is kept
 
 
 def test_random_pruning_is_refused_before_the_work(untrained_run, tmp_path):

@@ -5,12 +5,18 @@
 For each kind of head, context module and backbone a tiny network with random parameters is
 converted, and the first images of a folder go through onnxruntime and through our program, one
 image and one program after the other. A row says how many pixels have another label, by how much
-the probabilities of their two classes differ at most, how large the file is, how long the
-conversion took, and the processor times of an image: on a busy machine their ratio is the one to
-trust. It needs the extra `onnx` (docs/export.md); run it from the root of the repository.
+the probabilities of their two classes differ at most, how much those of the two most probable
+classes of a pixel differ in the median (the margin), how large the file is, how long the conversion
+took, and the processor times of an image: on a busy machine their ratio is the one to trust.
+
+Every row is a JSON file in --out and is not measured again, so that the same command resumes; the
+table of all rows there is `table.md`. It needs the extra `onnx` (docs/export.md); run it from the
+root of the repository.
 """
 
 import argparse
+import json
+import os
 import pathlib
 import re
 import statistics
@@ -24,8 +30,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from experiments.common import cli
+from ggcf_jax import atomic, models
 from ggcf_jax import config as config_lib
-from ggcf_jax import models
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.exporting import onnx_file, onnx_program
@@ -49,9 +55,19 @@ _TINY = {
 }
 _HEADS = (
     'local:3', 'grid:4', 'local:3,grid:4', 'full', 'learned', 'row', 'column', 'cross', 'block:4',
-    'local:2@2', 'local:3:shift', 'local:1|cross', 'local:3&grid:2',
+    'block:4+2', 'local:2@2', 'local:3:shift', 'local:1|cross', 'local:3&grid:2',
 )  # fmt: skip
-_BACKBONES = ('resnet18', 'resnet50', 'wide_resnet38', 'mobilenet_v2')
+# One of each family, two of the ResNets, whose blocks differ; with its stride.
+_BACKBONES = {
+    'resnet18': 8,
+    'resnet50': 8,
+    'wide_resnet38': 8,
+    'mobilenet_v2': 8,
+    'convnext_tiny': 8,
+    'swin_tiny': 8,
+    'dinov2_small': 14,
+    'mit_b0': 32,
+}
 
 # Name of a row -> what differs from the tiny network.
 CASES: dict[str, dict[str, Any]] = {
@@ -61,15 +77,16 @@ CASES: dict[str, dict[str, Any]] = {
     '`grid:4`, half pruned': {'model.heads': 'grid:4', 'eval.pruning': 'grid:drop=0.5'},
     **{
         f'`{context}`': {'model.context': context}
-        for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa', 'none')
+        for context in ('aspp', 'psp', 'nonlocal', 'ccnet', 'isa', 'linear', 'none')
     },
     **{
         f'`none`, {name} of width 8': {
             'model.context': 'none',
             'model.backbone.name': name,
             'model.backbone.width': 8,
+            'model.backbone.stride': stride,
         }
-        for name in _BACKBONES
+        for name, stride in _BACKBONES.items()
     },
     '`none`, flip': {'model.context': 'none', 'eval.flip': True},
     '`none`, windows of 120 x 120': {'model.context': 'none', 'eval.window': (120, 120)},
@@ -130,6 +147,7 @@ def row(changes: dict[str, Any], images: list[UInt8[np.ndarray, '1 h w 3']]) -> 
     jax.block_until_ready(ours(images[0]))
     theirs(images[0])
     other, gap = 0, 0.0
+    margins = []
     times: dict[bool, list[float]] = {True: [], False: []}
     for i, image in enumerate(images):
         results = {}
@@ -143,10 +161,13 @@ def row(changes: dict[str, Any], images: list[UInt8[np.ndarray, '1 h w 3']]) -> 
         other += int((labels != found).sum())
         chosen = np.take_along_axis(probabilities, found[..., None].astype(np.int64), -1)[..., 0]
         gap = max(gap, float((probabilities.max(-1) - chosen).max()))
+        second, first = np.moveaxis(np.partition(probabilities, -2, -1)[..., -2:], -1, 0)
+        margins.append(np.median(first - second))
     ratio = statistics.median(b / a for a, b in zip(times[True], times[False]))
     return [
         str(other),
         f'{gap:.0e}' if gap else '0',
+        f'{np.median(margins):.3f}',
         f'{len(content) / 1e6:.2f} MB',
         f'{conversion:.0f} s',
         f'{1e3 * statistics.median(times[True]):.0f} ms',
@@ -154,40 +175,84 @@ def row(changes: dict[str, Any], images: list[UInt8[np.ndarray, '1 h w 3']]) -> 
     ]
 
 
-def rows(pattern: str, images: list[UInt8[np.ndarray, '1 h w 3']]) -> Iterator[str]:
-    """Yields the lines of the table, each as soon as it is measured.
+def measure(
+    pattern: str, images: list[UInt8[np.ndarray, '1 h w 3']], out: pathlib.Path
+) -> Iterator[str]:
+    """Measures the rows that --out does not have.
 
     Args:
         pattern: regular expression of the rows.
         images: images of one size.
+        out: folder of the rows.
+
+    Yields:
+        Names of the rows, each as soon as it is written.
     """
-    yield (
-        '| network | pixels of another label | by at most | file | conversion '
-        '| our program, an image | onnxruntime / ours |'
-    )
-    yield '|---|--:|--:|--:|--:|--:|--:|'
+    out.mkdir(parents=True, exist_ok=True)
     for name, changes in CASES.items():
-        if re.search(pattern, name):
-            cells = [name.replace('|', r'\|'), *row(changes, images)]
-            yield f'| {" | ".join(cells)} |'
+        path = _path(out, name)
+        if re.search(pattern, name) and not path.exists():
+            content = {
+                'name': name,
+                'cells': row(changes, images),
+                'images': [len(images), *images[0].shape[1:3]],
+                'date': time.strftime('%Y-%m-%d'),
+                'cores': len(os.sched_getaffinity(0)),
+                'jax': jax.__version__,
+            }
+            atomic.write(path, json.dumps(content, indent=1).encode())
+            yield name
+
+
+def table(out: pathlib.Path) -> str:
+    """Returns the table of the rows in a folder."""
+    lines = [
+        '| network | pixels of another label | by at most | margin | file | conversion '
+        '| our program, an image | onnxruntime / ours |',
+        '|---|--:|--:|--:|--:|--:|--:|--:|',
+    ]
+    for name in CASES:
+        path = _path(out, name)
+        if path.exists():
+            cells = [name.replace('|', r'\|'), *json.loads(path.read_text())['cells']]
+            lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _path(out: pathlib.Path, name: str) -> pathlib.Path:
+    """File of a row; '|' and '&' of a head are spelt so that names stay distinct."""
+    spelt = name.replace('|', ' or ').replace('&', ' and ').replace('+', ' plus ')
+    return out / (re.sub(r'[^a-z0-9.]+', '_', spelt).strip('_') + '.json')
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measures what is asked for and prints the table."""
+    """Measures what is asked for and not there, and writes and prints the table."""
     onnx_file.needs()
-    height, width = map(int, options.size.split('x'))
-    for line in rows(options.cases, read(options.images, options.count, (height, width))):
-        print(line, flush=True)
+    height, width = options.size
+    for name in measure(
+        options.cases, read(options.images, options.count, (height, width)), options.out
+    ):
+        print(name, flush=True)
+    atomic.write(options.out / 'table.md', table(options.out).encode())
+    print(table(options.out), end='')
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
     parser.add_argument(
+        '--out',
+        default='runs/benchmark/onnx',
+        type=cli.path,
+        help='folder of the results [runs/benchmark/onnx]',
+    )
+    parser.add_argument(
         '--images', required=True, type=cli.path, help='folder of PNG or JPEG images'
     )
     parser.add_argument('--count', type=int, default=20, help='number of images')
-    parser.add_argument('--size', default='180x240', help='HEIGHTxWIDTH they are resized to')
+    parser.add_argument(
+        '--size', type=cli.parse_size, default=(180, 240), help='HxW they are resized to [180x240]'
+    )
     parser.add_argument('--cases', default='', help='regular expression of the rows to measure')
     return parser
 

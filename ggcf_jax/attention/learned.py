@@ -26,11 +26,14 @@ def attend_pruned(inputs: Inputs, graph: Learned, options: Options, prune: Prune
     q, k, v, valid, _, _ = inputs
     h, w = q.shape[1:3]
     turned = graph.log_table(h, w)[::-1, ::-1]
+    # Row and column of each query; divisions inside loops have no counterpart in ONNX files.
+    rows, columns = jnp.repeat(jnp.arange(h), w), jnp.tile(jnp.arange(w), h)
 
     def bias(i: jax.Array) -> jax.Array:
         def one(at: jax.Array) -> jax.Array:
             # log E of one query to the whole map is a window of the turned table.
-            return lax.dynamic_slice(turned, (h - 1 - at // w, w - 1 - at % w), (h, w)).reshape(-1)
+            corner = (h - 1 - rows[at], w - 1 - columns[at])
+            return lax.dynamic_slice(turned, corner, (h, w)).reshape(-1)
 
         # On CPUs a slice is a copy of memory, and a gather is not.
         return jax.vmap(one)(i) if options.sizes.few_steps else lax.map(one, i)

@@ -133,18 +133,20 @@ def convert(
 
 @contextlib.contextmanager
 def _mended() -> Iterator[None]:
-    """Mends two functions of jax2onnx 0.17.1 and onnx_ir 1.1.0 meanwhile.
+    """Mends functions of jax2onnx 0.17.1 and onnx_ir 1.1.0 meanwhile.
 
     - jax2onnx hands symbolic dimensions of JAX over as they are (`plugins/jax/lax/pad.py`), and
       onnx_ir takes everything with an `__int__`, which theirs refuses, for a number.
-    - After each equation jax2onnx looks for its results among all nodes so far, which is most of
-      the time of a conversion; a result that knows its node need not be looked for.
+    - After each equation jax2onnx looks for its results among all nodes so far, and its optimiser
+      looks among all nodes for those that read a value: most of the time of a conversion. A value
+      that knows its node also knows who reads it, and nothing need be looked for.
     """
-    from jax2onnx.converter import output_binding
+    from jax2onnx.converter import ir_optimizations, output_binding
     from onnx_ir import _core as core
 
     convert = core._maybe_convert_to_symbolic_dim
     connected = output_binding._value_is_graph_connected
+    readers = ir_optimizations._consumer_nodes
 
     def by_name(dim: Any) -> Any:
         return core.SymbolicDim(str(dim)) if jax_export.is_symbolic_dim(dim) else convert(dim)
@@ -154,13 +156,21 @@ def _mended() -> Iterator[None]:
         known = node is not None and node.graph is context.builder.graph
         return known or connected(context, value)
 
+    def by_value(nodes: Sequence[Any], value: Any) -> list[Any]:
+        node = value.producer() if isinstance(value, core.Value) else None
+        if node is None or node.graph is None or node.graph is not nodes[0].graph:
+            return readers(nodes, value)
+        return [reader for reader in value.consumers() if reader.graph is node.graph]
+
     core._maybe_convert_to_symbolic_dim = by_name
     output_binding._value_is_graph_connected = by_node
+    ir_optimizations._consumer_nodes = by_value
     try:
         yield
     finally:
         core._maybe_convert_to_symbolic_dim = convert
         output_binding._value_is_graph_connected = connected
+        ir_optimizations._consumer_nodes = readers
 
 
 def nodes(
