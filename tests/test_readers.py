@@ -13,6 +13,7 @@ _PARSERS = {
     'ggcf_jax/distributed/processes.py': (1, 'from process 0 of this run, by the same code'),
     'ggcf_jax/data/class_uniform.py': (1, 'dtype, shape, ranges and order are checked'),
     'experiments/common/cache.py': (1, 'the key and the checksums of the zip file'),
+    'experiments/benchmark/onnx_files.py': (1, 'a row that the same command has written'),
     'experiments/soak.py': (1, 'its own record'),
     'experiments/tables/speed.py': (1, 'what its own process has just printed'),
 }
