@@ -5,7 +5,7 @@
 Ours and torch's (channels-last) run in turn, once each a round, in float32, on as many threads as
 the process may use cores. The table has the smallest processor time of each, their ratio, and the
 median over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. Freed memory stays with the process (`host_memory`, as in `main.py`), which
+meanwhile falls on both. The allocator asks for huge pages (`host_memory`, as in `main.py`), which
 both gain by. On a busy machine trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
@@ -15,7 +15,7 @@ Run it from the root of the repository; needs the extra `parity`.
 from ggcf_jax.distributed import host_memory
 
 if __name__ == '__main__':
-    host_memory.keep_pages()  # before the first thread
+    host_memory.use_huge_pages()
 
 import argparse
 import collections

@@ -1,4 +1,4 @@
-"""Freed memory stays with a process that computes on the CPU, unless the user chose otherwise."""
+"""A process that computes on the CPU starts anew with an allocator that asks for huge pages."""
 
 import os
 import subprocess
@@ -9,25 +9,19 @@ import pytest
 from ggcf_jax.distributed import accelerator_builds, host_memory
 from tests.helpers import ROOT
 
-glibc = pytest.mark.skipif(not host_memory._is_glibc(), reason='another C library than glibc')
-
-# Page faults of blocks as large as those of a training step, in a thread, after the first one.
+# Page faults of blocks as large as those of a training step, in a thread.
 PROGRAM = """
-import resource, sys, threading
+import os, resource, sys, threading
 from ggcf_jax.distributed import host_memory
-told = host_memory.keep_pages()
-import numpy as np
 
-def step():
-    np.ones(2**25, np.uint8)  # 8192 pages
-    np.ones(2**27, np.uint8)  # 32768 pages
+print('begins', os.getpid(), flush=True)
+host_memory.use_huge_pages()
 
 def work():
-    step()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
-        step()
-    print(told, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        b'x' * 2**27  # 32768 pages of 4 KiB
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, *sys.argv[1:])
 
 thread = threading.Thread(target=work)
 thread.start()
@@ -35,38 +29,50 @@ thread.join()
 """
 
 
-@glibc
-@pytest.mark.parametrize(
-    ('variables', 'told', 'kept'),
-    [
-        ({}, 'True', True),
-        ({'MALLOC_ARENA_MAX': '2'}, 'False', False),
-        ({'GLIBC_TUNABLES': 'glibc.malloc.arena_max=2'}, 'False', False),
-    ],
+@pytest.mark.skipif(
+    not (host_memory._is_glibc() and host_memory._may_be_asked_for()),
+    reason='this system gives huge pages to all programs, or to none',
 )
-def test_blocks_are_cleared_once(variables, told, kept):
-    names = ('GLIBC_TUNABLES', 'PYTHONMALLOC')
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith('MALLOC_') and name not in names
-    }
+@pytest.mark.parametrize(
+    ('tunables', 'starts'),
+    [('', 2), ('glibc.malloc.arena_max=4', 2), ('glibc.malloc.hugetlb=0', 1)],
+)
+def test_large_blocks_are_huge_pages(tmp_path, tunables, starts):
+    (tmp_path / 'program.py').write_text(PROGRAM)
     process = subprocess.run(
-        [sys.executable, '-c', PROGRAM],
-        env=environment | {'PYTHONPATH': str(ROOT)} | variables,
+        [sys.executable, '-W', 'ignore', 'program.py', 'an argument', '--flag=*'],
+        env=os.environ | {'PYTHONPATH': str(ROOT), 'GLIBC_TUNABLES': tunables},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    found, faults = process.stdout.split()
-    assert found == told, process.stderr
-    # Huge pages, where the system gives them unasked, are cleared at once: 512 small ones.
-    assert int(faults) < 100 if kept else int(faults) > 3 * 32768 / 512, faults
+    *begun, last = process.stdout.splitlines()
+    assert len(begun) == starts and len(set(begun)) == 1, process.stderr  # one process
+    faults, arguments = last.split(maxsplit=1)
+    assert arguments == 'an argument --flag=*'
+    # Fragmented memory has no huge pages for all of them.
+    assert int(faults) < 32768 if starts == 2 else int(faults) >= 3 * 32768, faults
+
+
+@pytest.mark.parametrize('modes', ['always madvise [never]', '[always] madvise never', None])
+def test_nothing_to_ask_for(monkeypatch, tmp_path, modes):
+    file = tmp_path / 'enabled'
+    if modes:
+        file.write_text(modes)
+    monkeypatch.setattr(host_memory, '_MODES', file)
+    monkeypatch.setattr(host_memory, '_is_glibc', lambda: True)
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setattr(host_memory.os, 'execv', None)
+    host_memory.use_huge_pages()
+    assert 'GLIBC_TUNABLES' not in os.environ
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(host_memory, '_is_glibc', lambda: False)
-    monkeypatch.setattr(host_memory.ctypes, 'CDLL', None)
-    assert not host_memory.keep_pages()
+    monkeypatch.setattr(host_memory, '_may_be_asked_for', lambda: True)
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setattr(host_memory.os, 'execv', None)
+    host_memory.use_huge_pages()
 
 
 @pytest.mark.parametrize(
