@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ggcf_jax import models, train
+from ggcf_jax import models
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import mit
-from ggcf_jax.workdir.metrics_log import read_rows
-from tests.helpers import load_config
 from tests.models.backbones import tiny
 
 FIELDS = {
@@ -112,19 +110,3 @@ def test_fields_that_it_does_not_have(tiny_config, change, message):
     tiny_config.model.backbone.update({'name': 'mit_b2', 'stride': 32, **change})
     with pytest.raises(InputError, match=message):
         models.abstract(tiny_config, 5)
-
-
-@pytest.mark.slow
-def test_a_step_and_an_evaluation(tiny_config, tmp_path):
-    """The recipe configs/ade20k.py:mit_b0 in small, with one head."""
-    recipe = load_config('ade20k', 'mit_b0')
-    assert recipe.model.backbone.drop_path > 0 and recipe.train.head_multiplier > 1
-    names = ('optimizer', 'decay', 'learning_rate', 'weight_decay', 'head_multiplier')
-    tiny_config.train.update({name: recipe.train[name] for name in names})
-    tiny_config.train.update(steps=1, log_every=1, eval_every=1, checkpoint_every=1)
-    tiny_config.model.heads = 'grid:2'
-    tiny_config.update_from_flattened_dict(FIELDS)
-    evaluation = train.train_and_evaluate(tiny_config, tmp_path / 'run')
-    assert 0 <= evaluation.miou <= 1
-    (loss,) = (row['train/loss'] for row in read_rows(tmp_path / 'run') if 'train/loss' in row)
-    assert 0 < loss < 10
