@@ -2,9 +2,9 @@
 
     python main.py --config=configs/street_scenes.py
 
-paints 500 scenes, trains a small network from scratch and evaluates it: 5 minutes on two AMD EPYC
-cores. Expect a validation mIoU of 0.258 (one run, seed 0): the street is sorted out, the rare
-classes are not.
+paints 500 scenes, trains a small network from scratch and evaluates it: 9 minutes of one AMD EPYC
+core (AVX-512); several cores share the images. Expect a validation mIoU of 0.448 (one run, seed 0):
+poles, walls and what rides are still often missed.
 
 The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
 32 x 64 of these images.
@@ -23,7 +23,13 @@ from ggcf_jax.errors import InputError
 
 
 def demo(config: ConfigDict) -> None:
-    """The demo's network."""
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 0.002
+    config.train.warmup_steps = 40
+    config.train.class_weights = 'data'  # for walls, fences, riders and motorcycles
+    config.train.steps = 800
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 100
 
 
 def small(config: ConfigDict) -> None:
@@ -38,6 +44,7 @@ def small(config: ConfigDict) -> None:
     config.model.isa.key_channels = 32
     config.model.ccnet.channels = 64
     config.model.aux_channels = 32
+    config.train.learning_rate = 0.05
     config.train.steps = 300
     config.train.eval_every = 300
     config.train.checkpoint_every = 100
@@ -76,13 +83,9 @@ def get_config(variant: str = 'demo') -> ConfigDict:
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 
-    config.train.steps = 360
     config.train.batch_size = 4
-    config.train.learning_rate = 0.05
     config.train.dtype = 'float32'
     config.train.log_every = 10
-    config.train.eval_every = 180
-    config.train.checkpoint_every = 60
     config.train.max_skipped = 20
 
     config.eval.batch_size = 4

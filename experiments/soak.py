@@ -79,6 +79,7 @@ def tiny_config(data_dir: pathlib.Path, steps: int) -> ConfigDict:
             'model.aux_channels': 4,
             'model.dropout': 0.1,
             'train.steps': steps,
+            'train.warmup_steps': 0,
             'train.log_every': 2,
             'train.checkpoint_every': 4,
             'train.eval_every': steps // 4,

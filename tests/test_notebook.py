@@ -16,6 +16,7 @@ _TINY = {
     'data.crop_size': (64, 64),
     'data.threads': 1,
     'train.steps': 2,
+    'train.warmup_steps': 0,
     'train.eval_every': 2,
     'train.batch_size': 8,
     'eval.batch_size': 8,

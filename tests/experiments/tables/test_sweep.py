@@ -14,8 +14,9 @@ from experiments.tables import sweep, sweep_runs, table1
 from ggcf_jax.errors import InputError
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir import evaluations
-from tests.helpers import ROOT
+from tests.helpers import ROOT, load_config
 
+_STEPS = load_config('street_scenes').train.steps
 _CONFIGS = ('street_scenes', 'camvid', 'cityscapes', 'ade20k')
 
 
@@ -156,7 +157,7 @@ def stand_in(tmp_path, monkeypatch):
         '(workdir / "cores").write_text(str(sorted(os.sched_getaffinity(0))))\n'
         '(workdir / "evaluations").mkdir(exist_ok=True)\n'
         'pruned = "_whole-image-pruning-local-drop-0.5-grid-drop-0.5" if evaluating else ""\n'
-        'name = f"validation_00000360{pruned}.json"\n'
+        f'name = f"validation_{_STEPS:08d}{{pruned}}.json"\n'
         f'(workdir / "evaluations" / name).write_text({json.dumps(_content(0.5))!r})\n'
     )
     monkeypatch.setattr(sweep, '_MAIN', program)
@@ -219,7 +220,7 @@ def test_sigterm_is_passed_on_once_and_nothing_more_is_started(stand_in, tmp_pat
 def _content(miou: float) -> dict:
     iou = {'road': miou, 'train': None}
     return {
-        'step': 360, 'split': 'validation', 'dataset': 'street_scenes', 'classes': list(iou),
+        'step': _STEPS, 'split': 'validation', 'dataset': 'street_scenes', 'classes': list(iou),
         'colors': [[0, 0, 0]] * 2, 'matrix': [[1, 0], [0, 0]], 'miou': miou,
         'pixel_accuracy': 0.5, 'iou': iou, 'absent': [],
     }  # fmt: skip

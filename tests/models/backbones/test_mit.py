@@ -13,12 +13,6 @@ from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import mit
 from tests.models.backbones import tiny
 
-FIELDS = {
-    'model.backbone.name': f'{tiny.__name__}:mit_shallow',
-    'model.backbone.width': 2,
-    'model.backbone.stride': 32,
-    'model.backbone.drop_path': 0.1,
-}
 TINY = mit.Architecture(tiny.mit.args[0].depths, 4)
 SHALLOW = mit.Architecture(tiny.mit_shallow.args[0].depths, 4)
 
