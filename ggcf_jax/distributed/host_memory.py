@@ -35,13 +35,21 @@ def use_huge_pages() -> None:
 
     Returns where nothing is to be done: the allocator has been told, `GLIBC_TUNABLES` says
     something about huge pages itself, the system gives them unasked or never, or it is another C
-    library.
+    library; and where the process is not this program's own, such as a notebook that runs it.
     """
     tunables = os.environ.get(_VARIABLE, '')
-    if _TUNABLE in tunables or not sys.executable or not (_is_glibc() and _may_be_asked_for()):
+    if _TUNABLE in tunables or not (_is_glibc() and _may_be_asked_for() and _is_own_process()):
         return
     os.environ[_VARIABLE] = f'{tunables}:{_TUNABLE}=1'.lstrip(':')
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _is_own_process() -> bool:
+    """Whether the interpreter was started with this program: by its path, or by -m and its name."""
+    spec = getattr(sys.modules['__main__'], '__spec__', None)
+    return bool(sys.executable) and bool(
+        {sys.argv[0], getattr(spec, 'name', None)} & set(sys.orig_argv[1:])
+    )
 
 
 def _may_be_asked_for() -> bool:

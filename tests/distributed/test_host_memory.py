@@ -29,29 +29,51 @@ thread.join()
 """
 
 
-@pytest.mark.skipif(
+asks = pytest.mark.skipif(
     not (host_memory._is_glibc() and host_memory._may_be_asked_for()),
     reason='this system gives huge pages to all programs, or to none',
 )
+
+
+def _run(folder, arguments, tunables) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-W', 'ignore', *arguments],
+        env=os.environ | {'PYTHONPATH': f'{ROOT}:{folder}', 'GLIBC_TUNABLES': tunables},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+
+
+@asks
 @pytest.mark.parametrize(
     ('tunables', 'starts'),
     [('', 2), ('glibc.malloc.arena_max=4', 2), ('glibc.malloc.hugetlb=0', 1)],
 )
 def test_large_blocks_are_huge_pages(tmp_path, tunables, starts):
     (tmp_path / 'program.py').write_text(PROGRAM)
-    process = subprocess.run(
-        [sys.executable, '-W', 'ignore', 'program.py', 'an argument', '--flag=*'],
-        env=os.environ | {'PYTHONPATH': str(ROOT), 'GLIBC_TUNABLES': tunables},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    process = _run(tmp_path, ['program.py', 'an argument', '--flag=*'], tunables)
     *begun, last = process.stdout.splitlines()
     assert len(begun) == starts and len(set(begun)) == 1, process.stderr  # one process
     faults, arguments = last.split(maxsplit=1)
     assert arguments == 'an argument --flag=*'
     # Fragmented memory has no huge pages for all of them.
     assert int(faults) < 32768 if starts == 2 else int(faults) >= 3 * 32768, faults
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'starts'),
+    [
+        (['-m', 'program'], 2),
+        # As a notebook runs a file in its own process.
+        (['-c', 'import runpy, sys; sys.argv = ["program.py"]; runpy.run_path("program.py")'], 1),
+    ],
+)
+@asks
+def test_only_a_process_of_its_own_starts_anew(tmp_path, arguments, starts):
+    (tmp_path / 'program.py').write_text(PROGRAM)
+    process = _run(tmp_path, arguments, '')
+    assert process.stdout.count('begins') == starts, process.stderr
 
 
 @pytest.mark.parametrize('modes', ['always madvise [never]', '[always] madvise never', None])
