@@ -9,16 +9,20 @@ the probabilities of their two classes differ at most, how much those of the two
 classes of a pixel differ in the median (the margin), how large the file is, how long the conversion
 took, and the processor times of an image: on a busy machine their ratio is the one to trust.
 
-Every row is a JSON file in --out and is not measured again, so that the same command resumes; the
-table of all rows there is `table.md`. It needs the extra `onnx` (docs/export.md); run it from the
-root of the repository.
+Every row is a JSON file in a folder of --out for these images, versions and source, and is not
+measured again, so that the same command resumes; with uncommitted changes it begins anew. The table
+of all rows there is `table.md`. It needs the extra `onnx` (docs/export.md); run it from the root of
+the repository.
 """
 
 import argparse
+import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
 import re
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -35,6 +39,7 @@ from ggcf_jax import config as config_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference
 from ggcf_jax.exporting import onnx_file, onnx_program
+from ggcf_jax.workdir import provenance
 
 _CLASSES = 11
 _ENDINGS = ('.png', '.jpg')
@@ -175,6 +180,20 @@ def row(changes: dict[str, Any], images: list[UInt8[np.ndarray, '1 h w 3']]) -> 
     ]
 
 
+def identity(images: list[UInt8[np.ndarray, '1 h w 3']]) -> str:
+    """Name of what the rows are measured with: the images, versions, devices and the source.
+
+    Args:
+        images: images of one size.
+    """
+    runtimes = {name: importlib.metadata.version(name) for name in ('jax2onnx', 'onnxruntime')}
+    content = json.dumps([provenance.current(), runtimes, images[0].shape, len(images)])
+    digest = hashlib.sha256(content.encode())
+    for image in images:
+        digest.update(image.tobytes())
+    return digest.hexdigest()[:16]
+
+
 def measure(
     pattern: str, images: list[UInt8[np.ndarray, '1 h w 3']], out: pathlib.Path
 ) -> Iterator[str]:
@@ -195,10 +214,8 @@ def measure(
             content = {
                 'name': name,
                 'cells': row(changes, images),
-                'images': [len(images), *images[0].shape[1:3]],
                 'date': time.strftime('%Y-%m-%d'),
                 'cores': len(os.sched_getaffinity(0)),
-                'jax': jax.__version__,
             }
             atomic.write(path, json.dumps(content, indent=1).encode())
             yield name
@@ -229,12 +246,14 @@ def main(options: argparse.Namespace) -> None:
     """Measures what is asked for and not there, and writes and prints the table."""
     onnx_file.needs()
     height, width = options.size
-    for name in measure(
-        options.cases, read(options.images, options.count, (height, width)), options.out
-    ):
+    images = read(options.images, options.count, (height, width))
+    out = options.out / identity(images)
+    if (provenance.current()['git'] or '').endswith('-dirty'):  # of which source rows would be?
+        shutil.rmtree(out, ignore_errors=True)
+    for name in measure(options.cases, images, out):
         print(name, flush=True)
-    atomic.write(options.out / 'table.md', table(options.out).encode())
-    print(table(options.out), end='')
+    atomic.write(out / 'table.md', table(out).encode())
+    print(table(out), end='')
 
 
 def make_parser() -> argparse.ArgumentParser:
