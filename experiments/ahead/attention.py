@@ -9,20 +9,19 @@ these do not belong to the fused kernels themselves. Prints the table of docs/pe
 """
 
 import argparse
-import csv
 import dataclasses
 import functools
 import itertools
 import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments.ahead import accelerators, cost
+from experiments.ahead import accelerators, cost, kept_rows
 from experiments.common import cli
 from ggcf_jax.attention import Graph, attend, parse
 from ggcf_jax.errors import InputError
@@ -143,26 +142,21 @@ def compile_all(options: argparse.Namespace) -> None:
         raise InputError(
             f'--target={options.target} is not one of {", ".join(accelerators.TARGETS)}'
         )
-    rows = []
-    for head, channels, backward, name in itertools.product(
-        options.heads, map(int, options.channels), (False, True), ('xla', 'auto')
-    ):
-        case = Case(head, 1, *MAP, 1, channels, backward, name)
-        program = compile_case(case, options.target)
-        compiler = accelerators.compiler(accelerators.TARGETS[options.target])
-        rows.append(
-            {
+    compiler = accelerators.compiler(accelerators.TARGETS[options.target])
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for head, channels, backward, name in itertools.product(
+            options.heads, map(int, options.channels), (False, True), ('xla', 'auto')
+        ):
+            case = Case(head, 1, *MAP, 1, channels, backward, name)
+            yield {
                 'target': options.target,
                 **dataclasses.asdict(case),
-                **dataclasses.asdict(program),
+                **dataclasses.asdict(compile_case(case, options.target)),
                 'compiler': compiler,
             }
-        )
-        print(f'{case}: {program}', file=sys.stderr, flush=True)
-    with options.out.open('w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(rows)
+
+    kept_rows.write(options.out, rows())
 
 
 def table(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -197,34 +191,21 @@ def main(options: argparse.Namespace) -> None:
     """Compiles the cases of the command line, unless only the table is wanted, and prints it."""
     if not options.only_print:
         compile_all(options)
-    with options.out.open(newline='') as file:
-        print('\n'.join(table(list(csv.DictReader(file)))))
+    kept_rows.print_table(options.out, table)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
     parser.add_argument('--target', default='h100', help='what to compile for [h100]')
-    parser.add_argument(
-        '--heads',
-        default=['local:8', 'local:24', 'grid:8', 'grid:24', 'full'],
-        type=cli.comma_list,
-        help='comma-separated graphs [local:8,local:24,grid:8,grid:24,full]',
+    kept_rows.add_arguments(
+        parser, ['local:8', 'local:24', 'grid:8', 'grid:24', 'full'], 'docs/attention_ahead.csv'
     )
     parser.add_argument(
         '--channels',
         default=['64', '128'],
         type=cli.comma_list,
         help='comma-separated numbers of channels of q, k and v [64,128]',
-    )
-    parser.add_argument(
-        '--only_print', action='store_true', help='print the table of the CSV file that is there'
-    )
-    parser.add_argument(
-        '--out',
-        default='docs/attention_ahead.csv',
-        type=cli.path,
-        help='CSV file that is written [docs/attention_ahead.csv]',
     )
     return parser
 

@@ -9,15 +9,13 @@ the bytes of device memory that it moves. Prints the table of docs/performance.m
 """
 
 import argparse
-import csv
-import sys
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from experiments.ahead import accelerators, cost
+from experiments.ahead import accelerators, cost, kept_rows
 from experiments.ahead.attention import BANDWIDTH, MAP
 from experiments.common import cli
 from ggcf_jax.attention import attend, parse
@@ -99,36 +97,19 @@ def main(options: argparse.Namespace) -> None:
         InputError: the compiler is not installed.
     """
     if not options.only_print:
-        rows = []
-        for head in options.heads:
-            for case in CASES:
-                rows.append(compile_head(head, *case))
-                print(rows[-1], file=sys.stderr, flush=True)
-        with options.out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
-    with options.out.open(newline='') as file:
-        print('\n'.join(table(list(csv.DictReader(file)))))
+        kept_rows.write(
+            options.out, (compile_head(head, *case) for head in options.heads for case in CASES)
+        )
+    kept_rows.print_table(options.out, table)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument(
-        '--heads',
-        default=['local:8', 'local:24', 'grid:8', 'full', 'local:8|grid:8'],
-        type=cli.comma_list,
-        help='comma-separated graphs [local:8,local:24,grid:8,full,local:8|grid:8]',
-    )
-    parser.add_argument(
-        '--only_print', action='store_true', help='print the table of the CSV file that is there'
-    )
-    parser.add_argument(
-        '--out',
-        default='docs/attention_pruned.csv',
-        type=cli.path,
-        help='CSV file that is written [docs/attention_pruned.csv]',
+    kept_rows.add_arguments(
+        parser,
+        ['local:8', 'local:24', 'grid:8', 'full', 'local:8|grid:8'],
+        'docs/attention_pruned.csv',
     )
     return parser
 

@@ -15,12 +15,10 @@ Prints the table of docs/performance.md.
 """
 
 import argparse
-import csv
 import math
 import os
 import pathlib
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -28,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from experiments.ahead import accelerators, cost, scaling
+from experiments.ahead import accelerators, cost, kept_rows, scaling
 from experiments.common import cli
 from ggcf_jax.attention import (
     Full,
@@ -164,43 +162,27 @@ def main(options: argparse.Namespace) -> None:
     if unknown:
         raise InputError(f'--heads: {unknown[0]} is not one of {", ".join(BUDGETS)}')
     if not options.only_print:
-        rows = []
         with tempfile.TemporaryDirectory() as folder:
             # Read when the compiler is loaded, at the first call.
             os.environ['LIBTPU_INIT_ARGS'] = (
                 f'--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true'
             )
             jax.config.update('jax_enable_compilation_cache', False)  # what is found writes nothing
-            for head in options.heads:
-                for backward in (False, True):
-                    rows.append(compile_head(head, pathlib.Path(folder), backward=backward))
-                    print(rows[-1], file=sys.stderr, flush=True)
-        with options.out.open('w', newline='') as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
-            writer.writeheader()
-            writer.writerows(rows)
-    with options.out.open(newline='') as file:
-        print('\n'.join(table(list(csv.DictReader(file)))))
+            kept_rows.write(
+                options.out,
+                (
+                    compile_head(head, pathlib.Path(folder), backward=backward)
+                    for head in options.heads
+                    for backward in (False, True)
+                ),
+            )
+    kept_rows.print_table(options.out, table)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__, out=False)
-    parser.add_argument(
-        '--heads',
-        default=list(BUDGETS),
-        type=cli.comma_list,
-        help='comma-separated graphs [local:8,local:24,full]',
-    )
-    parser.add_argument(
-        '--only_print', action='store_true', help='print the table of the CSV file that is there'
-    )
-    parser.add_argument(
-        '--out',
-        default='docs/attention_tpu.csv',
-        type=cli.path,
-        help='CSV file that is written [docs/attention_tpu.csv]',
-    )
+    kept_rows.add_arguments(parser, list(BUDGETS), 'docs/attention_tpu.csv')
     return parser
 
 
