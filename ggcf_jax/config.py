@@ -658,7 +658,8 @@ def _check_batches(config: ConfigDict, devices: int) -> None:
 
 # Fewest rows of pixels that a device may get of an image, by the first word of a backbone's name.
 # At every output stride no 7x7 convolution of ConvNeXt then reaches beyond the neighbouring
-# devices: with 32 rows XLA (jax 0.10.2) computes other features on 2 x 2 devices than on one.
+# devices. With 32 rows its features on 2 x 2 devices (jax 0.10.2, CPUs) are not those of one; each
+# layer alone is right there, and the cause is not known.
 _FEWEST_ROWS = {'convnext': 96}
 
 
