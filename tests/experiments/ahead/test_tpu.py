@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 from experiments.ahead import accelerators, tpu_attention
 from experiments.common import cli
 from ggcf_jax.attention import attend, parse, target
-from tests.attention.cases import slow, slow_cases
+from tests.attention.cases import slow
 from tests.helpers import ROOT
 
 compiler = pytest.mark.skipif(
@@ -77,9 +77,9 @@ def test_odd_shapes_are_compiled(case, name):
 
 
 @compiler
-@pytest.mark.parametrize('case', [('local:2', 20, jnp.float32), *slow_cases(
-    [('local:24', 64, jnp.bfloat16)]
-)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    'case', [('local:2', 20, jnp.float32), *slow([('local:24', 64, jnp.bfloat16)])], ids=str
+)
 def test_the_kernel_that_prunes_is_compiled(case):
     head, channels, dtype = case
     device = accelerators.devices(accelerators.TARGETS['v5e'])[0]
