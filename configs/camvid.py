@@ -1,4 +1,4 @@
-"""CamVid (Brostow et al., 2009), 11 classes, from scratch on two CPU cores.
+r"""CamVid (Brostow et al., 2009), 11 classes, on two CPU cores.
 
     python main.py --config=configs/camvid.py --config.data.manual_dir=DIR
 
@@ -8,6 +8,12 @@ with --config.train.steps=3000) after 20 minutes on two AMD EPYC cores, in 1.7 G
 
 The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
 45 x 60 of these images.
+
+    python main.py --config=configs/camvid.py:mobilenet_v2 --config.data.manual_dir=DIR \
+        --config.model.backbone.weights=FILE
+
+fine-tunes MobileNetV2 with published ImageNet weights (docs/pretrained.md) for the tables of
+docs/results.md.
 """
 
 from collections.abc import Iterator
@@ -16,18 +22,44 @@ from ml_collections import ConfigDict
 
 from configs import table1
 from ggcf_jax import config as config_lib
+from ggcf_jax.errors import InputError
 
 
-def get_config() -> ConfigDict:
+def resnet10(config: ConfigDict) -> None:
+    config.model.backbone.name = 'resnet10'
+    config.model.backbone.width = 24
+    config.data.crop_size = (256, 256)
+    config.train.steps = 2400
+    config.train.learning_rate = 0.05
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 250
+
+
+def mobilenet_v2(config: ConfigDict) -> None:
+    config.model.backbone.name = 'mobilenet_v2'
+    config.model.backbone.width = 32
+    config.data.crop_size = (192, 192)
+    config.train.optimizer = 'adamw'
+    config.train.learning_rate = 0.0003
+    config.train.head_multiplier = 5.0  # all but the backbone starts from scratch
+    config.train.warmup_steps = 30
+    config.train.steps = 600
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 150
+
+
+VARIANTS = {'resnet10': resnet10, 'mobilenet_v2': mobilenet_v2}
+
+
+def get_config(variant: str = 'resnet10') -> ConfigDict:
+    if variant not in VARIANTS:
+        raise InputError(f'configs/camvid.py:{variant} is not one of {", ".join(VARIANTS)}')
     config = config_lib.default()
 
     config.data.name = 'camvid'
-    config.data.crop_size = (256, 256)
     config.data.scale_range = (0.5, 1.5)
     config.data.threads = 2
 
-    config.model.backbone.name = 'resnet10'
-    config.model.backbone.width = 24
     config.model.heads = 'local:3,6,9,grid:3,6,9'
     config.model.ggcf.channels = 96
     config.model.ggcf.key_channels = 24
@@ -43,21 +75,18 @@ def get_config() -> ConfigDict:
     config.model.aux_channels = 48
     config.model.dropout = 0.0
 
-    config.train.steps = 2400
     config.train.batch_size = 4
-    config.train.learning_rate = 0.05
     # 1 / ln(1.1 + share of the training pixels), in the order of the classes: without weights a run
     # this short leaves out the thin and rare ones.
     config.train.class_weights = '4.1,3.4,9.6,2.8,7.3,5.5,9.4,9.4,6.7,9.9,10.2'
     config.train.dtype = 'float32'
     config.train.log_every = 20
-    config.train.eval_every = 600
-    config.train.checkpoint_every = 250
     config.train.max_skipped = 20
 
     config.eval.batch_size = 4
     config.eval.size_multiple = 8  # all images have one size
     config.eval.max_sizes = 1
+    VARIANTS[variant](config)
     return config
 
 
@@ -68,3 +97,8 @@ def sweep() -> Iterator[table1.Row]:
 
 def peers() -> Iterator[table1.Row]:
     return table1.peers(sizes=(3, 6, 9))
+
+
+def contexts() -> Iterator[table1.Row]:
+    """The rows of docs/results.md on published features, for the variant mobilenet_v2."""
+    return table1.contexts(sizes=(3, 6, 9), drop_rates={})

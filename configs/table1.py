@@ -1,11 +1,13 @@
-"""Rows of comparisons: what `sweep()` and `peers()` of a recipe yield.
+"""Rows of comparisons: what `sweep()`, `peers()` and `contexts()` of a recipe yield.
 
 Those of `sweep()` are Tables 1 and 2 under the paper's names. Those of `peers()` are the context
 modules of other papers beside the paper's own, under one recipe (docs/contexts.md); the paper
-compares with some of them in Table 4, across recipes.
+compares with some of them in Table 4, across recipes. Those of `contexts()` are both, with the
+paper's graphs one by one, for a comparison on few images.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Row = tuple[str, dict[str, Any]]
@@ -68,3 +70,23 @@ def peers(sizes: Sequence[int] = (8, 16, 24)) -> Iterator[Row]:
     yield 'Non-local', {'model.context': 'nonlocal'}
     yield 'CCNet', {'model.context': 'ccnet'}
     yield 'ISA', {'model.context': 'isa'}
+
+
+def contexts(sizes: Sequence[int], drop_rates: Mapping[str, float]) -> Iterator[Row]:
+    """Yields (name, overrides of fields) for published modules and the paper's graphs by kind.
+
+    Args:
+        sizes: as for `table1`.
+        drop_rates: shares of the contexts that Context Pruning drops, by name of the row whose runs
+            are evaluated with it once more.
+    """
+    rows = dict(table1(sizes)) | dict(peers(sizes))
+    for name in (
+        'Baseline', 'ASPP', 'PSPNet', 'ISA', 'CCNet', 'FULL', 'LOCAL_{8,16,24}', 'GRID_{8,16,24}',
+        _LOCAL_GRID, f'FULL, {_LOCAL_GRID}',
+    ):  # fmt: skip
+        yield name, rows[name]
+    for name, rate in drop_rates.items():
+        kinds = dict.fromkeys(re.findall('[a-z]+', rows[name]['model.heads']))
+        pruning = ','.join(f'{kind}:drop={rate}' for kind in kinds)
+        yield f'{name} + ContextPruning', rows[name] | {'eval.pruning': pruning}

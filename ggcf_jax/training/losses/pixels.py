@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Integer
 
 from ggcf_jax.data.records.codec import IGNORE
+from ggcf_jax.models.layers.forms import for_cpu
 
 # What a mean is taken over: the weights of the labelled pixels, or all pixels, ignored ones too.
 Average = Literal['labelled', 'all']
@@ -42,10 +43,30 @@ def losses_and_weights(
         labels: train ids; pixels of `IGNORE` do not count.
         class_weights: weight of each class, or () for 1 each.
     """
+    logits = logits.astype(jnp.float32)
     weights = jnp.asarray(class_weights or (1.0,) * logits.shape[-1], jnp.float32)
+    if for_cpu() and labels.ndim:
+        return _losses_and_weights_for_cpu(logits, labels, weights)
     truth = jnp.where(labels[..., None] == jnp.arange(logits.shape[-1]), weights, 0.0)
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    log_probabilities = jax.nn.log_softmax(logits)
     return -(truth * log_probabilities).sum(-1), truth.sum(-1)
+
+
+def _losses_and_weights_for_cpu(
+    logits: Float32[Array, '*pixels classes'],
+    labels: Integer[Array, '*pixels'],
+    weights: Float32[Array, ' classes'],
+) -> tuple[Float32[Array, '*pixels'], Float32[Array, '*pixels']]:
+    """The same, with sums over classes that lie before the columns, as `upsample` writes them.
+
+    Without the logarithms of all probabilities: those of the other classes are multiplied by zero.
+    """
+    logits = jnp.swapaxes(logits, -1, -2)
+    is_label = labels[..., None, :] == jnp.arange(logits.shape[-2])[:, None]
+    weight = jnp.where(is_label, weights[:, None], 0.0).sum(-2)
+    logits -= jax.lax.stop_gradient(logits.max(-2, keepdims=True))
+    logit = jnp.where(is_label, logits, 0.0).sum(-2)
+    return weight * (jnp.log(jnp.exp(logits).sum(-2)) - logit), weight
 
 
 def total(

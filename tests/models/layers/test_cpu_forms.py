@@ -9,12 +9,16 @@ import pytest
 from flax import nnx
 
 from ggcf_jax.attention import target
+from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers import forms, overlaps, winograd
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import depthwise
 from ggcf_jax.models.layers.linear import linear
 from ggcf_jax.models.layers.pool import max_pool
+from ggcf_jax.models.layers.resize import upsample
+from ggcf_jax.training.losses import pixels
 
 SIZES = [(5, 8), (1, 2)]
 
@@ -218,6 +222,38 @@ def test_max_pool_keeps_what_is_not_finite():
     x = jnp.zeros((1, 5, 5, 1)).at[0, 3, 3, 0].set(jnp.nan)
     expected = [[False, False, False], [False, True, True], [False, True, True]]
     assert jnp.isnan(max_pool(x))[0, :, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ('stride', 'size', 'first'),
+    [(8, (33, 24), 0.0), (8, (1, 7), 0.0), (1, (3, 5), 0.0), (8, (32, 21), 3.5), (4, (10, 3), 1.5)],
+)
+def test_upsampling(rng, stride, size, first):
+    x = jnp.asarray(rng.normal(size=(2, *(-(-n // stride) for n in size), 3)), jnp.float32)
+    assert_equal_values_and_gradients(
+        lambda x: upsample(x, stride, size, first=first), rng, x, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_upsampling_in_bfloat16_and_inside_an_extent(rng):
+    x = jnp.asarray(rng.normal(size=(2, 5, 4, 3)))
+    own = extent_lib.of_sizes(jnp.array([[3, 2], [5, 4]]))
+    for dtype, error in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
+        assert_equal_values_and_gradients(
+            lambda x: upsample(x, 4, (20, 13), own, first=1.5), rng, x.astype(dtype), atol=error
+        )
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('shape', [(2, 3, 4), (5,), ()])
+def test_losses_of_pixels(rng, dtype, shape):
+    logits = jnp.asarray(10 * rng.normal(size=(*shape, 3)), dtype)
+    labels = jnp.asarray(rng.choice([0, 1, 2, IGNORE], size=shape), jnp.uint8)
+    for weights in ((), (0.5, 0.0, 2.0)):
+        assert_equal_values_and_gradients(
+            lambda x: pixels.losses_and_weights(x, labels, weights)[0],
+            rng, logits, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-6,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(('features', 'kernel'), [(8, 1), (8, 7)])
