@@ -14,6 +14,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Self
 
 import jax
@@ -82,7 +83,7 @@ class Graph(abc.ABC):
 
     def degrees(self, h: int, w: int) -> Int[np.ndarray, 'h w']:
         """Number of neighbours of each position of an h x w map."""
-        return (_computed(lambda: self.adjacency(h, w)) > 0).sum(1).reshape(h, w)
+        return (computed(lambda: self.adjacency(h, w)) > 0).sum(1).reshape(h, w)
 
     def num_edges(self, h: int, w: int) -> int:
         """Number of pairs (i, j) with j a neighbour of i on an h x w map."""
@@ -170,7 +171,7 @@ class OffsetGraph(Graph):
     def degrees(self, h: int, w: int) -> Int[np.ndarray, 'h w']:
         """Number of neighbours of each position of an h x w map."""
         dy, dx = np.arange(1 - h, h)[:, None], np.arange(1 - w, w)[None]
-        seen = _computed(lambda: self.edges(jnp.asarray(dy), jnp.asarray(dx))) > 0
+        seen = computed(lambda: self.edges(jnp.asarray(dy), jnp.asarray(dx))) > 0
         seen = np.broadcast_to(seen, (2 * h - 1, 2 * w - 1))
         # Position (y, x) has the offsets dy in (y - h, y] and dx in (x - w, x]: a box in the table.
         sums = np.pad(seen.astype(np.int64), ((1, 0), (1, 0))).cumsum(0).cumsum(1)
@@ -392,18 +393,24 @@ def _common_axis_degrees(
             seen = (graph.axis_edges(axis, i, j, n) for graph in graphs)
             return functools.reduce(operator.and_, seen)
 
-        seen = np.broadcast_to(_computed(pairs), (end - start, n))
+        seen = np.broadcast_to(computed(pairs), (end - start, n))
         counts.append(seen.sum(1, dtype=np.int64))
     return np.concatenate(counts)
 
 
-def _computed(f: Callable[[], ArrayLike]) -> np.ndarray:
-    """f's array: counts are Python numbers, inside jax.jit as well.
+def computed(f: Callable[[], ArrayLike]) -> np.ndarray:
+    """f's array: what a graph is, such as counts, are Python numbers, inside jax.jit as well.
 
-    One program computes it; without jax.jit every operation of it is compiled alone.
+    One program computes it; without jax.jit every operation of it is compiled alone. It runs in a
+    thread of its own, where nothing is traced and no mesh is in effect (`jax.set_mesh`): the
+    devices of that one may belong to other processes, or be absent where a program is compiled
+    ahead of time.
+
+    Args:
+        f: computes the array from constants.
     """
-    with jax.ensure_compile_time_eval():
-        return np.asarray(jax.jit(f)())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: np.asarray(jax.jit(f)())).result()
 
 
 def _number(value: object) -> str:

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import ArrayLike
 
 from ggcf_jax.attention.block_sizes import Options, even
 from ggcf_jax.attention.flash import Chunks, Schedule, attend_rows, choose_chunks
+from ggcf_jax.attention.graph import computed
 from ggcf_jax.attention.graphs import Graph, SeparableGraph
 from ggcf_jax.attention.layout import as_map, as_rows, sums_as_map, valid_as_rows
 from ggcf_jax.attention.partial import Inputs, Partial
@@ -162,9 +164,11 @@ def reach(graph: Graph, h: int, w: int) -> Size2d:
     most = []
     for axis, n in enumerate((h, w)):
         i = np.arange(n)
-        with jax.ensure_compile_time_eval():
-            seen = np.asarray(graph.axis_edges(axis, jnp.asarray(i)[:, None], jnp.asarray(i), n))
-        offsets = np.abs(i[:, None] - i)[np.broadcast_to(seen, (n, n))]
+
+        def edges(axis: int = axis, n: int = n) -> ArrayLike:
+            return graph.axis_edges(axis, jnp.arange(n)[:, None], jnp.arange(n), n)
+
+        offsets = np.abs(i[:, None] - i)[np.broadcast_to(computed(edges), (n, n))]
         most.append(int(offsets.max(initial=0)) // graph.steps[axis])
     return most[0], most[1]
 

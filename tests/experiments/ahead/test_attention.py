@@ -2,10 +2,14 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.ahead import accelerators, attention, cost, pruned_attention
 from experiments.common import cli
+from ggcf_jax.attention import attend, parse
+from ggcf_jax.distributed import mesh as mesh_lib
 from tests.attention.cases import slow, slow_cases
 from tests.helpers import ROOT
 
@@ -46,6 +50,19 @@ def test_kernels_of_pruning_on_an_h100(head, most):
     many = pruned_attention.compile_head(head, batch, heads)['kernels']
     # XLA fuses small operations in other ways; the steps are the same.
     assert max(one, many) <= most and abs(one - many) <= one // 5
+
+
+@pytest.mark.skipif(
+    accelerators.missing(TARGET) is not None, reason=str(accelerators.missing(TARGET))
+)
+@pytest.mark.parametrize('head', ['local:2', 'grid:4', 'full', 'local:1|grid:4'])
+def test_what_a_graph_is_can_be_asked_under_a_mesh_of_absent_devices(head):
+    mesh = mesh_lib.make_mesh(accelerators.devices(TARGET)[:1])
+    (graph,) = parse(head)
+    q = jax.ShapeDtypeStruct((1, 8, 12, 1, 8), jnp.bfloat16)
+    with jax.set_mesh(mesh):
+        out = jax.eval_shape(lambda q: attend(q, q, q, graph, drop_rate=0.5), q)
+    assert out.shape == q.shape
 
 
 @pytest.mark.parametrize(

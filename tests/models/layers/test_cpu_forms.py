@@ -246,14 +246,15 @@ def test_upsampling_in_bfloat16_and_inside_an_extent(rng):
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize('shape', [(2, 3, 4), (5,), ()])
-def test_losses_of_pixels(rng, dtype, shape):
+@pytest.mark.parametrize('weights', [(), (0.5, 0.0, 2.0)])
+def test_losses_of_pixels(rng, dtype, shape, weights):
     logits = jnp.asarray(10 * rng.normal(size=(*shape, 3)), dtype)
     labels = jnp.asarray(rng.choice([0, 1, 2, IGNORE], size=shape), jnp.uint8)
-    for weights in ((), (0.5, 0.0, 2.0)):
-        assert_equal_values_and_gradients(
-            lambda x: pixels.losses_and_weights(x, labels, weights)[0],
-            rng, logits, rtol=1e-2 if dtype == jnp.bfloat16 else 1e-5, atol=1e-6,
-        )  # fmt: skip
+    rtol = 1e-2 if dtype == jnp.bfloat16 else 1e-5
+    assert_equal_values_and_gradients(
+        lambda x: pixels.losses_and_weights(x, labels, weights)[0],
+        rng, logits, rtol=rtol, atol=1e-6,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(('features', 'kernel'), [(8, 1), (8, 7)])
