@@ -18,6 +18,7 @@ import pytest
 
 pytest.importorskip('jax2onnx', reason='the onnx extra is not installed')
 onnx = pytest.importorskip('onnx', reason='the onnx extra is not installed')
+reference = pytest.importorskip('onnx.reference', reason='the onnx extra is not installed')
 onnxruntime = pytest.importorskip('onnxruntime', reason='the onnx extra is not installed')
 
 import ggcf_jax  # noqa: E402  (after what is skipped)
@@ -295,6 +296,32 @@ def test_wrong_labels_and_unknown_operators_are_refused(rng, monkeypatch):
     monkeypatch.setattr(onnx_file, 'OPERATORS', {'Cast': frozenset({'float32'})})
     with pytest.raises(InputError, match=r'needs the operators ArgMax, .*do not document'):
         onnx_file.convert(run, (3, 4), {}, batch=1)
+
+
+def test_quotients_are_those_of_jax_where_a_runtime_rounds_them_down():
+    """OpenVINO rounds quotients of constant integers down, onnxruntime towards zero."""
+
+    class Div(reference.op_run.OpRun):
+        op_domain = ''
+
+        def _run(self, a, b):
+            return (a // b if a.dtype.kind == 'i' else a / b,)
+
+    dividends = np.array([[-7, -6, -1, 0, 1, 7]], np.int32)
+
+    def run(images):
+        quotients = jnp.asarray(dividends) // 3 + jax.lax.div(jnp.asarray(dividends), -2)
+        labels = jax.lax.fori_loop(
+            0, 2, lambda i, x: x + jnp.asarray(dividends) // (i - 3), quotients + images[..., 0]
+        )
+        return labels, images / 255.0
+
+    content = onnx_file.convert(run, dividends.shape, {}, batch=1)
+    images = np.ones((1, *dividends.shape, 3), np.uint8)
+    expected = dividends // 3 + np.array([3, 3, 0, 0, 0, -3]) + dividends // -3 + dividends // -2
+    rounds_down = reference.ReferenceEvaluator(onnx.load_from_string(content), new_ops=[Div])
+    for found in (onnx_file.load(content)(images), rounds_down.run(None, {'images': images})):
+        np.testing.assert_array_equal(found[0][0], expected + 1)
 
 
 def test_ties_are_measured_by_what_float32_can_tell_apart():

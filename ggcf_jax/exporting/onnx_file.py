@@ -118,7 +118,8 @@ def convert(
             )
     finally:
         logging.disable(before)
-    _compare_without_equal(model)
+    _replace(model, 'Equal', ['bool'], _without_equal)
+    _replace(model, 'Div', ['int32', 'int64'], _without_signs)
     unknown = sorted({node.op_type for node, _ in nodes(model.graph)} - set(OPERATORS))
     if unknown:
         raise InputError(
@@ -200,31 +201,70 @@ def nodes(
                 yield from nodes(attribute.g, known)
 
 
-def _compare_without_equal(model: Any) -> None:
-    """Rewrites `Equal` of booleans, which TensorRT does not document, as the negation of `Xor`."""
+def _replace(
+    model: Any, operator: str, types: Sequence[str], become: Callable[[Any], list[Any]]
+) -> None:
+    """Replaces nodes, those in the bodies of loops, too.
+
+    Args:
+        model: `onnx.ModelProto`, changed in place.
+        operator: type of the nodes.
+        types: types of their first array.
+        become: function of a node to those that compute its output.
+    """
     import onnx
 
     kinds = {
-        node.output[0]: types.get(node.input[0])
-        for node, types in nodes(onnx.shape_inference.infer_shapes(model).graph)
-        if node.op_type == 'Equal'
+        node.output[0]: known.get(node.input[0])
+        for node, known in nodes(onnx.shape_inference.infer_shapes(model).graph)
+        if node.op_type == operator
     }
 
-    def rewrite(graph: Any) -> None:
+    def replace(graph: Any) -> None:
         for index in range(len(graph.node) - 1, -1, -1):
             node = graph.node[index]
             for attribute in node.attribute:
                 if attribute.HasField('g'):
-                    rewrite(attribute.g)
-            if node.op_type == 'Equal' and kinds.get(node.output[0]) == 'bool':
-                (name,) = node.output
-                node.op_type = 'Xor'
-                node.output[0] = f'{name}_differ'
-                graph.node.insert(
-                    index + 1, onnx.helper.make_node('Not', [f'{name}_differ'], [name])
-                )
+                    replace(attribute.g)
+            if node.op_type == operator and kinds.get(node.output[0]) in types:
+                others = become(node)
+                del graph.node[index]
+                for other in reversed(others):
+                    graph.node.insert(index, other)
 
-    rewrite(model.graph)
+    replace(model.graph)
+
+
+def _without_equal(node: Any) -> list[Any]:
+    """`Equal` of booleans, which TensorRT does not document, as the negation of `Xor`."""
+    from onnx import helper
+
+    (name,) = node.output
+    return [
+        helper.make_node('Xor', node.input, [f'{name}_differ']),
+        helper.make_node('Not', [f'{name}_differ'], [name]),
+    ]
+
+
+def _without_signs(node: Any) -> list[Any]:
+    """`Div` of integers as that of their absolute values, with the sign put back.
+
+    ONNX rounds quotients towards zero. OpenVINO rounds those of constants down, since
+    src/frontends/onnx/frontend/src/op/div.cpp at 1b6ebf8 leaves `m_pythondiv` of `Divide` true; the
+    others its CPU rounds towards zero (github.com/openvinotoolkit/openvino/issues/38248).
+    """
+    from onnx import helper
+
+    (name,) = node.output
+    sizes = [f'{name}_dividend', f'{name}_divisor']
+    signs = [f'{size}_sign' for size in sizes]
+    return [
+        *(helper.make_node('Abs', [x], [size]) for x, size in zip(node.input, sizes)),
+        *(helper.make_node('Sign', [x], [sign]) for x, sign in zip(node.input, signs)),
+        helper.make_node('Div', sizes, [f'{name}_size']),
+        helper.make_node('Mul', signs, [f'{name}_sign']),
+        helper.make_node('Mul', [f'{name}_size', f'{name}_sign'], [name]),
+    ]
 
 
 def load(content: bytes) -> Callable[[UInt8[np.ndarray, 'b h w 3']], list[np.ndarray]]:
