@@ -58,6 +58,10 @@ class Segmenter(nnx.Module):
 
     During training an auxiliary head (3x3 convolution, norm, 1x1 convolution) reads stage 3.
 
+    Differentiable in reverse mode (`jax.grad`, `jax.vjp`). JAX refuses forward mode (`jax.jvp`)
+    through what has a backward pass of its own: attention, batch norm in training, and on CPUs some
+    convolutions.
+
     Attributes:
         backbone: images -> features of four stages.
         context: features of the last stage -> features that are classified.
