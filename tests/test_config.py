@@ -215,6 +215,19 @@ def test_peers_are_compared_with_rows_of_table_1(name):
     assert len(rows.keys() & table1.keys()) == (3 if name == 'ade20k' else 4)
 
 
+def test_contexts_are_rows_of_other_papers_and_of_the_paper_with_pruning_of_their_kinds():
+    module = load_module('camvid')
+    known = dict(module.peers()) | dict(module.sweep())
+    assert dict(module.contexts()).items() <= known.items()
+    names = ['{LOCAL, GRID}_{8,16,24}', 'FULL']
+    rows = dict(module.table1.contexts((3, 6, 9), dict.fromkeys(names, 0.25)))
+    assert [name for name in rows if name not in known] == []
+    assert [rows[f'{name} + ContextPruning'] for name in names] == [
+        rows[names[0]] | {'eval.pruning': 'local:drop=0.25,grid:drop=0.25'},
+        rows[names[1]] | {'eval.pruning': 'full:drop=0.25'},
+    ]
+
+
 def test_rows_of_table_2():
     assert list(load_module('ade20k').sweep()) == [
         ('Baseline', {'model.context': 'none'}),
