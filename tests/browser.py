@@ -8,6 +8,7 @@ import os
 import pathlib
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -118,6 +119,7 @@ def open_page(path: str, size: tuple[int, int] = (1280, 900)) -> Iterator[Page]:
         process = subprocess.Popen(
             ['bash', '-c', redirect, path, *options],
             pass_fds=(commands[0], answers[1]),
+            start_new_session=True,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -126,6 +128,16 @@ def open_page(path: str, size: tuple[int, int] = (1280, 900)) -> Iterator[Page]:
             page = Page(commands[1], answers[0])
             yield page
         finally:
-            process.terminate()
-            process.wait(20)
+            _end(process)
             os.close(commands[1]), os.close(answers[0])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends the browser and the processes that it started, which write its profile after it."""
+    process.terminate()
+    process.wait(20)
+    end = time.monotonic() + 20
+    with contextlib.suppress(ProcessLookupError):  # none is left in the group of the browser
+        while time.monotonic() < end:
+            os.killpg(process.pid, signal.SIGKILL)
+            time.sleep(0.05)
