@@ -99,7 +99,11 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
     with stop_requests() as stop_requested:
         while active or (waiting and not stop_requested()):
             while waiting and free and not stop_requested():
-                job = _start(path, waiting.pop(0), compiled, free.pop(0))
+                following = waiting.pop(0)
+                if following.finished:  # meanwhile, by another sweep of the same folder
+                    print(f'{following.index:3d} {following.row}, seed {following.seed}: was done')
+                    continue
+                job = _start(path, following, compiled, free.pop(0))
                 active.append(job)
                 name = f'{job.row.name}, seed {job.run.seed}'
                 print(f'{job.run.index:3d} {name}: started', flush=True)
@@ -117,7 +121,8 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
                 elif not job.run.finished:
                     waiting.insert(0, job.run)  # its evaluations come next
             time.sleep(0.2)
-    return failed + [f'{each.next_row.name}, seed {each.seed}: not started' for each in waiting]
+    left = [each for each in waiting if not each.finished]
+    return failed + [f'{each.next_row.name}, seed {each.seed}: not started' for each in left]
 
 
 def _outcome(job: _Job) -> str:

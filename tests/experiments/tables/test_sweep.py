@@ -183,6 +183,12 @@ def test_evaluations_follow_their_run(stand_in, tmp_path):
     assert run.finished and len(run.rows) == 2
 
 
+def test_what_another_sweep_of_the_folder_has_finished_is_not_started(stand_in, tmp_path, capsys):
+    run = sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 1)[0]
+    assert sweep.run('configs/street_scenes.py', [run, run], 1, tmp_path / 'kept') == []
+    assert 'Baseline, seed 0: was done' in capsys.readouterr().out
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='needs two cores to share out')
 def test_jobs_have_cores_of_their_own(stand_in, tmp_path):
     found = sweep_runs.runs('configs/street_scenes.py', tmp_path / 'out', 2)
