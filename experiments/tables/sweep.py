@@ -101,7 +101,8 @@ def run(path: str, todo: Sequence[sweep_runs.Run], jobs: int, compiled: pathlib.
             while waiting and free and not stop_requested():
                 following = waiting.pop(0)
                 if following.finished:  # meanwhile, by another sweep of the same folder
-                    print(f'{following.index:3d} {following.row}, seed {following.seed}: was done')
+                    name = f'{following.row}, seed {following.seed}'
+                    print(f'{following.index:3d} {name}: was done', flush=True)
                     continue
                 job = _start(path, following, compiled, free.pop(0))
                 active.append(job)
