@@ -20,7 +20,8 @@ def config(monkeypatch):
 def test_a_share_of_the_rows_needs_less_and_only_heads_gather(config):
     # 64 rows of features, at least 16 for each device: more than any convolution reaches. One CPU
     # device alone would compute in forms of its own, which need another amount.
-    programs = {n: memory_of_rows.compile_space(config, n, (512, 64), 11) for n in (2, 4)}
+    programs = {n: memory_of_rows.compile_space(config, n, (512, 64), 11) for n in (1, 2, 4)}
+    assert programs[1].collectives == ()
     assert 0.4 < programs[4].temporary / programs[2].temporary < 0.75
     found = programs[2].collectives
     assert collectives.gathers(found) == []
