@@ -15,12 +15,12 @@ Images whose sides are no multiples of 14 get zeros at the bottom and on the rig
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, DTypeLike, Float, PRNGKeyArray
 from ml_collections import ConfigDict
 
 from ggcf_jax.attention import Full, Registers, attend
@@ -80,18 +80,45 @@ class Tokens(NamedTuple):
     image: Float[Array, 'b 1 1 c']
 
 
-def _applied(layer: nnx.Linear, x: Tokens) -> Tokens:
-    """Applies a linear layer to all tokens.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The same in one array, for CPUs: each layer is one product, and attention one of all tokens.
 
-    On CPUs in one product: for the one token of an image, reading the kernel and writing its
-    gradient takes as long as for many.
+    Attributes:
+        values: features of the patches, row by row, and of the class token behind them.
+        size: (height, width) of the map of patches.
     """
-    if not for_cpu():
-        return Tokens(*(mark_convolution(layer(part)) for part in x))
-    b, h, w, c = x.patches.shape
-    rows = jnp.concatenate([x.patches.reshape(b, h * w, c), x.image[:, 0]], 1)
-    y = mark_convolution(layer(rows))
-    return Tokens(y[:, :-1].reshape(b, h, w, -1), y[:, -1:, None])
+
+    values: Float[Array, 'b 1 n c']
+    size: tuple[int, int] = dataclasses.field(metadata={'static': True})
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> 'Row':
+        """Puts the tokens of each image into a row."""
+        b, h, w, c = tokens.patches.shape
+        patches = tokens.patches.reshape(b, 1, h * w, c)
+        return cls(jnp.concatenate([patches, tokens.image], 2), (h, w))
+
+    @property
+    def patches(self) -> Float[Array, 'b h w c']:
+        """Features of the patches."""
+        b, _, _, c = self.values.shape
+        return self.values[:, :, :-1].reshape(b, *self.size, c)
+
+    def mask(self, extent: Extent) -> Bool[Array, 'b 1 n']:
+        """Which tokens there are: the patches in the extent, and the class token."""
+        patches = extent.mask(*self.size)
+        patches = patches.reshape(len(patches), 1, -1)
+        return jnp.pad(patches, ((0, 0), (0, 0), (0, 1)), constant_values=True)
+
+
+_Form = TypeVar('_Form', Tokens, Row)
+
+
+def _applied(layer: nnx.Linear, x: _Form) -> _Form:
+    """Applies a linear layer to all tokens."""
+    return jax.tree.map(lambda part: mark_convolution(layer(part)), x)
 
 
 class Stem(nnx.Module):
@@ -161,34 +188,52 @@ class Attention(nnx.Module):
         self.qkv = linear(features, 3 * features, dtype=dtype, rngs=rngs)
         self.proj = linear(features, features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Tokens, *, extent: Extent | None = None) -> Tokens:
+    def __call__(self, x: _Form, *, extent: Extent | None = None) -> _Form:
         """Attends.
 
         Args:
             x: tokens; patches outside of the extent are attended to by nobody.
             extent: extent of the patches; None where the maps are filled.
         """
-        (q, k, v), (own_q, own_k, own_v) = (
-            jnp.moveaxis(part.reshape(*part.shape[:3], 3, self.heads, -1), 3, 0)
-            for part in _applied(self.qkv, x)
-        )
+        qkv = jax.tree.map(self._of_heads, _applied(self.qkv, x))
+        if isinstance(x, Row):
+            valid = None if extent is None else x.mask(extent)
+            y = self._attend(*qkv.values, valid=valid)
+            return _applied(self.proj, Row(y.reshape(x.values.shape), x.size))
+        (q, k, v), (own_q, own_k, own_v) = qkv
         valid = None if extent is None else extent.mask(q.shape[1], q.shape[2])
         # The class token has no place in the map: it is a register to the patches.
-        patches = attend(
-            q,
-            k,
-            v,
-            Full(),
-            valid=valid,
-            registers=Registers(own_k[:, 0], own_v[:, 0]),
-            scale=self.scale,
-            implementation=self.implementation,
-        )
+        registers = Registers(own_k[:, 0], own_v[:, 0])
+        patches = self._attend(q, k, v, valid=valid, registers=registers)
         if valid is not None:  # a weight of zero does not hide what is not finite
             v = jnp.where(valid[..., None, None], v, 0)
         image = self._of_image(Tokens(q, own_q).image, Tokens(k, own_k), Tokens(v, own_v), valid)
         y = Tokens(patches.reshape(x.patches.shape), image.reshape(x.image.shape))
         return _applied(self.proj, y)
+
+    def _of_heads(self, x: jax.Array) -> Float[Array, '3 b h w heads c']:
+        """Queries, keys and values."""
+        return jnp.moveaxis(x.reshape(*x.shape[:3], 3, self.heads, -1), 3, 0)
+
+    def _attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        *,
+        valid: jax.Array | None,
+        registers: Registers | None = None,
+    ) -> jax.Array:
+        return attend(
+            q,
+            k,
+            v,
+            Full(),
+            valid=valid,
+            registers=registers,
+            scale=self.scale,
+            implementation=self.implementation,
+        )
 
     def _of_image(
         self, q: jax.Array, k: Tokens, v: Tokens, valid: jax.Array | None
@@ -243,8 +288,8 @@ class Block(nnx.Module):
         self.ls2 = LayerScale(features, 1.0)
 
     def __call__(
-        self, x: Tokens, *, train: bool, drop: Drop | None = None, extent: Extent | None = None
-    ) -> Tokens:
+        self, x: _Form, *, train: bool, drop: Drop | None = None, extent: Extent | None = None
+    ) -> _Form:
         """Adds both branches to the skip connection.
 
         Args:
@@ -255,11 +300,16 @@ class Block(nnx.Module):
         """
         del train
         first, second = (None, None) if drop is None else drop.branches(2)
-        y = self.attn(Tokens(*map(self.norm1, x)), extent=extent)
-        x = Tokens(*(part + drop_path(self.ls1(own), first) for part, own in zip(x, y)))
-        y = _applied(self.fc1, Tokens(*map(self.norm2, x)))
-        y = _applied(self.fc2, Tokens(*map(gelu, y)))
-        return Tokens(*(part + drop_path(self.ls2(own), second) for part, own in zip(x, y)))
+        y = self.attn(jax.tree.map(self.norm1, x), extent=extent)
+        x = _added(x, jax.tree.map(self.ls1, y), first)
+        y = _applied(self.fc1, jax.tree.map(self.norm2, x))
+        y = _applied(self.fc2, jax.tree.map(gelu, y))
+        return _added(x, jax.tree.map(self.ls2, y), second)
+
+
+def _added(x: _Form, y: _Form, drop: Drop | None) -> _Form:
+    """Adds the output of a branch, unless it is left out."""
+    return jax.tree.map(lambda x, y: x + drop_path(y, drop), x, y)
 
 
 class DINOv2(nnx.Module):
@@ -340,7 +390,8 @@ class DINOv2(nnx.Module):
             widths are rounded up.
         """
         keys = [None] * 4 if key is None else [*jax.random.split(key, 4)]
-        tokens = self.stem(x, extent=extent)
+        separate = self.stem(x, extent=extent)
+        tokens = Row.of(separate) if for_cpu() else separate
         extent = strided(extent, PATCH)
         outputs = []
         for blocks, own in zip(self.stages[0], keys):

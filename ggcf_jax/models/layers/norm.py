@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.batch_norm import normalize
+from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
 
 Activation = Literal['relu', 'leaky_relu', 'relu6', 'gelu', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
@@ -20,12 +21,71 @@ def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 
     As PyTorch: by erf, in float32 at least (`jax.nn.gelu` takes erfc, six times slower on CPUs).
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (0.5 * wide * (1 + jax.lax.erf(wide * np.sqrt(0.5).astype(wide.dtype)))).astype(x.dtype)
+    if for_cpu() and not convolutions_stay():
+        return _gelu_of_cpu(x)
+    wide = _wide(x)
+    return (0.5 * wide * (1 + _erf(wide))).astype(x.dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _erf(x: jax.Array) -> jax.Array:
+    return lax.erf(x * np.sqrt(0.5).astype(x.dtype))
+
+
+@jax.custom_vjp
+def _gelu_of_cpu(x: jax.Array) -> jax.Array:
+    """With a backward pass in which x meets the gradient first.
+
+    So XLA:CPU keeps x in memory. It would compute x for the one pass and for the other, and where
+    that is a depthwise convolution its nine products.
+    """
+    return _gelu_forward(x)[0]
+
+
+def _gelu_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    wide = _wide(x)
+    erf = _erf(wide)
+    return (0.5 * wide * (1 + erf)).astype(x.dtype), (x, erf)
+
+
+def _gelu_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+    x, erf = saved
+    wide, dy = _wide(x), _wide(dy)
+    density = jnp.exp(-0.5 * wide * wide) * np.sqrt(0.5 / np.pi).astype(wide.dtype)
+    return (((dy * wide) * density + dy * (0.5 * (1 + erf))).astype(x.dtype),)
+
+
+_gelu_of_cpu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def relu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
+    """The positive part of x; the gradient at 0 is 0.
+
+    On CPUs it is a selection: XLA:CPU computes a maximum of x and a number anew for each operation
+    that reads it, and what is in it with it. For a residual connection that is the connection
+    before, so that each block of a stage would add up all blocks before it.
+    """
+    return _selected(x) if for_cpu() and not convolutions_stay() else jax.nn.relu(x)
+
+
+@jax.custom_jvp
+def _selected(x: jax.Array) -> jax.Array:
+    return jnp.where(x < 0, 0, x)  # NaN stays
+
+
+@_selected.defjvp
+def _selected_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x,), (dx,) = primals, tangents
+    return _selected(x), jnp.where(x > 0, dx, 0)
 
 
 ACTIVATIONS = {
-    'relu': jax.nn.relu,
+    'relu': relu,
     'leaky_relu': jax.nn.leaky_relu,  # slope 0.01, as InPlace-ABN
     'relu6': jax.nn.relu6,
     'gelu': gelu,

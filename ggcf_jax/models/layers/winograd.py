@@ -120,21 +120,18 @@ def _apply(x: jax.Array, kernel: jax.Array, dilation: int, *, of_input: bool = F
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, dilation: int) -> jax.Array:
     """The gradient of the kernel."""
-    b, height, width, features = dy.shape
+    _, height, width, features = dy.shape
     if _cost(height, width, x.shape[3], features, dilation, _GRADIENT_TRANSFORM) > 1:
         return _direct_kernel_gradient(x, dy, dilation)
     tiling = _tiling(height, width, dilation)
-    rest = (
-        2 * tiling.down * dilation - height,
-        2 * tiling.across * dilation - width,
-    )
-    dy = jnp.pad(dy, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
-    dy = dy.reshape(b, tiling.down, 2, dilation, tiling.across, 2, dilation, features)
-    rows = _outputs_transposed([dy[:, :, i] for i in range(2)])
+    # From the padded map that the gradient of the input is made of: XLA:CPU keeps it in memory,
+    # and would compute dy itself, the gradient of a norm, say, anew for each of the sixteen.
+    grid = _grid(dy, tiling)
+    rows = _outputs_transposed([grid[:, :-1, 1], grid[:, 1:, 0]])
     gradients = [
         [
             each.reshape(-1, features)
-            for each in _outputs_transposed([row[:, :, :, :, i] for i in range(2)])
+            for each in _outputs_transposed([row[:, :, :, :-1, 1], row[:, :, :, 1:, 0]])
         ]
         for row in rows
     ]
@@ -166,12 +163,9 @@ def _direct_kernel_gradient(x: jax.Array, dy: jax.Array, dilation: int) -> jax.A
 
 def _patches(x: jax.Array, tiling: _Tiling) -> list[list[jax.Array]]:
     """Transformed patches: 4 x 4 matrices of [tiles, channels]."""
-    _, height, width, channels = x.shape
-    _, _, down, across, dilation = tiling
-    rest = (2 * (down + 1) * dilation - height, 2 * (across + 1) * dilation - width)
-    x = jnp.pad(x, ((0, 0), *((dilation, more - dilation) for more in rest), (0, 0)))
-    x = x.reshape(-1, down + 1, 2, dilation, across + 1, 2, dilation, channels)
-    rows = _inputs([x[:, i // 2 : i // 2 + down, i % 2] for i in range(4)])
+    grid = _grid(x, tiling)
+    down, across, channels = tiling.down, tiling.across, x.shape[3]
+    rows = _inputs([grid[:, i // 2 : i // 2 + down, i % 2] for i in range(4)])
     return [
         [
             each.reshape(-1, channels)
@@ -179,6 +173,21 @@ def _patches(x: jax.Array, tiling: _Tiling) -> list[list[jax.Array]]:
         ]
         for row in rows
     ]
+
+
+def _grid(x: jax.Array, tiling: _Tiling) -> jax.Array:
+    """Pairs of each residue class of the rows and columns, with `dilation` zeros around the map.
+
+    Tile i reaches from the second of pair i to the first of pair i + 1, and so do its outputs; its
+    patch has both of either pair.
+
+    Returns:
+        [b, down + 1, 2, dilation, across + 1, 2, dilation, c].
+    """
+    height, width, down, across, dilation = tiling
+    rest = (2 * (down + 1) * dilation - height, 2 * (across + 1) * dilation - width)
+    x = jnp.pad(x, ((0, 0), *((dilation, more - dilation) for more in rest), (0, 0)))
+    return x.reshape(-1, down + 1, 2, dilation, across + 1, 2, dilation, x.shape[3])
 
 
 def _transformed_kernel(kernel: jax.Array) -> list[list[jax.Array]]:

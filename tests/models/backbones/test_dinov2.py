@@ -11,6 +11,7 @@ from flax import nnx
 
 from ggcf_jax import config as config_lib
 from ggcf_jax import models, train
+from ggcf_jax.attention import target
 from ggcf_jax.errors import InputError
 from ggcf_jax.models.backbones import dinov2
 from ggcf_jax.models.layers import extent as extent_lib
@@ -93,6 +94,27 @@ def test_bfloat16(x):
 def test_the_attention_that_is_named_computes_it(x):
     for a, b in zip(_run(*_network(), x), _run(*_network(implementation='reference'), x)):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('padded', [False, True])
+def test_tokens_in_a_row_are_those_of_two_arrays(x, padded):
+    """The form of CPUs beside that of accelerators, with branches left out at random."""
+    graphdef, state = _network(drop_rate=0.5, implementation='reference')
+    extent = extent_lib.of_sizes(jnp.array([(33, 50), (20, 14)])) if padded else None
+    key = jax.random.key(0)
+
+    def loss(state, x):
+        outputs = nnx.merge(graphdef, state)(x, train=True, key=key, extent=extent)
+        seen = 1 if extent is None else extent_lib.strided(extent, 14).mask(3, 4)[..., None]
+        outputs = [jnp.where(seen, y, 0) for y in outputs]
+        return sum((y**2).sum() for y in outputs), outputs
+
+    found = []
+    for platform in ('cpu', 'gpu'):
+        with target.tracing_for(platform):
+            found.append(jax.jit(jax.grad(lambda *a: loss(*a), (0, 1), has_aux=True))(state, x))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
 def test_branches_are_left_out_when_training(x):

@@ -15,7 +15,9 @@ from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers import forms, overlaps, winograd
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import depthwise
+from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.linear import linear
+from ggcf_jax.models.layers.norm import ACTIVATIONS
 from ggcf_jax.models.layers.pool import max_pool
 from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training.losses import pixels
@@ -90,8 +92,10 @@ def test_depthwise_convolution(rng, dtype, size, dilation):
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), dtype)
     kernel = jnp.asarray(rng.normal(size=(7, 7, 1, 3)), dtype)
     tolerance = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}[dtype]
+    bias = jnp.asarray(rng.normal(size=3), jnp.float32)
     f = functools.partial(depthwise, dilation=dilation)
-    assert_equal_values_and_gradients(f, rng, x, kernel, rtol=tolerance, atol=tolerance / 2)
+    for given in ((x, kernel), (x, kernel, bias)):
+        assert_equal_values_and_gradients(f, rng, *given, rtol=tolerance, atol=tolerance / 2)
 
 
 @pytest.mark.parametrize('options', [{}, {'dilation': 2}, {'stride': 2}])
@@ -112,10 +116,43 @@ def test_depthwise_convolution_of_nine_taps(rng, options):
             feature_group_count=3,
         )
 
-    def f(x, kernel):
-        return depthwise(x, kernel, **options) if target.current() == 'cpu' else grouped(x, kernel)
+    def f(x, kernel, bias):
+        if target.current() == 'cpu':
+            return depthwise(x, kernel, bias, **options)
+        return grouped(x, kernel) + bias
 
-    assert_equal_values_and_gradients(f, rng, x, kernel, rtol=1e-5, atol=1e-5)
+    bias = jnp.asarray(rng.normal(size=3), jnp.float32)
+    assert_equal_values_and_gradients(f, rng, x, kernel, bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('name', ['relu', 'gelu'])
+def test_activation(rng, name, dtype):
+    x = jnp.concatenate([jnp.asarray(rng.normal(size=9), dtype), jnp.array([0.0, -0.0], dtype)])
+    close = {jnp.float32: 1e-6, jnp.bfloat16: 1e-2}[dtype] * (name == 'gelu')
+    assert_equal_values_and_gradients(ACTIVATIONS[name], rng, x, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_relu_of_what_is_not_finite(value):
+    with target.tracing_for('cpu'):
+        found, gradient = jax.value_and_grad(lambda x: ACTIVATIONS['relu'](x))(jnp.float32(value))
+    np.testing.assert_array_equal(found, jax.nn.relu(value))
+    np.testing.assert_array_equal(gradient, jax.grad(jax.nn.relu)(value))
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (4, 6), (1, 1, 1, 1)])
+def test_layer_norm(rng, shape, dtype):
+    graphdef, params = nnx.split(layer_norm(shape[-1], dtype=dtype, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: x + jnp.float32(rng.normal(size=x.shape)), nnx.as_pure(params))
+    x = jnp.asarray(rng.normal(loc=3, size=shape), dtype)
+
+    def f(params, x):
+        return nnx.merge(graphdef, params, copy=True)(x)
+
+    close = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}[dtype]
+    assert_equal_values_and_gradients(f, rng, params, x, rtol=close, atol=close)
 
 
 def test_linear(rng):
