@@ -204,7 +204,7 @@ def main(options: argparse.Namespace) -> None:
     for name, workdir in found:
         loaded = runs.load(workdir, 'latest')
         loaded.dataset.check_labeled(options.split, 'evaluated')
-        for priority in PRIORITIES:
+        for priority in options.priorities:
             done = _done(points, loaded, options.split, priority)
             missing = [percent for percent in sorted(options.percents) if percent not in done]
             for percent, miou in measure(loaded, options.split, missing, priority):
@@ -256,6 +256,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=int,
         nargs='+',
         help='drop rates in percent [0 10 ... 90]',
+    )
+    parser.add_argument(
+        '--priorities',
+        default=PRIORITIES,
+        choices=PRIORITIES,
+        nargs='+',
+        help='contexts that are kept: of highest affinity, or at random [both]',
     )
     return parser
 
