@@ -48,6 +48,7 @@ from ggcf_jax.models.backbones import (
 )
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import Depthwise
+from ggcf_jax.models.layers.patch import PatchConv
 from tests.models.pretrained import (
     torch_convnext,
     torch_dinov2,
@@ -272,8 +273,16 @@ class Layer:
         """Whether it is of an image, which needs no gradient."""
         return self.shape[3] == 3
 
-    def module(self) -> nnx.Conv | Depthwise:
+    @property
+    def is_of_patches(self) -> bool:
+        """Whether its windows lie beside each other, without zeros around the map."""
+        return self.kernel == self.stride > 1
+
+    def module(self) -> nnx.Conv | Depthwise | PatchConv:
         """Builds the layer."""
+        if self.is_of_patches:
+            sizes = (self.shape[3], self.features, self.kernel)
+            return PatchConv(*sizes, dtype=jnp.float32, rngs=nnx.Rngs(0))
         options: dict[str, Any] = dict(stride=self.stride, dilation=self.dilation)
         options.update(dtype=jnp.float32, rngs=nnx.Rngs(0))
         if self.depthwise:
@@ -348,7 +357,8 @@ def compare_layer(layer: Layer, rounds: int) -> dict[str, Ratio]:
 
     tx, tg = last(x, (0, 3, 1, 2)), last(g, (0, 3, 1, 2))
     tw = last(np.asarray(module.kernel[...]), (3, 2, 0, 1))
-    at = (layer.stride, layer.dilation * (layer.kernel // 2), layer.dilation)
+    padding = 0 if layer.is_of_patches else layer.dilation * (layer.kernel // 2)
+    at = (layer.stride, padding, layer.dilation)
     s, p, d = ([number] * 2 for number in at)
     groups = layer.features if layer.depthwise else 1
 

@@ -33,3 +33,6 @@ def test_tables():
     assert more == sorted(more, reverse=True)
     depthwise = [each for each in backbones.layers(SMALL['mobilenet_v2']) if each.depthwise]
     assert set(backbones.compare_layer(depthwise[0], 1)) == {'forward', 'input', 'kernel'}
+    whole = backbones.Case('mit_b0', 8, 1, 64)  # a multiple of all patches
+    patches = [each for each in backbones.layers(whole) if each.is_of_patches]
+    assert set(backbones.compare_layer(patches[0], 1)) == {'forward', 'input', 'kernel'}
