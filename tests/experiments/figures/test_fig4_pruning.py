@@ -41,7 +41,11 @@ def test_curves_share_the_unpruned_point_and_the_best_rate_is_by_mean():
 
 def _options(tmp_path, folder, percents):
     return argparse.Namespace(
-        out=tmp_path, model=[f'tiny={folder}'], split='validation', percents=percents
+        out=tmp_path,
+        model=[f'tiny={folder}'],
+        split='validation',
+        percents=percents,
+        priorities=fig4_pruning.PRIORITIES,
     )
 
 
