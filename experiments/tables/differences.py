@@ -27,7 +27,7 @@ from experiments.common import cli, tables
 from ggcf_jax.errors import InputError
 
 _PRUNED = ' + ContextPruning'
-_SEEDS = Mapping[int, float]  # mIoU, 0..1
+_Seeds = Mapping[int, float]  # mIoU, 0..1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,27 +90,27 @@ def read(paths: Sequence[pathlib.Path]) -> dict[str, dict[int, float]]:
         if not path.is_file():
             raise InputError(f'--table={path} is not a file')
         with path.open(newline='', encoding='utf-8') as file:
-            lines = csv.DictReader(file)
-            missing = {'row', 'seed', 'miou'} - {*(lines.fieldnames or ())}
+            records = csv.DictReader(file)
+            missing = {'row', 'seed', 'miou'} - {*(records.fieldnames or ())}
             if missing:
                 raise InputError(f'--table={path} has no column {", ".join(sorted(missing))}')
-            for line in lines:
-                seeds = found.setdefault(line['row'], {})
-                seed, value = int(line['seed']), float(line['miou'])
+            for record in records:
+                seeds = found.setdefault(record['row'], {})
+                seed, value = int(record['seed']), float(record['miou'])
                 if seeds.setdefault(seed, value) != value:
                     raise InputError(
-                        f'{line["row"]}, seed {seed}: mIoU {seeds[seed]}, and {value} in {path}'
+                        f'{record["row"]}, seed {seed}: mIoU {seeds[seed]}, and {value} in {path}'
                     )
     return found
 
 
-def compare(one: _SEEDS, other: _SEEDS) -> Difference | None:
+def compare(one: _Seeds, other: _Seeds) -> Difference | None:
     """The difference over the seeds that both have; None for fewer than two."""
     values = [value - other[seed] for seed, value in one.items() if seed in other]
     return Difference(values) if len(values) > 1 else None
 
 
-def lines(rows: Mapping[str, _SEEDS], to: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def lines(rows: Mapping[str, _Seeds], to: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yields the lines of the table.
 
     Args:

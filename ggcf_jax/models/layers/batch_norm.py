@@ -67,7 +67,7 @@ def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype: DTypeLike
 ) -> tuple[Normalized, _Kept]:
     n = x.size // x.shape[-1]
-    wide = _wide(x)
+    wide = widened(x)
     total, squares = _sums(wide, lax.square(wide))
     mean = total / n
     var = jnp.maximum(0.0, squares / n - lax.square(mean))
@@ -82,7 +82,7 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     del dtype
     n = kept.x.size // kept.x.shape[-1]
-    centred = _wide(kept.x) - kept.mean
+    centred = widened(kept.x) - kept.mean
     dy = cotangents.y.astype(centred.dtype)
     dbias, product = _sums(dy, dy * centred)
     inverse = kept.inverse
@@ -104,7 +104,8 @@ def _backward(
 normalize.defvjp(_forward, _backward)
 
 
-def _wide(x: jax.Array) -> jax.Array:
+def widened(x: jax.Array) -> jax.Array:
+    """Returns x in float32 at least."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -25,7 +25,9 @@ _convolutions_stay: contextvars.ContextVar[bool] = contextvars.ContextVar('stay'
 
 @contextlib.contextmanager
 def keeping_convolutions() -> Iterator[None]:
-    """Inside, convolutions are traced as they are, on CPUs, too: for another runtime, or to count.
+    """Inside, convolutions and what is behind them are traced as they are, on CPUs, too.
+
+    For another runtime, or to count.
 
     Those of 1 x 1 are products of matrices all the same.
     """
@@ -39,3 +41,8 @@ def keeping_convolutions() -> Iterator[None]:
 def convolutions_stay() -> bool:
     """Whether it is traced inside of `keeping_convolutions`."""
     return _convolutions_stay.get()
+
+
+def rewritten_for_cpu() -> bool:
+    """Whether to compute in forms that XLA:CPU runs fast and no other runtime is to see."""
+    return for_cpu() and not convolutions_stay()

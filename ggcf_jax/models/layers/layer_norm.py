@@ -4,12 +4,12 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
-from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.batch_norm import widened
+from ggcf_jax.models.layers.forms import rewritten_for_cpu
 from ggcf_jax.models.layers.norm import promote_input
 
 
@@ -25,7 +25,7 @@ class LayerNorm(nnx.LayerNorm):
             x: features.
             mask: which channels count; None: all.
         """
-        if mask is not None or not for_cpu() or convolutions_stay():
+        if mask is not None or not rewritten_for_cpu():
             return super().__call__(x, mask=mask)
         assert self.scale is not None and self.bias is not None  # as built
         x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
@@ -79,7 +79,7 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, _Kept]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = widened(x)
     mean = wide.mean(-1, keepdims=True)
     centred = wide - mean
     inverse = lax.rsqrt(lax.square(centred).mean(-1, keepdims=True) + epsilon)

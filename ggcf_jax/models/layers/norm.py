@@ -9,8 +9,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
-from ggcf_jax.models.layers.batch_norm import normalize
-from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.batch_norm import normalize, widened
+from ggcf_jax.models.layers.forms import rewritten_for_cpu
 
 Activation = Literal['relu', 'leaky_relu', 'relu6', 'gelu', 'identity']
 Norm = Literal['batch_norm', 'abs_gamma']
@@ -21,14 +21,10 @@ def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
 
     As PyTorch: by erf, in float32 at least (`jax.nn.gelu` takes erfc, six times slower on CPUs).
     """
-    if for_cpu() and not convolutions_stay():
+    if rewritten_for_cpu():
         return _gelu_of_cpu(x)
-    wide = _wide(x)
+    wide = widened(x)
     return (0.5 * wide * (1 + _erf(wide))).astype(x.dtype)
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _erf(x: jax.Array) -> jax.Array:
@@ -46,14 +42,14 @@ def _gelu_of_cpu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    wide = _wide(x)
+    wide = widened(x)
     erf = _erf(wide)
     return (0.5 * wide * (1 + erf)).astype(x.dtype), (x, erf)
 
 
 def _gelu_backward(saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
     x, erf = saved
-    wide, dy = _wide(x), _wide(dy)
+    wide, dy = widened(x), widened(dy)
     density = jnp.exp(-0.5 * wide * wide) * np.sqrt(0.5 / np.pi).astype(wide.dtype)
     return (((dy * wide) * density + dy * (0.5 * (1 + erf))).astype(x.dtype),)
 
@@ -68,7 +64,7 @@ def relu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
     that reads it, and what is in it with it. For a residual connection that is the connection
     before, so that each block of a stage would add up all blocks before it.
     """
-    return _selected(x) if for_cpu() and not convolutions_stay() else jax.nn.relu(x)
+    return _selected(x) if rewritten_for_cpu() else jax.nn.relu(x)
 
 
 @jax.custom_jvp

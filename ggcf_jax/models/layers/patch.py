@@ -7,7 +7,7 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.extent import Extent, zero_outside
-from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.forms import rewritten_for_cpu
 from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.linear import NORMAL
 
@@ -79,7 +79,7 @@ class PatchConv(nnx.Module):
             )
         rest = [-length % side for length in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
-        if for_cpu() and not convolutions_stay():
+        if rewritten_for_cpu():
             return bias + _product(x, kernel)
         numbers = ('NHWC', 'HWIO', 'NHWC')
         return bias + lax.conv_general_dilated(

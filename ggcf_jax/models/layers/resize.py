@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
 from ggcf_jax.models.layers.extent import Extent
-from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.forms import rewritten_for_cpu
 
 
 def upsample(
@@ -51,7 +51,7 @@ def upsample(
             f'that needs {expected}'
         )
     heights, widths = (None, None) if extent is None else (extent.heights, extent.widths)
-    if for_cpu() and not convolutions_stay():
+    if rewritten_for_cpu():
         # The classes before the columns in memory: what follows takes maxima and sums over them,
         # which are slow over a last axis of 19.
         x = jnp.swapaxes(x, 2, 3)
