@@ -86,7 +86,9 @@ def test_convolution_in_bfloat16(rng):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(('size', 'dilation'), [((5, 8), 1), ((9, 4), 2), ((1, 2), 1)])
+@pytest.mark.parametrize(
+    ('size', 'dilation'), [((5, 8), 1), ((9, 4), 2), ((1, 2), 1), ((8, 3), 1), ((6, 5), 2)]
+)
 def test_depthwise_convolution(rng, dtype, size, dilation):
     """Seven taps to a side, on maps that are smaller, too: zeros around, one channel by another."""
     x = jnp.asarray(rng.normal(size=(2, *size, 3)), dtype)
