@@ -22,6 +22,10 @@ def find() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
+class Refused(AssertionError):
+    """The browser answered a command with an error."""
+
+
 class Page:
     """One tab. Messages end in a zero byte; the browser answers each by its number."""
 
@@ -45,7 +49,8 @@ class Page:
         while True:
             answer = self._receive()
             if answer.get('id') == number:
-                assert 'error' not in answer, (method, answer)
+                if 'error' in answer:
+                    raise Refused(method, answer)
                 return answer['result']
             if answer.get('method') in ('Log.entryAdded', 'Runtime.exceptionThrown'):
                 self.messages.append(answer['params'])
@@ -61,9 +66,15 @@ class Page:
     def wait(self, condition: str, seconds: float = 60) -> None:
         """Waits until a JavaScript expression is true."""
         end = time.monotonic() + seconds
-        while not self.run(f'Boolean({condition})'):
+        while not self._holds(condition):
             assert time.monotonic() < end, (condition, self.run('document.body.innerText'))
             time.sleep(0.05)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return self.run(f'Boolean({condition})')
+        except Refused:  # the page that was asked is being left for another one
+            return False
 
     def choose_files(self, selector: str, paths: list[pathlib.Path]) -> None:
         """Chooses files as the dialogue of a file input would."""
