@@ -15,11 +15,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ggcf_jax.attention import target
-from ggcf_jax.models.layers import overlaps, winograd
+from ggcf_jax.models.layers import narrow, overlaps, winograd
 from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
 
 _AXES = ('NHWC', 'HWIO', 'NHWC')
-_LANES = 32  # features below which XLA:CPU leaves parts of its registers empty
 _SMALL = 2**20  # multiply-adds of a tap: sixteen products compile longer than they save below
 _PAYS = 0.9  # of the time of XLA's convolution
 
@@ -41,10 +40,9 @@ def conv_general_dilated(
 
     A 1x1 convolution is a product of matrices. Its weight gradient is two to three times faster on
     CPUs; XLA:TPU would fold rows of a small batch into the batch of a convolution, and pad, slice
-    and copy the map before and after it. On
-    CPUs few features of an image are computed with channels of zeros beside them, up to ten times
-    faster, and 3x3 convolutions of stride 1 take fewer multiplications (`winograd`, `overlaps`)
-    where that pays.
+    and copy the map before and after it. On CPUs convolutions with few features fill the registers
+    (`narrow`), up to ten times faster, and 3x3 convolutions of stride 1 take fewer multiplications
+    (`winograd`, `overlaps`) where that pays.
 
     Args:
         x: features.
@@ -75,18 +73,14 @@ def conv_general_dilated(
             b, h, w, c = x.shape  # as one matrix: a product over three axes transposes its operands
             y = jnp.matmul(x.reshape(b * h * w, c), kernel[0, 0], precision=precision)
             return y.reshape(b, h, w, -1)
-        narrow = x.shape[3] == 3 and kernel.shape[3] <= _LANES and set(rhs_dilation) == {1}
-        if narrow and not convolutions_stay():
-            return _narrow(
-                x,
-                kernel,
-                tuple(strides),
-                tuple((before, after) for before, after in padding),
-                precision,
-            )
         form = _products(x, kernel, strides, padding, rhs_dilation, precision)
         if form is not None:
             return form.convolve(x, kernel, rhs_dilation[0])
+        if set(rhs_dilation) == {1} and not convolutions_stay() and narrow.pays(x, kernel):
+            down, across = strides
+            rows, columns = ((before, after) for before, after in padding)
+            geometry = narrow.Geometry((down, across), (rows, columns), precision)
+            return narrow.convolve(x, kernel, geometry)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -135,37 +129,3 @@ def _products(
     }
     best = min(costs, key=lambda form: costs[form])
     return best if costs[best] < _PAYS else None
-
-
-def _narrow(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    precision: Any,
-) -> jax.Array:
-    """A few features of an image; forward and backward pass are fast in different forms."""
-
-    def padded(x: jax.Array, kernel: jax.Array, channels: int, features: int) -> jax.Array:
-        """The convolution with zeros beside the channels of `x` and beside the features."""
-        more, count = channels - x.shape[3], kernel.shape[3]
-        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
-        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, features - count)))
-        y = lax.conv_general_dilated(
-            x, kernel, strides, padding, dimension_numbers=_AXES, precision=precision
-        )
-        return y[..., :count]
-
-    @jax.custom_jvp
-    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        # 24 features of 4 x 256 x 256 pixels, 7x7: 7 ms instead of 71.
-        features = kernel.shape[3] if kernel.shape[3] > _LANES // 2 else _LANES
-        return padded(x, kernel, 4, features)
-
-    @apply.defjvp
-    def tangent(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-        # The gradient of a kernel of 16 features: 10 ms instead of 24.
-        (x, kernel), (dx, dkernel) = primals, tangents
-        return apply(x, kernel), padded(dx, kernel, 3, _LANES) + padded(x, dkernel, 3, _LANES)
-
-    return apply(x, kernel)

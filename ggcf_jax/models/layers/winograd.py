@@ -28,19 +28,39 @@ _TRANSFORM = 25
 _GRADIENT_TRANSFORM = 40
 
 
-class _Tiling(NamedTuple):
-    """How a map is cut; `down` and `across` are numbers of tiles in each residue class."""
+class _Axis(NamedTuple):
+    """How an axis is cut: into tiles of two outputs of a residue class.
 
-    height: int
-    width: int
-    down: int
-    across: int
+    Attributes:
+        length: number of positions.
+        most: number of tiles of the first residue class, which the last ones may have one less of.
+        tiles: number of tiles of all classes, in the order of their first outputs.
+    """
+
+    length: int
+    most: int
+    tiles: int
+
+
+class _Tiling(NamedTuple):
+    """How a map is cut."""
+
+    rows: _Axis
+    columns: _Axis
     dilation: int
+
+    @property
+    def axes(self) -> tuple[_Axis, _Axis]:
+        return self.rows, self.columns
 
 
 def _tiling(height: int, width: int, dilation: int) -> _Tiling:
-    across = 2 * dilation
-    return _Tiling(height, width, -(-height // across), -(-width // across), dilation)
+    return _Tiling(_axis(height, dilation), _axis(width, dilation), dilation)
+
+
+def _axis(length: int, dilation: int) -> _Axis:
+    full, rest = divmod(length, 2 * dilation)
+    return _Axis(length, full + bool(rest), full * dilation + min(rest, dilation))
 
 
 def cost(height: int, width: int, channels: int, features: int, dilation: int) -> float:
@@ -60,7 +80,7 @@ def _cost(
     height: int, width: int, channels: int, features: int, dilation: int, transform: int
 ) -> float:
     tiling = _tiling(height, width, dilation)
-    tiles = tiling.down * tiling.across * dilation**2
+    tiles = tiling.rows.tiles * tiling.columns.tiles
     each = channels * features + transform * (channels + features)
     return 16 * tiles * each / (9 * height * width * channels * features)
 
@@ -107,15 +127,11 @@ def _apply(x: jax.Array, kernel: jax.Array, dilation: int, *, of_input: bool = F
         for row in zip(_patches(x, tiling), kernels)
     ]
     features = products[0][0].shape[1]
-    shape = (b, tiling.down, dilation, tiling.across, dilation, features)
+    shape = (b, tiling.rows.tiles, tiling.columns.tiles, features)
     products = [[each.reshape(shape) for each in row] for row in products]
     columns = [_outputs(row) for row in products]  # of 4 rows, 2 columns
-    y = jnp.stack(
-        [jnp.stack(row, axis=4) for row in zip(*(_outputs(rows) for rows in zip(*columns)))],
-        axis=2,
-    )
-    y = y.reshape(b, 2 * tiling.down * dilation, 2 * tiling.across * dilation, features)
-    return y[:, :height, :width]
+    rows = zip(*(_outputs(rows) for rows in zip(*columns)))
+    return _positions([_positions(row, 2, tiling) for row in rows], 1, tiling)
 
 
 def _kernel_gradient(x: jax.Array, dy: jax.Array, dilation: int) -> jax.Array:
@@ -127,11 +143,11 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, dilation: int) -> jax.Array:
     # From the padded map that the gradient of the input is made of: XLA:CPU keeps it in memory,
     # and would compute dy itself, the gradient of a norm, say, anew for each of the sixteen.
     grid = _grid(dy, tiling)
-    rows = _outputs_transposed([grid[:, :-1, 1], grid[:, 1:, 0]])
+    rows = _outputs_transposed([_rows(grid, i, tiling) for i in (1, 2)])
     gradients = [
         [
             each.reshape(-1, features)
-            for each in _outputs_transposed([row[:, :, :, :-1, 1], row[:, :, :, 1:, 0]])
+            for each in _outputs_transposed([_columns(row, j, tiling) for j in (1, 2)])
         ]
         for row in rows
     ]
@@ -164,12 +180,11 @@ def _direct_kernel_gradient(x: jax.Array, dy: jax.Array, dilation: int) -> jax.A
 def _patches(x: jax.Array, tiling: _Tiling) -> list[list[jax.Array]]:
     """Transformed patches: 4 x 4 matrices of [tiles, channels]."""
     grid = _grid(x, tiling)
-    down, across, channels = tiling.down, tiling.across, x.shape[3]
-    rows = _inputs([grid[:, i // 2 : i // 2 + down, i % 2] for i in range(4)])
+    rows = _inputs([_rows(grid, i, tiling) for i in range(4)])
     return [
         [
-            each.reshape(-1, channels)
-            for each in _inputs([row[:, :, :, i // 2 : i // 2 + across, i % 2] for i in range(4)])
+            each.reshape(-1, x.shape[3])
+            for each in _inputs([_columns(row, j, tiling) for j in range(4)])
         ]
         for row in rows
     ]
@@ -182,12 +197,43 @@ def _grid(x: jax.Array, tiling: _Tiling) -> jax.Array:
     patch has both of either pair.
 
     Returns:
-        [b, down + 1, 2, dilation, across + 1, 2, dilation, c].
+        [b, most of the rows + 1, 2, dilation, most of the columns + 1, 2, dilation, c].
     """
-    height, width, down, across, dilation = tiling
-    rest = (2 * (down + 1) * dilation - height, 2 * (across + 1) * dilation - width)
-    x = jnp.pad(x, ((0, 0), *((dilation, more - dilation) for more in rest), (0, 0)))
-    return x.reshape(-1, down + 1, 2, dilation, across + 1, 2, dilation, x.shape[3])
+    dilation = tiling.dilation
+    pairs = [axis.most + 1 for axis in tiling.axes]
+    border = [
+        (dilation, (2 * count - 1) * dilation - axis.length)
+        for count, axis in zip(pairs, tiling.axes)
+    ]
+    x = jnp.pad(x, ((0, 0), *border, (0, 0)))
+    return x.reshape(-1, pairs[0], 2, dilation, pairs[1], 2, dilation, x.shape[3])
+
+
+def _rows(grid: jax.Array, i: int, tiling: _Tiling) -> jax.Array:
+    """Row i of the patches: [b, tiles of the rows, most of the columns + 1, 2, dilation, c]."""
+    axis = tiling.rows
+    rows = grid[:, i // 2 : i // 2 + axis.most, i % 2]
+    return rows.reshape(rows.shape[0], -1, *rows.shape[3:])[:, : axis.tiles]
+
+
+def _columns(rows: jax.Array, j: int, tiling: _Tiling) -> jax.Array:
+    """Column j of the patches, of one of their `_rows`: [b, tiles of both, c]."""
+    axis = tiling.columns
+    columns = rows[:, :, j // 2 : j // 2 + axis.most, j % 2]
+    return columns.reshape(*columns.shape[:2], -1, columns.shape[4])[:, :, : axis.tiles]
+
+
+def _positions(outputs: Sequence[jax.Array], axis: int, tiling: _Tiling) -> jax.Array:
+    """The first and second outputs of the tiles of an axis, at their positions."""
+    length, most, tiles = tiling.axes[axis - 1]
+    border = [(0, 0)] * outputs[0].ndim
+    border[axis] = (0, most * tiling.dilation - tiles)
+    before, behind = outputs[0].shape[:axis], outputs[0].shape[axis + 1 :]
+    classes = [
+        jnp.pad(each, border).reshape(*before, most, tiling.dilation, *behind) for each in outputs
+    ]
+    y = jnp.stack(classes, axis=axis + 1).reshape(*before, -1, *behind)
+    return lax.slice_in_dim(y, 0, length, axis=axis)
 
 
 def _transformed_kernel(kernel: jax.Array) -> list[list[jax.Array]]:

@@ -12,7 +12,7 @@ from ggcf_jax.attention import target
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers import extent as extent_lib
-from ggcf_jax.models.layers import forms, overlaps, winograd
+from ggcf_jax.models.layers import forms, narrow, overlaps, winograd
 from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import depthwise
 from ggcf_jax.models.layers.layer_norm import layer_norm
@@ -67,6 +67,63 @@ def test_convolution(rng, size, channels, features, kernel, options):
     assert_equal_values_and_gradients(
         f, rng, nnx.as_pure(params)['kernel'], x, rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize('size', [(5, 8), (6, 7), (1, 2)])
+@pytest.mark.parametrize(
+    ('channels', 'features', 'kernel', 'strides', 'padding'),
+    [
+        (3, 16, 7, (2, 2), ((3, 3), (3, 3))),  # images: in pairs and with zeros
+        (3, 24, 7, (2, 2), ((3, 3), (3, 3))),
+        (3, 5, 3, (1, 1), ((1, 1), (1, 1))),
+        (3, 32, 7, (4, 4), ((3, 3), (3, 3))),
+        (16, 16, 3, (1, 1), ((1, 1), (1, 1))),  # pairs everywhere
+        (5, 7, 3, (1, 1), ((0, 2), (3, 1))),
+        (6, 16, 5, (2, 2), ((2, 2), (2, 2))),
+        (2, 4, 2, (1, 3), ((1, 0), (0, 4))),
+        (17, 16, 3, (1, 1), ((1, 1), (1, 1))),  # pairs in the gradient of the kernel
+        (24, 24, 3, (1, 1), ((1, 1), (1, 1))),  # zeros there
+        (4, 20, 3, (2, 2), ((1, 1), (1, 1))),
+    ],
+)
+def test_few_features(rng, size, channels, features, kernel, strides, padding):
+    x = jnp.asarray(rng.normal(size=(2, *size, channels)), jnp.float32)
+    taps = jnp.asarray(rng.normal(size=(kernel, kernel, channels, features)), jnp.float32)
+    geometry = narrow.Geometry(strides, padding, None)
+
+    def f(x, kernel):
+        if target.current() == 'cpu':
+            return narrow.convolve(x, kernel, geometry)
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        )
+
+    assert_equal_values_and_gradients(f, rng, x, taps, rtol=1e-5, atol=2e-6)
+    gradients = []  # of gradients
+    for platform in ('cpu', 'gpu'):
+        with target.tracing_for(platform):
+            gradient = jax.grad(lambda x, taps: (f(x, taps) ** 2).mean(), (0, 1))
+            along = lambda x, taps: sum((d**2).sum() for d in gradient(x, taps))  # noqa: E731, B023
+            gradients.append(jax.jit(jax.grad(along, (0, 1)))(x, taps))
+    for found, expected in zip(*gradients):
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(('size', 'kernel'), [(32, '3x4x16x32'), (8, '3x3x16x16')])
+def test_few_features_of_large_maps_are_computed_in_pairs(size, kernel):
+    """Forward, the gradient of the input and that of the kernel."""
+    layer = conv(16, 16, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(layer)
+
+    def squares(params, x):
+        return (nnx.merge(graphdef, params, copy=True)(x) ** 2).sum()
+
+    with target.tracing_for('cpu'):
+        gradients = jax.jit(jax.grad(squares, argnums=(0, 1)))
+        text = gradients.lower(params, jnp.zeros((1, size, size, 16))).as_text()
+    convolutions = [line for line in text.splitlines() if 'stablehlo.convolution' in line]
+    assert [f'tensor<{kernel}xf32>' in line for line in convolutions] == [True] * 3
 
 
 @pytest.mark.parametrize('options', [{}, {'stride': 2, 'use_bias': True}])
@@ -238,7 +295,8 @@ def products(size, channels, features, dilation=1, *, stride=1, dtype=jnp.float3
 def test_products_where_they_pay():
     assert products((16, 16), 64, 96, 2) == 16
     assert products((16, 16), 16, 16) == 0  # transforms would take longer
-    assert products((17, 17), 256, 256, 4) == 9  # ragged tiles of residue classes
+    assert products((17, 17), 256, 256, 4) == 16
+    assert products((17, 17), 256, 256, 6) == 9  # many taps in the padding
     assert products((16, 16), 64, 96, 2, stride=2) == 0
     assert products((16, 16), 64, 96, 2, dtype=jnp.bfloat16) == 0  # too coarse
     with forms.keeping_convolutions():

@@ -1,0 +1,162 @@
+"""Convolutions with few features, for CPUs: two neighbouring outputs of a row as one, or zeros.
+
+XLA:CPU (YNNPACK) computes 32 features at a time. With half as many, two outputs of a row are one
+with twice the features and a kernel that is wider by the stride: `kernel | kernel, shifted`. A
+7x7 kernel of stride 2 then has 9 / 7 of the products, where zeros beside the features would make it
+twice as many. Where that does not pay, zeros do: in gradients of kernels and for images.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_AXES = ('NHWC', 'HWIO', 'NHWC')
+_FEATURES = 32  # below, XLA:CPU leaves parts of its registers empty
+_IMAGE = 3  # channels
+_LARGE = 2**18  # multiply-adds of a tap and an image from which a convolution is worth it
+
+
+class Geometry(NamedTuple):
+    """Where the taps of a convolution without dilation lie.
+
+    Attributes:
+        strides: distances between neighbouring outputs, down and across.
+        padding: zeros (before, after) the rows and the columns.
+        precision: precision of the products, see `jax.lax.Precision`.
+    """
+
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    precision: lax.PrecisionLike
+
+
+def pays(x: Float[Array, 'b h w c'], kernel: Float[Array, 'kh kw c features']) -> bool:
+    """Whether the convolution is faster in this form.
+
+    Args:
+        x: features.
+        kernel: kernel.
+    """
+    _, h, w, c = x.shape
+    features = kernel.shape[3]
+    if c == _IMAGE:
+        return features <= _FEATURES
+    return features < _FEATURES and h * w * c * features >= _LARGE
+
+
+def convolve(
+    x: Float[Array, 'b h w c'], kernel: Float[Array, 'kh kw c features'], geometry: Geometry
+) -> Float[Array, 'b _ _ features']:
+    """Convolves; forward and backward pass are fast in different forms.
+
+    Args:
+        x: features.
+        kernel: kernel, of at most 32 features.
+        geometry: strides, padding and precision.
+    """
+    form = _of_image if x.shape[3] == _IMAGE else _of_features
+    return form(geometry, x, kernel)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _of_image(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _apply(geometry, x, kernel)
+
+
+@_of_image.defjvp
+def _image_tangent(
+    geometry: Geometry, primals: tuple, tangents: tuple
+) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    tangent = _of_kernel(geometry, dx, kernel) + _of_kernel(geometry, x, dkernel)
+    return _of_image(geometry, x, kernel), tangent
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _of_features(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _apply(geometry, x, kernel)
+
+
+def _forward(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return _apply(geometry, x, kernel), (x, kernel)
+
+
+def _backward(geometry: Geometry, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    (dkernel,) = jax.linear_transpose(functools.partial(_of_kernel, geometry, x), kernel)(dy)
+    return _input_gradient(geometry, x, kernel, dy), dkernel
+
+
+_of_features.defvjp(_forward, _backward)
+
+
+def _apply(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The forward pass: 24 features of 4 x 256 x 256 pixels, 7x7, in 4 ms instead of 53."""
+    image = x.shape[3] == _IMAGE
+    if image:
+        x, kernel = _widened(x, 3, _IMAGE + 1), _widened(kernel, 2, _IMAGE + 1)
+    if _in_pairs(kernel) and (image or x.shape[3] <= _FEATURES // 2):
+        return _pairs(geometry, x, kernel)
+    return _plain(geometry, x, kernel)
+
+
+def _of_kernel(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The form whose gradient of the kernel is fast."""
+    if _in_pairs(kernel):
+        return _pairs(geometry, x, kernel)
+    features = kernel.shape[3]
+    return _plain(geometry, x, _widened(kernel, 3, _FEATURES))[..., :features]
+
+
+def _input_gradient(
+    geometry: Geometry, x: jax.Array, kernel: jax.Array, dy: jax.Array
+) -> jax.Array:
+    kh, kw, c, _ = kernel.shape
+    if geometry.strides == (1, 1) and _in_pairs(kernel) and c <= _FEATURES // 2:
+        (top, bottom), (left, right) = geometry.padding
+        around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        return _pairs(geometry._replace(padding=around), dy, flipped)
+    (dx,) = jax.linear_transpose(lambda x: _plain(geometry, x, kernel), x)(dy)
+    return dx
+
+
+def _in_pairs(kernel: jax.Array) -> bool:
+    return kernel.shape[3] <= _FEATURES // 2
+
+
+def _pairs(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution, two outputs of a row at a time."""
+    (down, across), (rows, (left, right)), _ = geometry
+    b, _, w, _ = x.shape
+    kw, features = kernel.shape[1], kernel.shape[3]
+    width = (w + left + right - kw) // across + 1
+    second = width % 2 * across  # zeros for the second output of the last pair
+    wide = Geometry((down, 2 * across), (rows, (left, right + second)), geometry.precision)
+    both = [
+        jnp.pad(kernel, ((0, 0), border, (0, 0), (0, 0))) for border in ((0, across), (across, 0))
+    ]
+    y = _plain(wide, x, jnp.concatenate(both, axis=3))
+    return y.reshape(b, y.shape[1], -1, features)[:, :, :width]
+
+
+def _plain(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        geometry.strides,
+        geometry.padding,
+        dimension_numbers=_AXES,
+        precision=geometry.precision,
+    )
+
+
+def _widened(x: jax.Array, axis: int, size: int) -> jax.Array:
+    """`x` with zeros behind an axis, up to a size."""
+    border = [(0, 0)] * x.ndim
+    border[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, border)
