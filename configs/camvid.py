@@ -60,6 +60,7 @@ def get_config(variant: str = 'resnet10') -> ConfigDict:
     config.data.name = 'camvid'
     config.data.scale_range = (0.5, 1.5)
     config.data.threads = 2
+    config.data.cache_mib = 256  # all training images
 
     config.model.heads = 'local:3,6,9,grid:3,6,9'
     config.model.ggcf.channels = 96

@@ -65,6 +65,7 @@ def get_config(variant: str = 'demo') -> ConfigDict:
     config.data.crop_size = (256, 256)
     config.data.scale_range = (0.75, 1.5)
     config.data.threads = 2
+    config.data.cache_mib = 256  # all training images
 
     config.model.backbone.name = 'resnet10'
     config.model.backbone.width = 24

@@ -68,6 +68,9 @@ def default() -> ConfigDict:
     # Number of threads that decode images, of each worker if there are any.
     config.data.threads = 16
     config.data.workers = 0  # Number of worker processes that load images; 0: threads only.
+    # MiB of decoded training images and labels that are kept in memory, by each process or, if
+    # there are any, by each worker; 0: every epoch decodes anew.
+    config.data.cache_mib = 0
     # Bits that the samples of 16-bit images use, 8 to 16, such as 12 where their largest values are
     # 4095; also of the images of the modes predict and serve. --mode=doctor finds the number.
     config.data.image_bits = 16
@@ -410,8 +413,8 @@ _BOUNDS = (
             'train.learning_rate', 'train.poly_power', 'train.weight_decay', 'train.aux_weight',
             'train.end_learning_rate', 'train.warmup_steps', 'train.schedule_steps',
             'train.clip_norm', 'train.head_multiplier', 'train.patience', 'train.focal.gamma',
-            'eval.panels', 'eval.worst', 'data.workers', 'data.scale_step', 'data.photometric',
-            'seed',
+            'eval.panels', 'eval.worst', 'data.workers', 'data.cache_mib', 'data.scale_step',
+            'data.photometric', 'seed',
         ),
     ),
     _Bound(

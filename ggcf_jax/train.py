@@ -18,7 +18,7 @@ from ggcf_jax import data, evaluate, models, places
 from ggcf_jax.data import advice, pipeline, teaching
 from ggcf_jax.data.records.dataset import Dataset
 from ggcf_jax.display.console import Progress, facts, iou_table, metrics_line
-from ggcf_jax.distributed import chips, platforms, processes
+from ggcf_jax.distributed import chips, cpu_devices, platforms, processes
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.distributed.preemption import (
     Interrupted,
@@ -218,7 +218,13 @@ def _prepared(this: _Start) -> _Run:
         weights.append(f'checkpoint of step {start}')
     step_fn = train_step.build(config.train, this.class_weights, network, mesh)
     with processes.process_zero_first():
-        batches = data.training_batches(config, dataset, start, mesh_lib.shard(mesh))
+        batches = data.training_batches(
+            config,
+            dataset,
+            start,
+            mesh_lib.shard(mesh),
+            niceness=cpu_devices.niceness_beside(mesh),
+        )
     evaluate_validation = evaluator.Evaluator(
         evaluator.make_eval_step(
             graphdef,

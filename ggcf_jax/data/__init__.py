@@ -59,7 +59,12 @@ def build(data: ConfigDict) -> Dataset:
 
 
 def training_batches(
-    config: ConfigDict, dataset: Dataset, start_step: int, shard: pipeline.Shard
+    config: ConfigDict,
+    dataset: Dataset,
+    start_step: int,
+    shard: pipeline.Shard,
+    *,
+    niceness: int = 0,
 ) -> Generator[pipeline.Batch, None, None]:
     """Builds the training stream.
 
@@ -70,6 +75,7 @@ def training_batches(
         dataset: data set to train on.
         start_step: number of batches to skip, which are not computed.
         shard: this process's share of each batch.
+        niceness: how much the threads give way to others, see `pipeline.LoaderOptions`.
 
     Returns:
         Endless batches, see `pipeline.train_batches`; `close()` ends its threads.
@@ -108,9 +114,10 @@ def training_batches(
         batch_size=config.train.batch_size,
         start_step=start_step,
         shard=shard,
-        loader=loader_options(data),
+        loader=loader_options(data, niceness=niceness),
         class_uniform=data.class_uniform,
         indices=indices,
+        cache=data.cache_mib * 2**20,
     )
 
 
@@ -193,13 +200,14 @@ def check_writable(config: ConfigDict, dataset: Dataset) -> None:
         places.check_writable(directory, prepare.FIELD)
 
 
-def loader_options(data: ConfigDict) -> pipeline.LoaderOptions:
+def loader_options(data: ConfigDict, *, niceness: int = 0) -> pipeline.LoaderOptions:
     """Threads and worker processes that load images.
 
     Args:
         data: `config.data`; reads `threads` and `workers`.
+        niceness: how much they give way to others, see `pipeline.LoaderOptions`.
     """
-    return pipeline.LoaderOptions(data.threads, data.workers)
+    return pipeline.LoaderOptions(data.threads, data.workers, niceness=niceness)
 
 
 def evaluation_batches(

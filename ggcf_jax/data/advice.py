@@ -23,6 +23,8 @@ def faster(data: ConfigDict, cores: int) -> str:
     parts = []
     if data.storage != 'compact':
         parts.append("config.data.storage='compact' makes a copy that decodes faster")
+    if not data.cache_mib:
+        parts.append('config.data.cache_mib keeps decoded images in memory, where they fit')
     if cores > data.threads * max(data.workers, 1):
         parts.append(
             f'{cores} cores are there: raise config.data.threads={data.threads} to {cores}'

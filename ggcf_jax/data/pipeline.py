@@ -6,6 +6,9 @@ global batches, and a run resumes at any step from the step number alone.
 """
 
 import dataclasses
+import os
+import sys
+import threading
 from collections.abc import Generator
 
 import cv2
@@ -17,6 +20,7 @@ from jaxtyping import Int, Int32
 from ggcf_jax.data.class_uniform import ClassIndex
 from ggcf_jax.data.records.codec import IGNORE
 from ggcf_jax.data.records.dataset import Dataset, Records
+from ggcf_jax.data.records.decoded import DecodedRecords
 from ggcf_jax.data.transforms import TrainTransform, pad_to
 from ggcf_jax.errors import InputError
 
@@ -61,11 +65,15 @@ class LoaderOptions:
             cores.
         buffer: number of batches kept ready, by each worker process if there are any; at least
             one per thread.
+        niceness: how much the threads give way to others of the process, 0 to 19 (`setpriority`;
+            Linux only). For devices that are the same cores: whatever takes one of them for a
+            moment is waited for by all devices.
     """
 
     threads: int = 4
     workers: int = 0
     buffer: int = 4
+    niceness: int = 0
 
     def iterate(self, batches: grain.MapDataset) -> Generator[Batch, None, None]:
         """Iterates over a grain data set of batches.
@@ -82,6 +90,8 @@ class LoaderOptions:
         # own, so that fewer than threads would leave some idle.
         buffer = max(self.buffer, self.threads)
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffer)
+        if self.niceness and sys.platform == 'linux':  # elsewhere it is that of the whole process
+            batches = batches.map(_GivingWay(self.niceness))
         dataset = batches.to_iter_dataset(options)
         if self.workers:
             if not flags.FLAGS.is_parsed():  # grain reads flags of its own; notebooks parse none
@@ -104,17 +114,28 @@ class LoaderOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class _GivingWay:
+    """Lowers the priority of the thread that makes a batch, from its first one on."""
+
+    niceness: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
+        return batch
+
+
+@dataclasses.dataclass(frozen=True)
 class _TrainSample:
     """(part, index) of a draw -> augmented sample. A class, since worker processes pickle it.
 
     Attributes:
-        parts: records of each part of the mixture.
+        records: records of each part of the mixture.
         indices: class index of each part; None to draw no sample by class.
         class_uniform: share of the samples that are drawn by class.
         transform: augmentation.
     """
 
-    parts: tuple[Records, ...]
+    records: DecodedRecords
     indices: tuple[ClassIndex, ...] | None
     class_uniform: float
     transform: TrainTransform
@@ -124,8 +145,7 @@ class _TrainSample:
         around = None
         if self.indices and rng.random() < self.class_uniform:
             index, around = self.indices[part].draw(rng)
-        records = self.parts[part]
-        example = records.dataset.open(records[index])
+        example = self.records.open(part, index)
         image, label = self.transform(example['image'], example['label'], rng, around)
         return {'image': image, 'label': label}
 
@@ -142,6 +162,7 @@ def train_batches(
     loader: LoaderOptions = LoaderOptions(),
     class_uniform: float = 0.0,
     indices: tuple[ClassIndex, ...] | None = None,
+    cache: int = 0,
 ) -> Generator[Batch, None, None]:
     """Draws endless training batches; each part is shuffled anew in every epoch of its own.
 
@@ -156,6 +177,7 @@ def train_batches(
         loader: threads and worker processes that make the samples.
         class_uniform: share of the samples that are drawn by class.
         indices: class index of each part; needed if `class_uniform` is not 0.
+        cache: bytes of decoded records that this process, or each of its workers, keeps in memory.
 
     Yields:
         {'image': uint8 [b, h, w, 3] RGB, 'label': uint8 [b, h, w], train ids} with
@@ -168,7 +190,9 @@ def train_batches(
         raise ValueError(f'class_uniform={class_uniform} needs the class index of each part')
     local = shard.local_batch_size(batch_size)
     stream = draws(tuple(map(len, parts)), weights, seed=seed)
-    sample = _TrainSample(parts, indices if class_uniform else None, class_uniform, transform)
+    sample = _TrainSample(
+        DecodedRecords(parts, cache), indices if class_uniform else None, class_uniform, transform
+    )
     # random_map comes before the slice: after it, processes would draw the same augmentations.
     stream = stream.random_map(sample)[shard.index :: shard.count]
     return loader.iterate(stream.batch(local, drop_remainder=True)[start_step:])

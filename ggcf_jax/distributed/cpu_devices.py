@@ -1,10 +1,11 @@
-"""One CPU device for each core that a run may use, among which the images of a batch are shared."""
+"""CPU devices: one for each core that a run may use, which share the images of a batch."""
 
 import os
 from collections.abc import Iterable
 
 import jax
 import jaxlib
+from jax.sharding import Mesh
 
 # What says how many CPU devices there are, besides `jax_num_cpu_devices`.
 _VARIABLE = 'JAX_NUM_CPU_DEVICES'
@@ -14,6 +15,7 @@ _FLAG = 'xla_force_host_platform_device_count'
 # stops at it.
 _PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=3600'
 _KNOWN_TO = '0.10.'
+_LOWEST = 19  # priority of a thread: Linux runs it where nothing else wants the core
 
 
 def one_a_core(batches: Iterable[int]) -> int | None:
@@ -39,3 +41,15 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     if count > 1 and jaxlib.__version__.startswith(_KNOWN_TO):
         os.environ['XLA_FLAGS'] = f'{_PATIENCE} {os.environ.get("XLA_FLAGS", "")}'
     return count
+
+
+def niceness_beside(mesh: Mesh) -> int:
+    """How much threads that load images give way to the devices, see `LoaderOptions.niceness`.
+
+    CPU devices meet for every sum over the batch, and wait for one whose core loads an image. While
+    they wait, their cores are free for that.
+
+    Args:
+        mesh: devices of the run.
+    """
+    return _LOWEST if mesh.devices.flat[0].platform == 'cpu' else 0

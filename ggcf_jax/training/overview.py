@@ -118,7 +118,10 @@ def _data(config: ConfigDict, dataset: Dataset) -> str:
     splits = dict.fromkeys([*(split for part in parts for split in part.splits), 'validation'])
     sizes = ', '.join(f'{split} {len(dataset.source(split)):,}' for split in splits)
     height, width = config.data.crop_size
-    return f'{dataset.name}: {sizes} images; crops of {height} x {width}'
+    cache = config.data.cache_mib
+    return f'{dataset.name}: {sizes} images; crops of {height} x {width}' + (
+        f'; up to {cache:,} MiB of decoded training images are kept in memory' if cache else ''
+    )
 
 
 def _precision(train: ConfigDict) -> str:

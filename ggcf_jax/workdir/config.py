@@ -33,7 +33,7 @@ _SEGMENTS = 'segments'
 MAY_DIFFER = frozenset(
     {
         # Where the data are and how they are read.
-        'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers',
+        'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'data.cache_mib',
         # How the devices share the work, and what they compute twice to save memory.
         'mesh.space', 'train.remat', 'model.attention',
         # When something is written, and when training gives up.

@@ -20,5 +20,7 @@ def test_advice_knows_the_cores(threads, workers, cores, said):
     data.threads, data.workers = threads, workers
     text = advice.faster(data, cores)
     assert said in text and text.startswith("config.data.storage='compact'")
-    data.storage = 'compact'
+    assert 'config.data.cache_mib keeps decoded images in memory' in text
+    data.storage, data.cache_mib = 'compact', 100
+    assert 'cache_mib' not in advice.faster(data, cores)
     assert 'compact' not in advice.faster(data, cores)

@@ -1,7 +1,10 @@
+import contextlib
 import dataclasses
 import io
+import os
 import subprocess
 import sys
+import threading
 
 import cv2
 import numpy as np
@@ -71,6 +74,7 @@ def _stream(
     loader=pipeline.LoaderOptions(2),
     class_uniform=0.0,
     indices=None,
+    cache=0,
 ):
     parts = mixture.parse(split)
     batches = pipeline.train_batches(
@@ -84,6 +88,7 @@ def _stream(
         loader=loader,
         class_uniform=class_uniform,
         indices=indices,
+        cache=cache,
     )
     found = [next(batches) for _ in range(steps)]
     batches.close()
@@ -293,10 +298,49 @@ def test_sizes_are_merged_where_least_is_added():
 
 
 @pytest.mark.slow
-def test_workers_give_the_stream_of_threads():
+@pytest.mark.parametrize('cache', [0, 10_000])
+def test_workers_give_the_stream_of_threads(cache):
     threads = _stream(5)
-    workers = _stream(5, loader=pipeline.LoaderOptions(1, workers=2, buffer=1))
+    workers = _stream(5, loader=pipeline.LoaderOptions(1, workers=2, buffer=1), cache=cache)
     assert all(_equal(a, b) for a, b in zip(threads, workers, strict=True))
+
+
+@pytest.mark.parametrize('cache', [1_000, 2_000, 1_000_000])
+def test_records_in_memory_give_the_stream_of_files(cache):
+    """One of thirteen records of 768 bytes, two, and all of them, over several epochs."""
+    files = _stream(12, split='train:2,extra:1')
+    memory = _stream(12, split='train:2,extra:1', cache=cache)
+    assert all(_equal(a, b) for a, b in zip(files, memory, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere priorities are those of processes')
+def test_threads_that_load_images_give_way():
+    """They alone, not the one that takes the batches."""
+    seen = {}
+
+    class Transform(transforms.TrainTransform):
+        def __call__(self, *arguments):
+            thread = threading.get_native_id()
+            seen.setdefault(thread, []).append(os.getpriority(os.PRIO_PROCESS, thread))
+            return super().__call__(*arguments)
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    parts = mixture.records(_dataset(13), mixture.parse('train'))
+    batches = pipeline.train_batches(
+        parts,
+        (1.0,),
+        Transform((8, 8), (0.5, 1.5)),
+        seed=3,
+        batch_size=1,
+        loader=pipeline.LoaderOptions(2, niceness=19),
+    )
+    with contextlib.closing(batches):
+        taken = [next(batches) for _ in range(20)]
+    assert all(_equal(a, b) for a, b in zip(taken, _stream(20, batch_size=1), strict=True))
+    assert threading.get_native_id() not in seen
+    assert all(priorities[1:] == [19] * (len(priorities) - 1) for priorities in seen.values())
+    assert max(map(len, seen.values())) > 1
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
 
 
 @pytest.mark.slow

@@ -3,13 +3,22 @@
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jaxlib
+import numpy as np
 import pytest
 
 from ggcf_jax.distributed import cpu_devices
 from tests.helpers import ROOT, one_device
+
+
+def test_threads_give_way_to_the_cores_alone():
+    devices = np.array(jax.devices('cpu')[:1])
+    assert cpu_devices.niceness_beside(jax.sharding.Mesh(devices, 'data')) == 19
+    accelerator = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform='tpu')]))
+    assert cpu_devices.niceness_beside(accelerator) == 0
 
 
 @pytest.fixture

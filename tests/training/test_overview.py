@@ -20,7 +20,8 @@ from ggcf_jax.training import state as state_lib
                 'mesh': '8 x data; 1 image a device',
                 'network': 'resnet10, output stride 8, ggcf local:1,grid:2, 11 classes',
                 'weights': 'from scratch',
-                'data': 'camvid: train 6, validation 3 images; crops of 24 x 24',
+                'data': 'camvid: train 6, validation 3 images; crops of 24 x 24; up to 256 MiB of '
+                'decoded training images are kept in memory',
                 'precision': 'float32',
                 'steps': '12, batches of 8 (16 epochs); evaluation every 6, checkpoint every 3',
             },
@@ -31,6 +32,7 @@ from ggcf_jax.training import state as state_lib
                 'train.dtype': 'bfloat16',
                 'train.remat': 'block',
                 'train.ema_decay': 0.9,
+                'data.cache_mib': 0,
                 'data.train_split': 'train:0.75,validation:0.25',
                 'model.context': 'none',
             },
@@ -38,6 +40,7 @@ from ggcf_jax.training import state as state_lib
             {
                 'mesh': '2 x data, 2 x space; 2 images for 2 devices, 2 times a step',
                 'network': 'resnet10, output stride 8, none, 11 classes',
+                'data': 'camvid: train 6, validation 3 images; crops of 24 x 24',
                 'precision': 'bfloat16, parameters float32; rematerialisation block',
                 'steps': '12, batches of 8 (train 12, validation 8 epochs); evaluation every 6, '
                 'checkpoint every 3',
