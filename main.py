@@ -262,7 +262,9 @@ def _devices_of_cores(config: ConfigDict) -> int | None:
 
 
 # What the processes of a run may be started with in ways of their own.
-_OF_ONE_PROCESS = ('data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers')
+_OF_ONE_PROCESS = (
+    'data.manual_dir', 'data.data_dir', 'data.threads', 'data.workers', 'data.cache_mib',
+)  # fmt: skip
 
 
 def _own_values(config: ConfigDict, workdir: pathlib.Path) -> dict[str, str]:
