@@ -3,9 +3,9 @@ r"""CamVid (Brostow et al., 2009), 11 classes, on two CPU cores.
     python main.py --config=configs/camvid.py --config.data.manual_dir=DIR
 
 DIR is a copy of the SegNet tutorial's CamVid folder (train/, trainannot/, val/, valannot/).
-Expect a validation mIoU of 0.572 (one run, seed 0; versions that round differently gave 0.552 to
-0.570, and 0.598 with --config.train.steps=3000) after 10 minutes on two AMD EPYC cores, in 2 GiB of
-memory.
+Expect a validation mIoU of 0.574 (one run, seed 0; versions that round differently gave 0.552 to
+0.572, and 0.598 with --config.train.steps=3000) after 6 minutes on two AMD EPYC cores (Zen 5), 10
+on older ones, in 2 GiB of memory.
 
 The heads are the paper's {LOCAL, GRID}_{8,16,24}, made for feature maps of 128 x 256, scaled to the
 45 x 60 of these images.

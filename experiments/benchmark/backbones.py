@@ -3,10 +3,12 @@
     taskset -c 0 python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
 
 Ours and torch's (channels-last) run in turn, once each a round, in float32, on as many threads as
-the process may use cores. The table has the smallest processor time of each, their ratio, and the
-median over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. The allocator asks for huge pages (`host_memory`, as in `main.py`), which
-both gain by. On a busy machine trust the smallest times on one core (`taskset`).
+the process may use cores; ours, as in `main.py`, on a device for each core where these divide the
+images of a batch, with batch norm over all of them. `--images=2` doubles the batches. The table has
+the smallest processor time of each, their ratio, and the median over the rounds of the ratios of
+processor and of wall time: whatever else the machine does meanwhile falls on both. The allocator
+asks for huge pages (`host_memory`, as in `main.py`), which both gain by. On a busy machine trust
+the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -32,10 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.benchmark.interleaved import Call, Ratio, compare
 from experiments.common import cli
 from ggcf_jax import config as config_lib
+from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.backbones import (
     convnext,
     dilation,
@@ -217,11 +221,20 @@ def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
 
         return jax.grad(loss, has_aux=True)(params)
 
-    x = jnp.asarray(image)
-    return {
-        'forward': lambda: jax.block_until_ready(forward(*state, x)),
-        'training': lambda: jax.block_until_ready(both(*state, x)),
-    }
+    devices = jax.devices()
+    count = max(n for n in range(1, len(devices) + 1) if len(image) % n == 0)
+    mesh = mesh_lib.make_mesh(devices[:count])
+    x = jax.device_put(image, NamedSharding(mesh, PartitionSpec('data')))
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+
+    def timed(f: Any) -> Call:
+        def call() -> Any:
+            with jax.set_mesh(mesh):
+                return jax.block_until_ready(f(*state, x))
+
+        return call
+
+    return {'forward': timed(forward), 'training': timed(both)}
 
 
 def _image(case: Case) -> np.ndarray:
@@ -410,9 +423,15 @@ def layer_rows(cases: list[Case], rounds: int) -> Iterator[str]:
 
 def main(options: argparse.Namespace) -> None:
     """Measures what is asked for, prints it and writes it to table.md."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    jax.config.update('jax_num_cpu_devices', cores)
     options.out.mkdir(parents=True, exist_ok=True)
-    cases = [case for case in CASES if re.search(options.cases, str(case))]
+    cases = [
+        dataclasses.replace(case, batch=options.images * case.batch)
+        for case in CASES
+        if re.search(options.cases, str(case))
+    ]
     tables = [network_rows(cases, options.rounds)]
     if options.layers:
         tables.append(layer_rows(cases, options.rounds))
@@ -427,6 +446,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Builds the command line."""
     parser = cli.make_parser(__doc__)
     parser.add_argument('--cases', default='', help='regular expression of the networks to time')
+    parser.add_argument('--images', type=int, default=1, help='this many times the images')
     parser.add_argument('--rounds', type=int, default=15, help='number of rounds of each pass')
     parser.add_argument('--layers', action='store_true', help='time each convolution as well')
     return parser
