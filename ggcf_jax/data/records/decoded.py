@@ -1,5 +1,6 @@
 """Decoded records in memory, for data sets that are small and drawn from for many epochs."""
 
+import math
 import threading
 
 from ggcf_jax.data.records.dataset import OpenedExample, Records
@@ -50,12 +51,13 @@ class DecodedRecords:
         if kept is not None:
             return kept
         dataset, record = self.parts[part].dataset, self.parts[part][index]
-        if self._room <= 0:
-            return dataset.open(record)
-        example = dataset.decode(record)
-        image, label = example['image'], example['label']
-        opened: OpenedExample = {'name': example['name'], 'image': image, 'label': label}
-        size = image.nbytes + label.nbytes
+        opened = dataset.open(record)
+        label = opened['label']
+        size = math.prod(opened['image'].shape) + label.nbytes
+        if size > self._room:  # then a window is decoded, not the whole image
+            return opened
+        image = opened['image'][:, :]
+        opened['image'] = image
         with self._lock:
             if size <= self._room and (part, index) not in self._kept:
                 image.flags.writeable = label.flags.writeable = False

@@ -96,37 +96,32 @@ _of_features.defvjp(_forward, _backward)
 
 def _apply(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The forward pass: 24 features of 4 x 256 x 256 pixels, 7x7, in 4 ms instead of 53."""
-    image = x.shape[3] == _IMAGE
-    if image:
+    if x.shape[3] == _IMAGE:
         x, kernel = _widened(x, 3, _IMAGE + 1), _widened(kernel, 2, _IMAGE + 1)
-    if _in_pairs(kernel) and (image or x.shape[3] <= _FEATURES // 2):
+    if max(kernel.shape[2:]) <= _FEATURES // 2:
         return _pairs(geometry, x, kernel)
     return _plain(geometry, x, kernel)
 
 
 def _of_kernel(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The form whose gradient of the kernel is fast."""
-    if _in_pairs(kernel):
-        return _pairs(geometry, x, kernel)
     features = kernel.shape[3]
+    if features <= _FEATURES // 2:
+        return _pairs(geometry, x, kernel)
     return _plain(geometry, x, _widened(kernel, 3, _FEATURES))[..., :features]
 
 
 def _input_gradient(
     geometry: Geometry, x: jax.Array, kernel: jax.Array, dy: jax.Array
 ) -> jax.Array:
-    kh, kw, c, _ = kernel.shape
-    if geometry.strides == (1, 1) and _in_pairs(kernel) and c <= _FEATURES // 2:
+    kh, kw, *channels = kernel.shape
+    if geometry.strides == (1, 1) and max(channels) <= _FEATURES // 2:
         (top, bottom), (left, right) = geometry.padding
         around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         return _pairs(geometry._replace(padding=around), dy, flipped)
     (dx,) = jax.linear_transpose(lambda x: _plain(geometry, x, kernel), x)(dy)
     return dx
-
-
-def _in_pairs(kernel: jax.Array) -> bool:
-    return kernel.shape[3] <= _FEATURES // 2
 
 
 def _pairs(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:

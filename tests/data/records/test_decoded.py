@@ -1,5 +1,6 @@
 """Decoded records in memory: decoded once, as many as fit."""
 
+import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -95,6 +96,32 @@ def test_threads_keep_no_more_than_fits():
     for index in range(4):
         records.open(0, index)
     assert len(_Decoder.decoded) == again + 1
+
+
+class _Windows(_Decoder):
+    """Images of which windows can be decoded."""
+
+    def image(self, data, name):
+        return _Windowed(super().image(data, name))
+
+
+class _Windowed:
+    def __init__(self, pixels):
+        self.shape, self._pixels, self.taken = pixels.shape, pixels, 0
+
+    def __getitem__(self, window):
+        self.taken += 1
+        return self._pixels[window]
+
+
+def test_only_what_is_kept_is_decoded_whole():
+    parts = _records()
+    dataset = dataclasses.replace(parts[0].dataset, decoder=_Windows(identity_label_map(1, IGNORE)))
+    records = DecodedRecords((Records(dataset, ('train',)),), SIZE + 1)
+    assert isinstance(records.open(0, 0)['image'], np.ndarray)
+    for _ in range(2):
+        image = records.open(0, 1)['image']
+        assert isinstance(image, _Windowed) and image.taken == 0
 
 
 def test_workers_start_empty():
