@@ -14,7 +14,9 @@ from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.attention import target
+from ggcf_jax.models.layers.forms import for_cpu
 from ggcf_jax.models.layers.remat import mark_statistics
+from ggcf_jax.models.layers.shares import of_own_images
 
 
 class Normalized(NamedTuple):
@@ -112,6 +114,8 @@ def widened(x: jax.Array) -> jax.Array:
 def _sums(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The sums of two arrays over all axes but the last."""
     axes = tuple(range(a.ndim - 1))
+    if for_cpu():
+        return of_own_images(lambda a, b: (a.sum(axes), b.sum(axes)), a, b)
     if target.current() != 'gpu' or a.ndim < 3:
         return a.sum(axes), b.sum(axes)
     # XLA:GPU reduces many rows in two kernels. As one reduction of pairs both sums share what is

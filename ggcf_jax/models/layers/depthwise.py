@@ -12,6 +12,7 @@ from jaxtyping import Array, DTypeLike, Float
 from ggcf_jax.models.layers.conv import HE_FAN_OUT
 from ggcf_jax.models.layers.extent import Extent, zero_outside
 from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.shares import of_own_images
 
 _FEW = 3  # side of kernels whose taps are one fused sum on every platform
 _ROWS = 4  # rows of the map that one step of the gradient of a kernel adds up, where they divide it
@@ -153,8 +154,13 @@ def _forward(
 def _backward(dilation: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     x, kernel, bias = saved
     dx = _of_cpu(dy, kernel[::-1, ::-1], jnp.zeros_like(bias), dilation)
-    dkernel = _kernel_gradient(x, dy, kernel.shape[0], dilation).astype(kernel.dtype)
-    return dx, dkernel, dy.sum((0, 1, 2), jnp.float32).astype(bias.dtype)
+    side = kernel.shape[0]
+
+    def sums(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _kernel_gradient(x, dy, side, dilation), dy.sum((0, 1, 2), jnp.float32)
+
+    dkernel, dbias = of_own_images(sums, x, dy)
+    return dx, dkernel.astype(kernel.dtype), dbias.astype(bias.dtype)
 
 
 _of_cpu.defvjp(_forward, _backward)

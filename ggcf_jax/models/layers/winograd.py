@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ggcf_jax.models.layers.shares import of_own_images
+
 # What a transformed number costs, in multiply-adds of a product: timed on Zen 4 (AVX-512), jaxlib
 # 0.10.2. Sixteen are made of four inputs, and four outputs of sixteen.
 _TRANSFORM = 25
@@ -110,7 +112,7 @@ def _forward(dilation: int, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array,
 def _backward(dilation: int, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     dx = _apply(dy, kernel[::-1, ::-1], dilation, of_input=True)
-    return dx, _kernel_gradient(x, dy, dilation)
+    return dx, of_own_images(functools.partial(_kernel_gradient, dilation=dilation), x, dy)
 
 
 _convolve.defvjp(_forward, _backward)

@@ -1,5 +1,8 @@
 """The compiled training step: XLA:CPU has a fast form for every convolution of every backbone."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -33,8 +36,8 @@ def slow_convolutions(compiled: jax.stages.Compiled) -> list[str]:
     ]
 
 
-def compile_step(config, side: int = 17) -> jax.stages.Compiled:
-    mesh = mesh_lib.make_mesh(jax.devices()[:1])
+def compile_step(config, side: int = 17, devices: int = 1) -> jax.stages.Compiled:
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
     with jax.set_mesh(mesh):
         network = models.abstract(config, 3)
         state = jax.eval_shape(state_lib.creator(config, 3, mesh))
@@ -73,6 +76,41 @@ def test_every_convolution_of_a_training_step_is_fast(tiny_config, name, monkeyp
         compiled = compile_step(tiny_config)
     assert name == 'convnext_tiny' or FAST in compiled.as_text()  # whose layers are products
     assert slow_convolutions(compiled) == []
+
+
+@pytest.mark.parametrize(
+    ('name', 'side'),
+    [
+        ('resnet10', 65),
+        pytest.param('mobilenet_v2', 33, marks=pytest.mark.slow),
+        pytest.param('convnext', 32, marks=pytest.mark.slow),
+        pytest.param('swin', 32, marks=pytest.mark.slow),
+        pytest.param('dinov2', 42, marks=pytest.mark.slow),
+        ('mit_shallow', 64),
+    ],
+)
+def test_devices_exchange_gradients_and_statistics_alone(tiny_config, name, side):
+    """No map, nor parts that a gradient is put together from."""
+    tiny_config.update_from_flattened_dict({**TINY_MODEL, 'train.ema_decay': 0.0})
+    backbone = tiny_config.model.backbone
+    own = hasattr(tiny, name)
+    backbone.name = f'{tiny.__name__}:{name}' if own else name
+    backbone.width = 64 if name == 'resnet10' else 8  # with Winograd's products
+    backbone.stride = {'mit_shallow': 32, 'dinov2': 14}.get(name, 8)
+    compiled = compile_step(tiny_config, side, devices=2)
+    _, params, stats = models.abstract(tiny_config, 3)
+    found = re.findall(
+        r' = (.*?) (all-[a-z]+|collective-permute|reduce-scatter)\(', compiled.as_text()
+    )
+    assert {kind for _, kind in found} == {'all-reduce'}
+    numbers = sum(
+        math.prod(map(int, filter(None, shape.split(','))))
+        for shapes, _ in found
+        for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
+    )
+    needed = sum(x.size for x in jax.tree.leaves((params, stats)))
+    # Of Swin's biases each pair of positions in a window, and not each offset.
+    assert 0.95 * needed < numbers < (1.5 if name == 'swin' else 1.05) * needed
 
 
 @pytest.mark.parametrize('steps', [1, 3])
