@@ -5,6 +5,7 @@ import collections
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import pathlib
 import re
@@ -194,3 +195,19 @@ def operations(stablehlo):
     """How often each operation is in a program; without those that choose among platforms."""
     found = collections.Counter(re.findall(r'stablehlo\.(\w+)', stablehlo))
     return {name: n for name, n in found.items() if name not in ('case', 'constant', 'return')}
+
+
+def exchanged(compiled) -> list[tuple[str, list[int]]]:
+    """Kind of each exchange between devices in a compiled program, and the sizes of its arrays."""
+    pattern = r' = (.*?) (all-[a-z]+|collective-permute|reduce-scatter)\('
+    found = re.findall(pattern, compiled.as_text())
+    return [
+        (
+            kind,
+            [
+                math.prod(map(int, filter(None, shape.split(','))))
+                for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
+            ],
+        )
+        for shapes, kind in found
+    ]

@@ -1,8 +1,5 @@
 """The compiled training step: XLA:CPU has a fast form for every convolution of every backbone."""
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -13,7 +10,7 @@ from ggcf_jax.models.backbones import convnext, mobilenet, resnet, wide_resnet
 from ggcf_jax.models.layers.repeat import scan
 from ggcf_jax.training import state as state_lib
 from ggcf_jax.training import train_step
-from tests.helpers import TINY_MODEL, shorten
+from tests.helpers import TINY_MODEL, exchanged, shorten
 from tests.models.backbones import tiny
 
 QUICK = ('resnet10', 'resnet18')
@@ -99,15 +96,9 @@ def test_devices_exchange_gradients_and_statistics_alone(tiny_config, name, side
     backbone.stride = {'mit_shallow': 32, 'dinov2': 14}.get(name, 8)
     compiled = compile_step(tiny_config, side, devices=2)
     _, params, stats = models.abstract(tiny_config, 3)
-    found = re.findall(
-        r' = (.*?) (all-[a-z]+|collective-permute|reduce-scatter)\(', compiled.as_text()
-    )
-    assert {kind for _, kind in found} == {'all-reduce'}
-    numbers = sum(
-        math.prod(map(int, filter(None, shape.split(','))))
-        for shapes, _ in found
-        for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
-    )
+    found = exchanged(compiled)
+    assert {kind for kind, _ in found} == {'all-reduce'}
+    numbers = sum(sum(sizes) for _, sizes in found)
     needed = sum(x.size for x in jax.tree.leaves((params, stats)))
     # Of Swin's biases each pair of positions in a window, and not each offset.
     assert 0.95 * needed < numbers < (1.5 if name == 'swin' else 1.05) * needed
