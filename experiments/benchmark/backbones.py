@@ -17,7 +17,7 @@ Run it from the root of the repository; needs the extra `parity`.
 from ggcf_jax.distributed import host_memory
 
 if __name__ == '__main__':
-    host_memory.use_huge_pages()
+    host_memory.keep()
 
 import argparse
 import collections

@@ -1,4 +1,4 @@
-"""Huge pages for the memory of the programs of XLA:CPU."""
+"""An allocator that suits the programs of XLA:CPU: it keeps memory, in huge pages."""
 
 import os
 import pathlib
@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from ggcf_jax.distributed import accelerator_builds
 
 _VARIABLE = 'GLIBC_TUNABLES'
-_TUNABLE = 'glibc.malloc.hugetlb'
+# Tunables, and the variable of old that says the same, if there is one.
+_KEEPING = {
+    'glibc.malloc.arena_max=1': 'MALLOC_ARENA_MAX',
+    'glibc.malloc.mmap_max=0': 'MALLOC_MMAP_MAX_',
+    f'glibc.malloc.trim_threshold={2**62}': 'MALLOC_TRIM_THRESHOLD_',
+}
+_HUGE_PAGES = {'glibc.malloc.hugetlb=1': ''}
 _MODES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
@@ -22,26 +28,37 @@ def is_for_cpu(arguments: Sequence[str]) -> bool:
     return chosen or not accelerator_builds.installed()
 
 
-def use_huge_pages() -> None:
-    """Starts this program anew, as the same process, with an allocator that asks for huge pages.
+def keep() -> None:
+    """Starts this program anew, as the same process, with an allocator that keeps memory.
 
     XLA:CPU allocates the buffers of a program anew at every call. By default glibc takes a block of
     more than 32 MiB from the system and gives it back at once, and the system clears its pages at
     every step: 76,000 pages of 4 KiB, a quarter of the processor time of a training step of
-    `configs/street_scenes.py`. Pages of 2 MiB are cleared faster and found faster.
+    `configs/street_scenes.py`, and more where other programs, or the host of a virtual machine,
+    have taken them meanwhile. With these tunables all threads allocate from one heap, which grows
+    to what the program needs at most at a time, and is kept until its end. (A thread's own heap, as
+    they have by default, has no room for large blocks.) Where the system gives huge pages to
+    programs that ask for them, it asks: they are cleared faster and found faster.
 
-    glibc (from 2.35 on, malloc/malloc.c and manual/tunables.texi) reads this tunable at the start
-    of a process only. To be called first of all: what the program did before is done again.
+    glibc (malloc/malloc.c and manual/tunables.texi; huge pages from 2.35 on) reads tunables at the
+    start of a process only. To be called first of all: what the program did before is done again.
 
-    Returns where nothing is to be done: the allocator has been told, `GLIBC_TUNABLES` says
-    something about huge pages itself, the system gives them unasked or never, or it is another C
-    library; and where the process is not this program's own, such as a notebook that runs it.
+    Returns where nothing is to be done: the environment says all of it, or something else, or it is
+    another C library; and where the process is not this program's own, such as a notebook that
+    runs it.
     """
-    tunables = os.environ.get(_VARIABLE, '')
-    if _TUNABLE in tunables or not (_is_glibc() and _may_be_asked_for() and _is_own_process()):
+    if not (_is_glibc() and _is_own_process()):
         return
-    os.environ[_VARIABLE] = f'{tunables}:{_TUNABLE}=1'.lstrip(':')
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    wanted = _KEEPING | (_HUGE_PAGES if _may_be_asked_for() else {})
+    tunables = os.environ.get(_VARIABLE, '')
+    missing = [
+        tunable
+        for tunable, variable in wanted.items()
+        if tunable.partition('=')[0] not in tunables and variable not in os.environ
+    ]
+    if missing:
+        os.environ[_VARIABLE] = ':'.join([tunables] * bool(tunables) + missing)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _is_own_process() -> bool:

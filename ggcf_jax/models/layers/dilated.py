@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from ggcf_jax.attention import target
 from ggcf_jax.models.layers import narrow, overlaps, winograd
 from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.product import product
 
 _AXES = ('NHWC', 'HWIO', 'NHWC')
 _SMALL = 2**20  # multiply-adds of a tap: sixteen products compile longer than they save below
@@ -71,7 +72,7 @@ def conv_general_dilated(
             down, across = strides
             x = x[:, ::down, ::across]
             b, h, w, c = x.shape  # as one matrix: a product over three axes transposes its operands
-            y = jnp.matmul(x.reshape(b * h * w, c), kernel[0, 0], precision=precision)
+            y = product(x.reshape(b * h * w, c), kernel[0, 0], precision)
             return y.reshape(b, h, w, -1)
         form = _products(x, kernel, strides, padding, rhs_dilation, precision)
         if form is not None:

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.models.layers.forms import for_cpu
+from ggcf_jax.models.layers.product import product
 
 # timm's trunc_normal_ cuts at 2, which are 100 of these deviations.
 NORMAL = nnx.initializers.normal(0.02)
@@ -50,7 +51,7 @@ def _dot_general(
 ) -> Float[Array, '*b features']:
     """`jax.lax.dot_general`; on CPUs of one matrix, whose gradient transposes no operand."""
     if out_sharding is None and for_cpu():
-        y = jax.lax.dot(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
+        y = product(x.reshape(-1, x.shape[-1]), kernel, precision)
         return y.reshape(*x.shape[:-1], -1)
     return jax.lax.dot_general(
         x, kernel, dimension_numbers, precision=precision, out_sharding=out_sharding

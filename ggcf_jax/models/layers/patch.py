@@ -10,6 +10,7 @@ from ggcf_jax.models.layers.extent import Extent, zero_outside
 from ggcf_jax.models.layers.forms import rewritten_for_cpu
 from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.linear import NORMAL
+from ggcf_jax.models.layers.product import product
 
 
 class PatchConv(nnx.Module):
@@ -122,5 +123,5 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     side, _, channels, features = kernel.shape
     b, h, w, _ = x.shape
     x = x.reshape(b, h // side, side, w // side, side, channels).swapaxes(2, 3)
-    y = lax.dot(x.reshape(-1, side * side * channels), kernel.reshape(-1, features))
+    y = product(x.reshape(-1, side * side * channels), kernel.reshape(-1, features))
     return y.reshape(b, h // side, w // side, features)

@@ -1,0 +1,66 @@
+"""Products of matrices on CPUs, and the form of the kernel's gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models.layers import forms
+from ggcf_jax.models.layers.product import product
+from tests.helpers import exchanged
+
+
+def gradients(f):
+    return jax.jit(lambda x, kernel, dy: jax.vjp(f, x, kernel)[1](dy))
+
+
+def operands(rng, rows, channels, features, dtype=np.float32):
+    shapes = ((rows, channels), (channels, features), (rows, features))
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    ('channels', 'features', 'own'),
+    [(128, 128, True), (200, 1536, True), (127, 256, False), (256, 384, False), (128, 64, False)],
+)
+def test_gradients_are_those_of_the_plain_product(rng, channels, features, own):
+    x, kernel, dy = operands(rng, 37, channels, features)
+    np.testing.assert_allclose(product(x, kernel), x @ kernel, rtol=1e-4, atol=1e-4)
+    for found, expected in zip(gradients(product)(x, kernel, dy), (dy @ kernel.T, x.T @ dy)):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    assert ('optimization_barrier' in str(jax.make_jaxpr(gradients(product))(x, kernel, dy))) == own
+
+
+def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
+    arrays = operands(rng, 5, 128, 256, jnp.bfloat16)
+    assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
+    with forms.keeping_convolutions():
+        assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*operands(rng, 5, 128, 256)[:2]))
+
+
+def test_gradients_of_each_row_and_second_ones(rng):
+    x, kernel, dy = operands(rng, 6, 128, 256)
+
+    def energy(f):
+        return lambda kernel, x, dy: (jnp.sin(f(x, kernel)) * dy).sum()
+
+    plain = lambda x, kernel: x @ kernel  # noqa: E731
+    for f in (
+        lambda f: jax.vmap(jax.grad(energy(f)), (None, 0, 0))(kernel, x[:, None], dy[:, None]),
+        lambda f: jax.grad(lambda k: (jax.grad(energy(f))(k, x, dy) ** 2).sum())(kernel),
+    ):
+        expected = f(plain)
+        scale = float(jnp.abs(expected).max())
+        np.testing.assert_allclose(f(product), expected, rtol=1e-3, atol=1e-5 * scale)
+
+
+def test_devices_exchange_the_gradient_of_the_kernel_alone(rng):
+    x, kernel, dy = operands(rng, 8, 128, 256)
+    mesh = mesh_lib.make_mesh(jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        rows = mesh_lib.by_batch(mesh)
+        compiled = gradients(product).lower(
+            jax.device_put(x, rows), kernel, jax.device_put(dy, rows)
+        )
+        assert exchanged(compiled.compile()) == [('all-reduce', [128 * 256])]
