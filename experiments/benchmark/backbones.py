@@ -7,8 +7,8 @@ the process may use cores; ours, as in `main.py`, on a device for each core wher
 images of a batch, with batch norm over all of them. `--images=2` doubles the batches. The table has
 the smallest processor time of each, their ratio, and the median over the rounds of the ratios of
 processor and of wall time: whatever else the machine does meanwhile falls on both. The allocator
-asks for huge pages (`host_memory`, as in `main.py`), which both gain by. On a busy machine trust
-the smallest times on one core (`taskset`).
+keeps memory, in huge pages (`host_memory`, as in `main.py`), which both gain by. On a busy machine
+trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
