@@ -1,4 +1,4 @@
-"""Products of matrices on CPUs, with a gradient of large kernels in a form of its own."""
+"""Products of matrices on CPUs, with a gradient of some kernels in a form of its own."""
 
 import functools
 from typing import Any
@@ -32,7 +32,10 @@ def product(
 
 
 def _pays(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether rows of the result lie at distances that map to few lines of the caches."""
+    """Whether rows of the result lie at distances that map to few lines of the caches.
+
+    Timed on a Zen 3 (docs/benchmark.md).
+    """
     channels, features = kernel.shape
     aliases = features in (128, 256) or features % 512 == 0
     return aliases and channels >= _CHANNELS and x.dtype == kernel.dtype == jnp.float32
