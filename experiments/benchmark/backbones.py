@@ -2,13 +2,13 @@
 
     taskset -c 0 python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
 
-Ours and torch's (channels-last) run in turn, once each a round, in float32, on as many threads as
-the process may use cores; ours, as in `main.py`, on a device for each core where these divide the
-images of a batch, with batch norm over all of them. `--images=2` doubles the batches. The table has
-the smallest processor time of each, their ratio, and the median over the rounds of the ratios of
-processor and of wall time: whatever else the machine does meanwhile falls on both. The allocator
-keeps memory, in huge pages (`host_memory`, as in `main.py`), which both gain by. On a busy machine
-trust the smallest times on one core (`taskset`).
+Ours and torch's (channels-last) have a process each and run in turn, four steps each a round, in
+float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
+each core where these divide the images of a batch, with batch norm over all of them. `--images=2`
+doubles the batches. The table has the smallest processor time of each, their ratio, and the median
+over the rounds of the ratios of processor and of wall time: whatever else the machine does
+meanwhile falls on both. The allocator asks for huge pages (`host_memory`, as in `main.py`),
+which both gain by. On a busy machine trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -17,7 +17,7 @@ Run it from the root of the repository; needs the extra `parity`.
 from ggcf_jax.distributed import host_memory
 
 if __name__ == '__main__':
-    host_memory.keep()
+    host_memory.use_huge_pages()
 
 import argparse
 import collections
@@ -36,7 +36,8 @@ import torch
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmark.interleaved import Call, Ratio, compare
+from experiments.benchmark import processes
+from experiments.benchmark.interleaved import Call, Ratio, compare, compare_turns
 from experiments.common import cli
 from ggcf_jax import config as config_lib
 from ggcf_jax.distributed import mesh as mesh_lib
@@ -172,10 +173,11 @@ def _with_training_norms(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def _torch_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
+def _torch_calls(case: Case) -> dict[str, Call]:
     network: Any = _torch_network(case)
     network = network.to(memory_format=torch.channels_last)
-    x = torch.tensor(image).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    x = torch.tensor(_image(case)).permute(0, 3, 1, 2)
+    x = x.contiguous(memory_format=torch.channels_last)
 
     def forward() -> None:
         network.eval()
@@ -191,7 +193,7 @@ def _torch_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
     return {'forward': forward, 'training': both}
 
 
-def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
+def _jax_calls(case: Case) -> dict[str, Call]:
     model = config_lib.default().model
     stride = _STRIDES.get(case.name.split('_')[0], 8)
     model.backbone.update({'name': case.name, 'width': case.width, 'stride': stride})
@@ -221,7 +223,7 @@ def _jax_calls(case: Case, image: np.ndarray) -> dict[str, Call]:
 
         return jax.grad(loss, has_aux=True)(params)
 
-    devices = jax.devices()
+    devices, image = jax.devices(), _image(case)
     count = max(n for n in range(1, len(devices) + 1) if len(image) % n == 0)
     mesh = mesh_lib.make_mesh(devices[:count])
     x = jax.device_put(image, NamedSharding(mesh, PartitionSpec('data')))
@@ -242,6 +244,18 @@ def _image(case: Case) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
+def _use_all_cores() -> None:
+    """One device, or one thread of torch, for each core that this process may use."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    jax.config.update('jax_num_cpu_devices', cores)
+
+
+def _on_all_cores(calls: Callable[[Case], dict[str, Call]], case: Case) -> dict[str, Call]:
+    _use_all_cores()
+    return calls(case)
+
+
 def network_rows(cases: list[Case], rounds: int) -> Iterator[str]:
     """Yields the lines of the table of networks, each as soon as it is measured.
 
@@ -252,13 +266,15 @@ def network_rows(cases: list[Case], rounds: int) -> Iterator[str]:
     yield '| network | pass | ours ms | torch ms | ours / torch | median | wall |'
     yield '|---|---|--:|--:|--:|--:|--:|'
     for case in cases:
-        image = _image(case)
-        ours, theirs = _jax_calls(case, image), _torch_calls(case, image)
-        for name in ours:
-            ratio = compare(ours[name], theirs[name], rounds)
-            a, b = ratio.least
-            ratios = f'{a / b:.2f} | {ratio.processor:.2f} | {ratio.wall:.2f}'
-            yield f'| {case} | {name} | {a:.0f} | {b:.0f} | {ratios} |'
+        with (
+            processes.turns(_on_all_cores, _jax_calls, case) as ours,
+            processes.turns(_on_all_cores, _torch_calls, case) as theirs,
+        ):
+            for name in ours:
+                ratio = compare_turns(ours[name], theirs[name], rounds)
+                a, b = ratio.least
+                ratios = f'{a / b:.2f} | {ratio.processor:.2f} | {ratio.wall:.2f}'
+                yield f'| {case} | {name} | {a:.0f} | {b:.0f} | {ratios} |'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -423,9 +439,7 @@ def layer_rows(cases: list[Case], rounds: int) -> Iterator[str]:
 
 def main(options: argparse.Namespace) -> None:
     """Measures what is asked for, prints it and writes it to table.md."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    jax.config.update('jax_num_cpu_devices', cores)
+    _use_all_cores()
     options.out.mkdir(parents=True, exist_ok=True)
     cases = [
         dataclasses.replace(case, batch=options.images * case.batch)

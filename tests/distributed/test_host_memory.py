@@ -1,4 +1,4 @@
-"""A process that computes on the CPU starts anew with an allocator that keeps memory."""
+"""A process that computes on the CPU starts anew with an allocator that asks for huge pages."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ import os, resource, sys, threading
 from ggcf_jax.distributed import host_memory
 
 print('begins', os.getpid(), flush=True)
-host_memory.keep()
+host_memory.use_huge_pages()
 
 def work():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,7 +29,10 @@ thread.join()
 """
 
 
-glibc = pytest.mark.skipif(not host_memory._is_glibc(), reason='another C library')
+asks = pytest.mark.skipif(
+    not (host_memory._is_glibc() and host_memory._may_be_asked_for()),
+    reason='this system gives huge pages to all programs, or to none',
+)
 
 
 def _run(folder, arguments, tunables) -> subprocess.CompletedProcess:
@@ -42,44 +45,20 @@ def _run(folder, arguments, tunables) -> subprocess.CompletedProcess:
     )
 
 
-@glibc
-@pytest.mark.parametrize('tunables', ['', 'glibc.malloc.tcache_count=4', 'glibc.malloc.hugetlb=0'])
-def test_large_blocks_are_kept(tmp_path, tunables):
+@asks
+@pytest.mark.parametrize(
+    ('tunables', 'starts'),
+    [('', 2), ('glibc.malloc.arena_max=4', 2), ('glibc.malloc.hugetlb=0', 1)],
+)
+def test_large_blocks_are_huge_pages(tmp_path, tunables, starts):
     (tmp_path / 'program.py').write_text(PROGRAM)
     process = _run(tmp_path, ['program.py', 'an argument', '--flag=*'], tunables)
     *begun, last = process.stdout.splitlines()
-    assert len(begun) == 2 and len(set(begun)) == 1, process.stderr  # one process
+    assert len(begun) == starts and len(set(begun)) == 1, process.stderr  # one process
     faults, arguments = last.split(maxsplit=1)
     assert arguments == 'an argument --flag=*'
-    assert int(faults) < 1.5 * 32768  # of the first of three blocks alone
-
-
-@glibc
-@pytest.mark.skipif(not host_memory._may_be_asked_for(), reason='huge pages for all, or for none')
-@pytest.mark.parametrize(('tunables', 'huge'), [('', True), (':glibc.malloc.hugetlb=0', False)])
-def test_large_blocks_are_huge_pages(tmp_path, tunables, huge):
-    (tmp_path / 'program.py').write_text(PROGRAM)
-    process = _run(tmp_path, ['program.py'], f'glibc.malloc.mmap_max=9{tunables}')  # none is kept
-    faults = int(process.stdout.split()[-1])
     # Fragmented memory has no huge pages for all of them.
-    assert faults < 32768 if huge else faults >= 3 * 32768, process.stdout
-
-
-@glibc
-@pytest.mark.parametrize('own', ['', 'glibc.malloc.arena_max=4', 'glibc.malloc.mmap_max=9'])
-def test_what_the_environment_says_stays(monkeypatch, own):
-    monkeypatch.setenv('GLIBC_TUNABLES', own)
-    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '4096')
-    monkeypatch.setattr(host_memory, '_is_own_process', lambda: True)
-    monkeypatch.setattr(host_memory, '_may_be_asked_for', lambda: False)
-    started = []
-    monkeypatch.setattr(host_memory.os, 'execv', lambda *_: started.append(True))
-    host_memory.keep()
-    said = dict(each.split('=') for each in os.environ['GLIBC_TUNABLES'].split(':'))
-    expected = {'glibc.malloc.arena_max': '1', 'glibc.malloc.mmap_max': '0'}
-    assert said == expected | dict(each.split('=') for each in [own] if each)
-    host_memory.keep()
-    assert len(started) == 1  # the program started anew finds all of it
+    assert int(faults) < 32768 if starts == 2 else int(faults) >= 3 * 32768, faults
 
 
 @pytest.mark.parametrize(
@@ -90,7 +69,7 @@ def test_what_the_environment_says_stays(monkeypatch, own):
         (['-c', 'import runpy, sys; sys.argv = ["program.py"]; runpy.run_path("program.py")'], 1),
     ],
 )
-@glibc
+@asks
 def test_only_a_process_of_its_own_starts_anew(tmp_path, arguments, starts):
     (tmp_path / 'program.py').write_text(PROGRAM)
     process = _run(tmp_path, arguments, '')
@@ -98,21 +77,24 @@ def test_only_a_process_of_its_own_starts_anew(tmp_path, arguments, starts):
 
 
 @pytest.mark.parametrize('modes', ['always madvise [never]', '[always] madvise never', None])
-def test_no_huge_pages_to_ask_for(monkeypatch, tmp_path, modes):
+def test_nothing_to_ask_for(monkeypatch, tmp_path, modes):
     file = tmp_path / 'enabled'
     if modes:
         file.write_text(modes)
     monkeypatch.setattr(host_memory, '_MODES', file)
-    assert not host_memory._may_be_asked_for()
+    monkeypatch.setattr(host_memory, '_is_glibc', lambda: True)
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setattr(host_memory.os, 'execv', None)
+    host_memory.use_huge_pages()
+    assert 'GLIBC_TUNABLES' not in os.environ
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.setattr(host_memory, '_is_glibc', lambda: False)
-    monkeypatch.setattr(host_memory, '_is_own_process', lambda: True)
+    monkeypatch.setattr(host_memory, '_may_be_asked_for', lambda: True)
     monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
     monkeypatch.setattr(host_memory.os, 'execv', None)
-    host_memory.keep()
-    assert 'GLIBC_TUNABLES' not in os.environ
+    host_memory.use_huge_pages()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ SMALL = {case.name: backbones.Case(case.name, 8, 2, 33) for case in backbones.CA
 @pytest.mark.parametrize('name', ['resnet10', 'wide_resnet38', 'mobilenet_v2'])
 def test_peers_have_the_same_features(name):
     image = backbones._image(SMALL[name])
-    ours = backbones._jax_calls(SMALL[name], image)['forward']()
+    ours = backbones._jax_calls(SMALL[name])['forward']()
     assert len(ours[0].sharding.device_set) == 2  # an image each, as in main.py
     network = backbones._torch_network(SMALL[name])
     x = backbones.torch.tensor(image).permute(0, 3, 1, 2)
