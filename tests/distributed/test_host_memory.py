@@ -95,6 +95,7 @@ def test_another_c_library_is_left_alone(monkeypatch):
     monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
     monkeypatch.setattr(host_memory.os, 'execv', None)
     host_memory.use_huge_pages()
+    assert 'GLIBC_TUNABLES' not in os.environ
 
 
 @pytest.mark.parametrize(
