@@ -82,7 +82,7 @@ def evaluate_workdir(
         jax.set_mesh(model.mesh),
         Progress(config.train.steps, console=processes.console()) as progress,
     ):
-        evaluation = evaluate(model.params, model.stats, progress)
+        evaluation = evaluate(model.unstacked_params, model.stats, progress)
         progress.print(f'checkpoint of step {model.step}, {split}, {model.plan}:')
         progress.print(iou_table(evaluation.classes, evaluation.iou.values(), evaluation.miou))
         if evaluation.categories:

@@ -258,6 +258,7 @@ def _prepared(this: _Start) -> _Run:
     )
     if this.claimed is not None:
         _check_space(state, this)
+    state = state.unstacked(models.unstacked_for(mesh, *network))
     # Every check has passed: from here on the workdir is written.
     segments = () if this.claimed is None else this.claimed.save(start)
     return _Run(

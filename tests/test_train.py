@@ -229,6 +229,35 @@ def test_evaluations_that_failed_or_were_interrupted_are_made_up_for(
 
 
 @pytest.mark.slow
+def test_equal_blocks_are_saved_in_stacks_and_go_on_from_them(tiny_run, tmp_path, monkeypatch):
+    """CPUs train them in arrays of their own (`models.stacking`): a run ends in the same bits."""
+    config = tiny_run[0].copy_and_resolve_references()
+    config.model.backbone.name, config.model.context = 'resnet18', 'none'
+    config.train.update(steps=4, eval_every=2, ema_decay=0.5)
+    evaluation = train.train_and_evaluate(config, tmp_path / 'whole')
+    params = checkpoints.restore(
+        tmp_path / 'whole',
+        *models.abstract(config, 11)[1:],
+        mesh_lib.replicated(mesh_lib.make_mesh()),
+        'latest',
+    ).params
+    kernel = params['backbone']['stages'][0][1]['blocks']['layers'][0]['conv']['kernel']
+    assert kernel.shape == (1, 3, 3, 4, 4)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            evaluator.Evaluator, '__call__', lambda *_: signal.raise_signal(signal.SIGUSR1)
+        )
+        assert train.train_and_evaluate(config, tmp_path / 'resumed') is None
+    assert list(checkpoints.steps(tmp_path / 'resumed')) == [2]
+    resumed = train.train_and_evaluate(config, tmp_path / 'resumed')
+    assert (resumed.matrix == evaluation.matrix).all()
+    _assert_same_bits(*(_final(tmp_path / name, config) for name in ('resumed', 'whole')))
+    again = evaluate.evaluate_workdir(config, tmp_path / 'whole', 'validation', 'latest')
+    assert (again.matrix == evaluation.matrix).all()
+
+
+@pytest.mark.slow
 def test_accepted_changes_begin_a_segment(tiny_run, tmp_path):
     config, whole, _ = tiny_run
     workdir = shutil.copytree(whole, tmp_path / 'run')

@@ -41,6 +41,7 @@ from experiments.benchmark.interleaved import Call, Ratio, compare, compare_turn
 from experiments.common import cli
 from ggcf_jax import config as config_lib
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models import stacking
 from ggcf_jax.models.backbones import (
     convnext,
     dilation,
@@ -207,17 +208,21 @@ def _jax_calls(case: Case) -> dict[str, Call]:
         **mit.BACKBONES,
     }
     build = functools.partial(builders[case.name], model, remat='none', dtype=jnp.float32)
-    graphdef, *state = nnx.split(build(rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+    network = build(rngs=nnx.Rngs(0))
+    graphdef, *state = nnx.split(network, nnx.Param, nnx.BatchStat)
     key = jax.random.key(0)
+
+    def merged(params: Any, stats: Any) -> Any:
+        return nnx.merge(graphdef, stacking.stack(params), stats, copy=True)
 
     @jax.jit
     def forward(params: Any, stats: Any, x: jax.Array) -> Any:
-        return nnx.merge(graphdef, params, stats, copy=True)(x, train=False)
+        return merged(params, stats)(x, train=False)
 
     @jax.jit
     def both(params: Any, stats: Any, x: jax.Array) -> Any:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            network = nnx.merge(graphdef, params, stats, copy=True)
+            network = merged(params, stats)
             _, _, third, fourth = network(x, train=True, key=key)
             return (third**2).mean() + (fourth**2).mean(), nnx.state(network, nnx.BatchStat)
 
@@ -227,7 +232,10 @@ def _jax_calls(case: Case) -> dict[str, Call]:
     count = max(n for n in range(1, len(devices) + 1) if len(image) % n == 0)
     mesh = mesh_lib.make_mesh(devices[:count])
     x = jax.device_put(image, NamedSharding(mesh, PartitionSpec('data')))
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    params, stats = state
+    # Equal blocks as in `main.py` on CPUs: in arrays of their own.
+    params = stacking.unstack(params, stacking.unstacked_for(mesh, network))
+    state = jax.device_put((params, stats), NamedSharding(mesh, PartitionSpec()))
 
     def timed(f: Any) -> Call:
         def call() -> Any:

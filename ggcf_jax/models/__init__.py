@@ -10,12 +10,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ggcf_jax import registry
 from ggcf_jax.attention import Graph
 from ggcf_jax.errors import InputError
-from ggcf_jax.models import backbones, contexts, parameters
+from ggcf_jax.models import backbones, contexts, parameters, stacking
 from ggcf_jax.models.backbones import BackboneBuilder
 from ggcf_jax.models.contexts import ContextBuilder, PrunedContext
 from ggcf_jax.models.layers.norm import ACTIVATIONS, NORMS, STATISTICS, freeze
@@ -112,10 +113,10 @@ def merge(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> Segmen
 
     Args:
         graphdef: structure of the network, from `split` or `abstract`.
-        params: parameters.
+        params: parameters, stacked or not (`stacking`).
         stats: batch statistics; training updates those of the returned network, not these.
     """
-    return nnx.merge(graphdef, params, stats, copy=True)
+    return nnx.merge(graphdef, stacking.stack(params), stats, copy=True)
 
 
 def abstract(config: ConfigDict, num_classes: int) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
@@ -132,6 +133,21 @@ def stacks(graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State) -> froze
         stats: batch statistics, or their shapes.
     """
     return parameters.stacks(merge(graphdef, params, stats))
+
+
+def unstacked_for(
+    mesh: Mesh, graphdef: nnx.GraphDef, params: nnx.State, stats: nnx.State
+) -> dict[str, int]:
+    """Returns the stacks that the devices of a mesh run faster without, see `stacking`.
+
+    Args:
+        mesh: devices.
+        graphdef: structure of the network, from `split` or `abstract`.
+        params: parameters, or their shapes.
+        stats: batch statistics, or their shapes.
+    """
+    shapes = jax.eval_shape(stacking.stack, params)
+    return stacking.unstacked_for(mesh, merge(graphdef, shapes, stats))
 
 
 def prunable_heads(model: ConfigDict) -> tuple[Graph, ...]:

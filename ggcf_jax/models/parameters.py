@@ -23,7 +23,7 @@ def stacks(model: nnx.Module) -> frozenset[str]:
         model: network, or one of shapes (`nnx.eval_shape`).
     """
     return frozenset(
-        _dotted((*path, STACKED))
+        dotted((*path, STACKED))
         for path, node in nnx.iter_modules(model)
         if isinstance(node, Repeated)
     )
@@ -34,6 +34,11 @@ def name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='.')
 
 
+def dotted(path: tuple[Any, ...]) -> str:
+    """Returns the path of a module, the keys that lead to it, in the form of `name`."""
+    return '.'.join(map(str, path))
+
+
 def is_stacked(path: str, stacks: Collection[str]) -> bool:
     """Whether an array holds equal blocks on its leading axis.
 
@@ -41,7 +46,8 @@ def is_stacked(path: str, stacks: Collection[str]) -> bool:
         path: dotted path of the array.
         stacks: the network's, see `stacks`.
     """
-    return any(path.startswith(f'{stack}.') for stack in stacks)
+    stack = _stack(path, stacks)
+    return stack is not None and _block(path, stack) is None
 
 
 def layer_names(
@@ -51,16 +57,16 @@ def layer_names(
 
     Args:
         shapes: dotted path of each array -> its shape.
-        stacks: the network's, see `stacks`.
+        stacks: the network's, see `stacks`; arrays of them may be unstacked (`models.stacking`).
 
     Returns:
         Dotted path -> names: one, or one for each block along the leading axis.
     """
-    counts = {  # arrays outside of stacks may be scalars
-        stack: shape[0]
-        for path, shape in shapes.items()
-        if (stack := _stack(path, stacks)) is not None
-    }
+    counts: dict[str, int] = {}
+    for path, shape in shapes.items():
+        if (stack := _stack(path, stacks)) is not None:
+            block = _block(path, stack)
+            counts[stack] = shape[0] if block is None else max(counts.get(stack, 0), block + 1)
     # List that holds a stack -> number of its items before each item, for items that are stacks.
     lists: dict[str, dict[int, int]] = {}
     for stack, count in counts.items():
@@ -87,8 +93,12 @@ def layer_names(
         before, number, _ = numbered(stack)
         if number is None:
             before, number = stack.removesuffix(STACKED), 0
-        rest = path.removeprefix(f'{stack}.')
-        names[path] = tuple(f'{before}{number + i}.{rest}' for i in range(counts[stack]))
+        rest, block = path.removeprefix(f'{stack}.'), _block(path, stack)
+        if block is None:
+            names[path] = tuple(f'{before}{number + i}.{rest}' for i in range(counts[stack]))
+        else:
+            rest = rest.partition('.')[2]
+            names[path] = (f'{before}{number + block}.{rest}',)
     return names
 
 
@@ -122,7 +132,7 @@ def freeze_norms(model: nnx.Module, patterns: Collection[str]) -> None:
     names = layer_names(shapes(params), stacks(model))
     for path, node in nnx.iter_modules(model):
         if isinstance(node, ActivatedNorm):
-            own = _within(f'{_dotted(path)}.', names)
+            own = _within(f'{dotted(path)}.', names)
             if all(any(matches(each, pattern) for pattern in patterns) for each in own):
                 node.statistics = 'running'
 
@@ -149,5 +159,7 @@ def _stack(path: str, stacks: Collection[str]) -> str | None:
     return min(found, key=len, default=None)
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
-    return '.'.join(map(str, path))
+def _block(path: str, stack: str) -> int | None:
+    """The place of an array's block in a stack that was unstacked; None of one that is stacked."""
+    first = path.removeprefix(f'{stack}.').partition('.')[0]
+    return int(first) if first.isdigit() else None

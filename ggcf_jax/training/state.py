@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from ggcf_jax import models
 from ggcf_jax.distributed import mesh as mesh_lib
+from ggcf_jax.models import stacking
 from ggcf_jax.training import optim, parameter_groups
 
 # What averaged parameters are evaluated with: the running batch statistics of the parameters that
@@ -67,7 +68,7 @@ class TrainState:
 
         An analysis can thus read the model without knowing the optimiser. Where parameters are
         or statistics are averaged, the averages are the model's, and those of the steps belong to
-        `training`.
+        `training`. Equal blocks are stacked, whatever the state has.
         """
         training = {
             'step': self.step,
@@ -81,7 +82,17 @@ class TrainState:
         if self.ema_stats is not None:
             training['stats'] = self.stats
         model = {'params': self.eval_params, 'stats': self.eval_stats}
-        return {'model': model, 'training': training}
+        return stacking.stacked({'model': model, 'training': training})
+
+    def unstacked(self, stacks: Mapping[str, int]) -> 'TrainState':
+        """Returns the state with equal blocks in arrays of their own, see `models.stacking`.
+
+        Args:
+            stacks: those that are unstacked, see `models.unstacked_for`.
+        """
+        trees = (self.params, self.opt_state, self.ema_params)
+        params, opt_state, ema_params = stacking.unstacked(trees, stacks)
+        return dataclasses.replace(self, params=params, opt_state=opt_state, ema_params=ema_params)
 
     def without_metrics(self) -> 'TrainState':
         """Returns the state with the sums of metrics at zero."""

@@ -41,7 +41,7 @@ def build(
             `models.abstract` returns them.
         mesh: devices; the state is replicated over them.
     """
-    graphdef, params, _ = network
+    graphdef, _, _ = network
     stacks = models.stacks(*network)
     groups = parameter_groups.build(train, stacks)
     step = make_train_step(
@@ -51,7 +51,7 @@ def build(
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         log_every=train.log_every,
-        frozen=groups.is_frozen(params) if groups.frozen else None,
+        frozen=groups.is_frozen if groups.frozen else None,
         ema_warmup=train.ema_warmup,
         layer_norms=(
             functools.partial(parameter_groups.norms, stacks=stacks)
@@ -92,7 +92,7 @@ def make_train_step(
     accumulate: int,
     ema_decay: float,
     log_every: int,
-    frozen: Any = None,
+    frozen: Callable[[nnx.State], Any] | None = None,
     ema_warmup: bool = False,
     layer_norms: Callable[[nnx.State], dict[str, jax.Array]] | None = None,
 ) -> TrainStep:
@@ -115,8 +115,8 @@ def make_train_step(
             them, batch statistics are those of one microbatch at a time.
         ema_decay: decay of `state.ema_params`, in (0, 1); not used where the state has none.
         log_every: number of steps after which `state.metric_sums` starts from zero again.
-        frozen: a boolean for each parameter, whether it is left as it is, so that no gradient of it
-            has to be computed; None where all are trained.
+        frozen: parameters -> a boolean for each, whether it is left as it is, so that no gradient
+            of it has to be computed; None where all are trained.
         ema_warmup: whether the averages follow faster in the beginning: with a decay of
             (1 + step) / (10 + step) while that is lower (TensorFlow's ExponentialMovingAverage).
         layer_norms: gradients -> norm of those of each layer, for the metrics; None: not computed.
@@ -127,7 +127,9 @@ def make_train_step(
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], nnx.State]]:
         if frozen is not None:
             params = jax.tree.map(
-                lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x, params, frozen
+                lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x,
+                params,
+                frozen(params),
             )
         model = models.merge(graphdef, params, stats)
         logits, aux_logits = model(inputs.batch['image'], train=True, key=inputs.key)
@@ -190,7 +192,7 @@ def make_train_step(
                     lambda x, average, is_frozen: x if is_frozen else average,
                     params,
                     ema_params,
-                    frozen,
+                    frozen(params),
                 )
         if ema_stats is not None:  # in this form equal values, frozen ones, stay equal
             ema_stats = jax.tree.map(lambda x, a: a + (1 - decay) * (x - a), stats, ema_stats)

@@ -28,6 +28,7 @@ from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
+from ggcf_jax.models import stacking
 from ggcf_jax.models.contexts.pruning_rules import pruned
 from ggcf_jax.models.layers import extent as extent_lib
 from ggcf_jax.models.layers.extent import Extent
@@ -211,6 +212,15 @@ class TrainedModel:
         return hashlib.sha256(sums.tobytes()).hexdigest()[:12]
 
     @functools.cached_property
+    def unstacked_params(self) -> nnx.State:
+        """`params` in the form that the devices of the mesh run fastest, see `models.stacking`.
+
+        On CPUs a second copy of the parameters of equal blocks.
+        """
+        stacks = models.unstacked_for(self.mesh, self.graphdef, self.params, self.stats)
+        return stacking.unstacked(self.params, stacks)
+
+    @functools.cached_property
     def network(self) -> Segmenter:
         """The network as a module, to be called outside of `jax.jit`; see `run` for inside."""
         return models.merge(self.graphdef, self.params, self.stats)
@@ -231,7 +241,7 @@ class TrainedModel:
         """
         shapes = tuple((x.shape, x.dtype.name) for x in map(np.asarray, arrays))
         program = self._program(function, *shapes)
-        return jax.device_get(program(self.params, self.stats, *arrays))
+        return jax.device_get(program(self.unstacked_params, self.stats, *arrays))
 
     def run_padded(
         self, function: Callable[..., Any], image: UInt8[np.ndarray, 'h w 3'], *arrays: np.ndarray
@@ -276,7 +286,7 @@ class TrainedModel:
         if probabilities not in self._runs:
             self._runs[probabilities] = batches.make_run(
                 self.graphdef,
-                self.params,
+                self.unstacked_params,
                 self.stats,
                 num_classes=len(self.classes),
                 plan=self.plan,
@@ -299,7 +309,7 @@ class TrainedModel:
                 return function(models.merge(self.graphdef, params, stats), *arrays)
 
             abstract = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
-            return jax.jit(call).lower(self.params, self.stats, *abstract).compile()
+            return jax.jit(call).lower(self.unstacked_params, self.stats, *abstract).compile()
 
         return program
 

@@ -47,7 +47,7 @@ def _make(config, accumulate=1, log_every=2, loss=cross_entropy, ema_decay=0.0, 
         accumulate=accumulate,
         ema_decay=ema_decay,
         log_every=log_every,
-        frozen=groups.is_frozen(params) if groups.frozen else None,
+        frozen=groups.is_frozen if groups.frozen else None,
         **options,
     )
     state = state_lib.create(
@@ -256,6 +256,13 @@ def test_averages_warm_up_with_their_statistics_and_norms_are_told_by_layer(conf
     together = sum(float(one[f'grad_norm/{layer}']) ** 2 for layer in layers) ** 0.5
     np.testing.assert_allclose(together, one['grad_norm'], rtol=1e-5)
     assert all(sums[f'grad_norm/{layer}'] > 0 for layer in layers)
+
+    # Blocks in arrays of their own take the same step, and a checkpoint has them in stacks.
+    unstacked = fresh.unstacked(models.unstacked_for(mesh_lib.make_mesh(), *network))
+    assert jax.tree.structure(unstacked.params) != jax.tree.structure(fresh.params)
+    found, expected = (compiled(each, _batch(2)).to_trees() for each in (unstacked, fresh))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    _assert_close(found, expected)
 
 
 @pytest.mark.slow

@@ -202,7 +202,7 @@ class ConvNeXt(nnx.Module):
             )
             equal = lambda rngs, block=block: block(rngs=rngs)  # noqa: E731
             repeated = functools.partial(Repeated, remat=remat, drop_rates=drop_rates[i], rngs=rngs)
-            blocks.append(repeated(equal, len(stage.dilations), convolutions=False))
+            blocks.append(repeated(equal, len(stage.dilations)))
             lists.append(nnx.List(blocks))
         self.stages = nnx.List(lists)
         self.norms = nnx.List([layer_norm(n, dtype=dtype, rngs=rngs) for n in self.features])

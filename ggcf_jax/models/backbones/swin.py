@@ -358,7 +358,7 @@ class Swin(nnx.Module):
             equal = lambda rngs, pair=pair: pair(rngs=rngs)  # noqa: E731
             own = [*zip(drop_rates[i][::2], drop_rates[i][1::2], strict=True)]
             repeated = functools.partial(Repeated, remat=remat, drop_rates=own, rngs=rngs)
-            blocks.append(repeated(equal, len(own), convolutions=False))
+            blocks.append(repeated(equal, len(own)))
             lists.append(nnx.List(blocks))
         self.stages = nnx.List(lists)
         norm = functools.partial(layer_norm, epsilon=EPSILON, dtype=dtype, rngs=rngs)

@@ -70,7 +70,6 @@ class Repeated(nnx.Module):
         *,
         remat: Remat = 'none',
         drop_rates: Sequence[float] | Sequence[Sequence[float]] = (),
-        convolutions: bool = True,
         rngs: nnx.Rngs,
     ):
         """Draws the parameters of all blocks.
@@ -83,12 +82,9 @@ class Repeated(nnx.Module):
             drop_rates: how often each block leaves out its branches while training; blocks are
                 then called with drop=Drop(key, rate), with a key. An array of rates for a block
                 that is several. () or zeros: never.
-            convolutions: whether blocks have convolutions, so that CPUs get one after the other
-                (see `scan`); False: a loop there, too.
             rngs: random streams; the blocks' parameters are drawn with one key of `params`.
         """
         self.remat = remat
-        self.convolutions = convolutions
         self.drop_rates = tuple(
             rate if isinstance(rate, float) else tuple(rate) for rate in drop_rates
         )
@@ -139,8 +135,7 @@ class Repeated(nnx.Module):
             x = run(block, x, remat=self.remat, train=train, drop=drop, extent=extent)
             return x, nnx.state(block, nnx.BatchStat)
 
-        loop = scan if self.convolutions else jax.lax.scan
-        x, stats = loop(apply, x, (tuple(state), drop))
+        x, stats = scan(apply, x, (tuple(state), drop))
         if train:
             nnx.update(self.blocks, stats)
         return x
