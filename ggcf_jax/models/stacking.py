@@ -81,12 +81,12 @@ def unstack(tree: _Tree, stacks: Mapping[str, int]) -> _Tree:
     """
 
     def parts(node: Any, path: tuple[Any, ...]) -> Any:
-        if isinstance(node, nnx.State):
-            return nnx.State(parts(node.raw_mapping, path))  # whose items have nested dicts
-        if not isinstance(node, dict):
+        if not _is_mapping(node):
             return roots(node)
         if (count := stacks.get(parameters.dotted(path))) is not None:
             return Blocks(jax.tree.map(operator.itemgetter(i), node) for i in range(count))
+        if isinstance(node, nnx.State):
+            return nnx.State(parts(node.raw_mapping, path))  # whose items have nested dicts
         return {key: parts(value, (*path, key)) for key, value in node.items()}
 
     def roots(tree: Any) -> Any:
