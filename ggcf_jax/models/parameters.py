@@ -22,11 +22,20 @@ def stacks(model: nnx.Module) -> frozenset[str]:
     Args:
         model: network, or one of shapes (`nnx.eval_shape`).
     """
-    return frozenset(
-        dotted((*path, STACKED))
+    return frozenset(stack_sizes(model))
+
+
+def stack_sizes(model: nnx.Module) -> dict[str, int]:
+    """Returns the number of equal blocks of each of `stacks`, by its path.
+
+    Args:
+        model: network, or one of shapes (`nnx.eval_shape`).
+    """
+    return {
+        dotted((*path, STACKED)): jax.tree.leaves(nnx.state(node.blocks))[0].shape[0]
         for path, node in nnx.iter_modules(model)
         if isinstance(node, Repeated)
-    )
+    }
 
 
 def name(path: tuple[Any, ...]) -> str:

@@ -21,7 +21,6 @@ from flax import nnx
 from jax.sharding import Mesh, Sharding
 
 from ggcf_jax.models import parameters
-from ggcf_jax.models.layers.repeat import STACKED, Repeated
 
 _Tree = TypeVar('_Tree')
 
@@ -34,15 +33,11 @@ def unstacked_for(mesh: Mesh, model: nnx.Module) -> dict[str, int]:
         model: network, or one of shapes (`nnx.eval_shape`).
 
     Returns:
-        Path -> number of blocks: on CPUs those of `parameters.stacks`, elsewhere none.
+        Path -> number of blocks: on CPUs `parameters.stack_sizes`, elsewhere nothing.
     """
     if mesh.devices.flat[0].platform != 'cpu':
         return {}
-    return {
-        parameters.dotted((*path, STACKED)): jax.tree.leaves(nnx.state(node.blocks))[0].shape[0]
-        for path, node in nnx.iter_modules(model)
-        if isinstance(node, Repeated)
-    }
+    return parameters.stack_sizes(model)
 
 
 @jax.tree_util.register_pytree_with_keys_class
