@@ -11,7 +11,7 @@ from ggcf_jax.distributed import host_memory, preemption
 
 if __name__ == '__main__':
     if host_memory.is_for_cpu(sys.argv):
-        host_memory.use_huge_pages()
+        host_memory.choose_allocator()
     preemption.install()  # before the imports, which take seconds
     gc.disable()  # what imports make stays: looking for garbage in it is a tenth of these seconds
 

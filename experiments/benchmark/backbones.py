@@ -4,11 +4,11 @@
 
 Ours and torch's (channels-last) have a process each and run in turn, four steps each a round, in
 float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
-each core where these divide the images of a batch, with batch norm over all of them. `--images=2`
+each core where these divide the images of a batch, with batch norm over all of them. A training
+step is forward and backward pass and SGD with momentum, ours with donated parameters. `--images=2`
 doubles the batches. The table has the smallest processor time of each, their ratio, and the median
 over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. The allocator asks for huge pages (`host_memory`, as in `main.py`),
-which both gain by. On a busy machine trust the smallest times on one core (`taskset`).
+meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -17,7 +17,7 @@ Run it from the root of the repository; needs the extra `parity`.
 from ggcf_jax.distributed import host_memory
 
 if __name__ == '__main__':
-    host_memory.use_huge_pages()
+    host_memory.choose_allocator()
 
 import argparse
 import collections
@@ -32,6 +32,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import torch
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -103,6 +104,7 @@ CASES = (
     Case('mit_b0', 64, 1, 256),
     Case('mit_b2', 64, 1, 256),
 )
+_RATE = 1e-6  # learning rate: the networks stay as they are, more or less
 _STRIDES = {'dinov2': 14, 'mit': 32}  # of families that have one, by their first word
 # Distance of the taps that lower the resolution where there is no dilation, and of those of blocks.
 _DILATED = ((None, 1), (None, 1), (1, 2), (2, 4))
@@ -185,11 +187,14 @@ def _torch_calls(case: Case) -> dict[str, Call]:
         with torch.inference_mode():
             network(x)
 
+    optimizer = torch.optim.SGD(network.parameters(), _RATE, momentum=0.9, fused=True)
+
     def both() -> None:
         network.train()
-        network.zero_grad()
+        optimizer.zero_grad()
         _, _, third, fourth = network(x)
         ((third**2).mean() + (fourth**2).mean()).backward()
+        optimizer.step()
 
     return {'forward': forward, 'training': both}
 
@@ -211,6 +216,7 @@ def _jax_calls(case: Case) -> dict[str, Call]:
     network = build(rngs=nnx.Rngs(0))
     graphdef, *state = nnx.split(network, nnx.Param, nnx.BatchStat)
     key = jax.random.key(0)
+    optimizer = optax.sgd(_RATE, momentum=0.9)
 
     def merged(params: Any, stats: Any) -> Any:
         return nnx.merge(graphdef, stacking.stack(params), stats, copy=True)
@@ -219,14 +225,18 @@ def _jax_calls(case: Case) -> dict[str, Call]:
     def forward(params: Any, stats: Any, x: jax.Array) -> Any:
         return merged(params, stats)(x, train=False)
 
-    @jax.jit
-    def both(params: Any, stats: Any, x: jax.Array) -> Any:
+    @functools.partial(jax.jit, donate_argnums=0)
+    def both(state: Any, x: jax.Array) -> Any:
+        params, stats, moments = state
+
         def loss(params: Any) -> tuple[jax.Array, Any]:
             network = merged(params, stats)
             _, _, third, fourth = network(x, train=True, key=key)
             return (third**2).mean() + (fourth**2).mean(), nnx.state(network, nnx.BatchStat)
 
-        return jax.grad(loss, has_aux=True)(params)
+        gradient, stats = jax.grad(loss, has_aux=True)(params)
+        updates, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(params, updates), stats, moments
 
     devices, image = jax.devices(), _image(case)
     count = max(n for n in range(1, len(devices) + 1) if len(image) % n == 0)
@@ -235,16 +245,19 @@ def _jax_calls(case: Case) -> dict[str, Call]:
     params, stats = state
     # Equal blocks as in `main.py` on CPUs: in arrays of their own.
     params = stacking.unstack(params, stacking.unstacked_for(mesh, network))
-    state = jax.device_put((params, stats), NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    state = jax.device_put((params, stats, optimizer.init(params)), everywhere)
 
-    def timed(f: Any) -> Call:
-        def call() -> Any:
-            with jax.set_mesh(mesh):
-                return jax.block_until_ready(f(*state, x))
+    def call_forward() -> None:
+        with jax.set_mesh(mesh):
+            jax.block_until_ready(forward(*state[:2], x))
 
-        return call
+    def call_both() -> None:
+        nonlocal state
+        with jax.set_mesh(mesh):
+            state = jax.block_until_ready(both(state, x))
 
-    return {'forward': timed(forward), 'training': timed(both)}
+    return {'forward': call_forward, 'training': call_both}
 
 
 def _image(case: Case) -> np.ndarray:

@@ -12,6 +12,7 @@ from ggcf_jax.attention import parse, resolve_implementation, target
 from ggcf_jax.attention.implementations import KERNELS
 from ggcf_jax.data import mixture
 from ggcf_jax.data.records.dataset import Dataset
+from ggcf_jax.distributed import host_memory
 from ggcf_jax.training import parameter_groups
 from ggcf_jax.training.state import TrainState
 
@@ -28,10 +29,11 @@ def rows(
         state: state that the run starts or resumes from.
         weights: where its parameters come from, in words.
     """
-    train = config.train
+    train, platform = config.train, mesh.devices.flat[0].platform
     attention = _attention(config, target.of(mesh.devices.flat[0]))
     return [
         ('devices', describe_devices(mesh)),
+        *([('memory', host_memory.describe())] if platform == 'cpu' else []),
         ('mesh', _mesh(train, mesh)),
         ('network', _network(config, dataset)),
         *([('attention', attention)] if attention else []),
