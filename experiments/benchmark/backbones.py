@@ -8,7 +8,8 @@ each core where these divide the images of a batch, with batch norm over all of 
 step is forward and backward pass and SGD with momentum, ours with donated parameters. `--images=2`
 doubles the batches. The table has the smallest processor time of each, their ratio, and the median
 over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine trust the smallest times on one core (`taskset`).
+meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine
+trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
