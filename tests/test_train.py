@@ -95,16 +95,17 @@ def test_a_start_tells(tiny_run, tmp_path, capsys):
     )
     train.train_and_evaluate(config, tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    labels = [line.split()[0] for line in lines[:8]]
+    labels = [line.split()[0] for line in lines[:9]]
     assert labels == [
-        'devices', 'mesh', 'network', 'parameters', 'weights', 'data', 'precision', 'steps',
+        'devices', 'memory', 'mesh', 'network', 'parameters', 'weights', 'data', 'precision',
+        'steps',
     ]  # fmt: skip
-    assert 'from scratch' in lines[4]
-    assert lines[8] == 'compiling the training step'
-    assert lines[9].startswith('compiled the training step in ')
-    assert ' GiB on each device' in lines[10] and lines[11].startswith('first step done ')
+    assert 'from scratch' in lines[5]
+    assert lines[9] == 'compiling the training step'
+    assert lines[10].startswith('compiled the training step in ')
+    assert ' GiB on each device' in lines[11] and lines[12].startswith('first step done ')
     # The one step was the price of the start: no rate is made of it.
-    assert lines[12].startswith('step 1/1') and 'images/s' not in lines[12]
+    assert lines[13].startswith('step 1/1') and 'images/s' not in lines[13]
     assert read_rows(tmp_path)[0]['train/images_per_sec'] is None
 
 
