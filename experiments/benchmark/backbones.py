@@ -249,9 +249,9 @@ def _jax_calls(case: Case) -> dict[str, Call]:
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = jax.device_put((params, stats, optimizer.init(params)), everywhere)
 
-    def call_forward() -> None:
+    def call_forward() -> Any:
         with jax.set_mesh(mesh):
-            jax.block_until_ready(forward(*state[:2], x))
+            return jax.block_until_ready(forward(*state[:2], x))
 
     def call_both() -> None:
         nonlocal state
