@@ -8,6 +8,7 @@ learned graph comes in as a table and is made one pair of chunks at a time.
 import dataclasses
 import functools
 import operator
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
@@ -84,7 +85,9 @@ def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None)
     sizes = options.sizes
     together = 4 * sizes.queries // sizes.per_device(batch)
     queries = max(min(sizes.queries, 64), min(sizes.queries, together))
-    return Chunks(even(n, queries, 8), even(n if keys is None else keys, sizes.keys, 8))
+    keys = n if keys is None else keys
+    most = keys if keys <= sizes.whole_keys else sizes.keys
+    return Chunks(even(n, queries, 8), even(keys, most, 8))
 
 
 def forward(
@@ -114,40 +117,38 @@ def forward(
     n, m = q.shape[-2], k.shape[-2]
     size = schedule.chunks
     seen = None if valid is None else valid.any(-2, keepdims=True)
-    q, k, v, valid = (
-        _pad(q, size.queries),
-        _pad(k, size.keys),
-        _pad(v, size.keys),
-        _padded(valid, size.keys),
-    )
-    steps = k.shape[-2] // size.keys
+    q = _pad(q, size.queries)
+    k, v, valid = _padded_keys(k, v, valid, schedule)
+    steps, rest = divmod(k.shape[-2], size.keys)
     inputs = [x for x in (q, k, v, valid, table, ends) if x is not None]
 
     def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-        qt = _cut(q, i, size.queries)
+        qt = _cut(q, i * size.queries, size.queries)
 
-        def scores(t: jax.Array | int) -> tuple[jax.Array, jax.Array | None]:
-            s = softmax.scores(qt, _cut(k, t, size.keys), schedule.options.scale)
-            masks = _masks((i, t), m, valid, ends, schedule)
+        def scores(t: jax.Array | int, length: int) -> tuple[jax.Array, jax.Array | None]:
+            s = softmax.scores(qt, _cut(k, t * size.keys, length), schedule.options.scale)
+            masks = _masks((i, t), length, k.shape[-2] > m, m, valid, ends, schedule)
             s = _finish_scores(s, masks, _piece(table, i, t, schedule), schedule)
             return s, None if schedule.skip is None else _any_key(masks, qt)
 
-        if steps == 1:
-            s, own = scores(0)
+        def step(carry: tuple, t: jax.Array | int, length: int = size.keys) -> tuple[tuple, None]:
+            state, own = carry
+            s, more = scores(t, length)
+            state = softmax.accumulate(state, s, _cut(v, t * size.keys, length))
+            return (state, None if own is None else own | more), None
+
+        if steps == 1 and not rest:
+            s, own = scores(0, size.keys)
             o, lse = softmax.normalise(s, v)
         else:
-
-            def step(carry: tuple, t: jax.Array) -> tuple[tuple, None]:
-                state, own = carry
-                s, more = scores(t)
-                state = softmax.accumulate(state, s, _cut(v, t, size.keys))
-                return (state, None if own is None else own | more), None
-
             start = OnlineSoftmax(*(varying.match(x, *inputs) for x in softmax.start(qt, v)))
             none = None
             if schedule.skip is not None:
                 none = varying.zeros(start.total.shape, jnp.dtype(bool), *inputs)
-            (state, own), _ = lax.scan(step, (start, none), jnp.arange(steps))
+            carry, _ = lax.scan(step, (start, none), jnp.arange(steps))
+            if rest:
+                carry, _ = step(carry, steps, rest)
+            state, own = carry
             o, lse = softmax.finish(state)
         return softmax.where_seen(o.astype(v.dtype), lse[..., None], own)
 
@@ -193,20 +194,21 @@ def backward(
       dq, dk, dv in the dtypes of q, k, v; dtable, or None without a table.
     """
     lengths = [x.shape[-2] for x in (queries.q, k, v)]
+    m = lengths[1]
     dtypes = (queries.q.dtype, k.dtype, v.dtype)
     size, bias = schedule.chunks, schedule.bias
     queries = QueryTile(*(_pad(x, size.queries) for x in queries))
-    k, v, valid = _pad(k, size.keys), _pad(v, size.keys), _padded(valid, size.keys)
-    columns = k.shape[-2] // size.keys
+    k, v, valid = _padded_keys(k, v, valid, schedule)
+    rows, (columns, rest) = queries.q.shape[-2] // size.queries, divmod(k.shape[-2], size.keys)
 
-    def step(carry: tuple, pair: jax.Array | int) -> tuple[tuple, None]:
+    def step(carry: tuple, i: jax.Array | int, t: jax.Array | int, length: int) -> tuple:
         dq, dk, dv, dtable = carry
-        i, t = pair // columns, pair % columns
-        tile = QueryTile(*(_cut(x, i, size.queries) for x in queries))
-        kt, vt = _cut(k, t, size.keys), _cut(v, t, size.keys)
+        tile = QueryTile(*(_cut(x, i * size.queries, size.queries) for x in queries))
+        kt, vt = (_cut(x, t * size.keys, length) for x in (k, v))
         s = softmax.scores(tile.q, kt, schedule.options.scale)
         piece = _piece(table, i, t, schedule)
-        s = _finish_scores(s, _masks((i, t), lengths[1], valid, ends, schedule), piece, schedule)
+        masks = _masks((i, t), length, k.shape[-2] > m, m, valid, ends, schedule)
+        s = _finish_scores(s, masks, piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
         if bias is not None and piece is not None:
             shared = tuple(range(ds.ndim - 2 if piece.shape[0] == 1 else ds.ndim - 3))
@@ -214,22 +216,20 @@ def backward(
             (dpiece,) = jax.vjp(bias.expand, varying.match(piece, ds))[1](ds)
             dtable = bias.add(dtable, dpiece, i, t)
         return (
-            _add(dq, dqt, i, size.queries),
-            _add(dk, dkt, t, size.keys),
-            _add(dv, dvt, t, size.keys),
+            _add(dq, dqt, i * size.queries),
+            _add(dk, dkt, t * size.keys),
+            _add(dv, dvt, t * size.keys),
             dtable,
-        ), None
+        )
 
     inputs = [x for x in (*queries, k, v, valid, table, ends) if x is not None]
     carry: tuple = (
         *(varying.zeros(x.shape, softmax.accumulator(x), *inputs) for x in (queries.q, k, v)),
         None if table is None else varying.zeros(table.shape, table.dtype, *inputs),
     )
-    pairs = queries.q.shape[-2] // size.queries * columns
-    if pairs == 1:
-        carry, _ = step(carry, 0)
-    else:
-        carry, _ = lax.scan(step, carry, jnp.arange(pairs))
+    parts = [(columns, 0, size.keys)] + [(1, columns, rest)] * (rest > 0)
+    for count, first, length in parts:
+        carry = _each_pair(functools.partial(step, length=length), carry, rows, count, first)
     dq, dk, dv = (x[..., :n, :].astype(t) for x, n, t in zip(carry[:3], lengths, dtypes))
     return dq, dk, dv, carry[3]
 
@@ -285,6 +285,8 @@ def _piece(
 
 def _masks(
     pair: tuple[jax.Array | int, jax.Array | int],
+    length: int,
+    padded: bool,
     n: int,
     valid: jax.Array | None,
     ends: jax.Array | None,
@@ -294,6 +296,8 @@ def _masks(
 
     Args:
       pair: number of the chunk of queries and of that of keys.
+      length: length of the chunk of keys.
+      padded: whether the keys are padded.
       n: number of keys; those behind are padding.
       valid: which keys take part, padded as the keys are.
       ends: for `schedule.skip`.
@@ -301,12 +305,12 @@ def _masks(
     """
     (i, t), size, masks = pair, schedule.chunks, []
     if valid is not None:
-        masks.append(jnp.swapaxes(_cut(valid, t, size.keys), -1, -2))
-    elif n % size.keys:
-        masks.append(t * size.keys + jnp.arange(size.keys) < n)
+        masks.append(jnp.swapaxes(_cut(valid, t * size.keys, length), -1, -2))
+    elif padded:
+        masks.append(t * size.keys + jnp.arange(length) < n)
     if schedule.skip is not None:
         queries = i * size.queries + jnp.arange(size.queries)
-        keys = t * size.keys + jnp.arange(size.keys)
+        keys = t * size.keys + jnp.arange(length)
         masks.append(~schedule.skip(queries[:, None], keys, ends))
     return masks
 
@@ -341,17 +345,51 @@ def _pad(x: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, short), (0, 0)]) if short else x
 
 
-def _padded(valid: jax.Array | None, multiple: int) -> jax.Array | None:
-    """`_pad` of an array that may be missing: padding does not take part."""
-    return None if valid is None else _pad(valid, multiple)
+def _padded_keys(
+    k: jax.Array, v: jax.Array, valid: jax.Array | None, schedule: Schedule
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Keys, values and `valid` for chunks of keys, padded where all of these have one length.
+
+    Biases and skips are made for chunks of one length. Padding does not take part.
+    """
+    whole = schedule.bias is not None or schedule.skip is not None
+    if not whole and not schedule.options.sizes.pad_keys:
+        return k, v, valid
+    length = schedule.chunks.keys
+    return _pad(k, length), _pad(v, length), None if valid is None else _pad(valid, length)
 
 
-def _cut(x: jax.Array, i: jax.Array | int, length: int) -> jax.Array:
-    """The i-th chunk of axis -2."""
-    return lax.dynamic_slice_in_dim(x, i * length, length, axis=x.ndim - 2)
+def _each_pair(
+    step: Callable[[tuple, jax.Array | int, jax.Array | int], tuple],
+    carry: tuple,
+    rows: int,
+    columns: int,
+    first: int,
+) -> tuple:
+    """What `step` makes of `carry` for all chunks of queries and some of keys.
+
+    Args:
+      step: called with what it made before and the numbers of the chunks.
+      carry: what the first call gets.
+      rows: number of chunks of queries.
+      columns: number of chunks of keys.
+      first: number of the first of these.
+    """
+    if rows * columns == 1:
+        return step(carry, 0, first)
+
+    def scanned(carry: tuple, pair: jax.Array) -> tuple[tuple, None]:
+        return step(carry, pair // columns, first + pair % columns), None
+
+    return lax.scan(scanned, carry, jnp.arange(rows * columns))[0]
 
 
-def _add(x: jax.Array, piece: jax.Array, i: jax.Array | int, length: int) -> jax.Array:
-    """x with `piece` added to the i-th chunk of axis -2."""
-    piece = piece + _cut(x, i, length)
-    return lax.dynamic_update_slice_in_dim(x, piece, i * length, axis=x.ndim - 2)
+def _cut(x: jax.Array, start: jax.Array | int, length: int) -> jax.Array:
+    """`length` positions of axis -2 from `start` on."""
+    return lax.dynamic_slice_in_dim(x, start, length, axis=x.ndim - 2)
+
+
+def _add(x: jax.Array, piece: jax.Array, start: jax.Array | int) -> jax.Array:
+    """x with `piece` added on axis -2 from `start` on."""
+    piece = piece + _cut(x, start, piece.shape[-2])
+    return lax.dynamic_update_slice_in_dim(x, piece, start, axis=x.ndim - 2)

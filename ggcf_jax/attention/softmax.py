@@ -57,6 +57,8 @@ def accumulator(*arrays: jax.Array) -> jnp.dtype:
 
 def scores(q: jax.Array, k: jax.Array, scale: float) -> jax.Array:
     """Float32 affinities [..., heads, m, n]."""
+    if scale != 1.0 and q.dtype == accumulator(q, k):  # of the queries there are fewer
+        return _product(q * scale, k, 1, 1)
     s = _product(q, k, 1, 1)
     return s if scale == 1.0 else s * scale
 
