@@ -56,6 +56,25 @@ def test_no_array_of_all_pairs(text):
     assert largest_array(compiled) < (h * w) ** 2 / 8
 
 
+@pytest.mark.parametrize(
+    ('platform', 'shape', 'masked'),
+    [('cpu', (37, 37), False), ('cpu', (61, 67), False), ('gpu', (61, 67), True)],
+    ids=str,
+)
+def test_no_scores_are_masked_on_cpus(platform, shape, masked):
+    """XLA:CPU fuses a product of keys with its softmax only without a mask."""
+    x = jax.ShapeDtypeStruct((1, *shape, 2, 16), jnp.float32)
+    with target.tracing_for(platform):
+        options = {'implementation': 'xla', 'scale': 0.5}
+        text = str(
+            jax.make_jaxpr(lambda *x: attend(*x, graphs.parse('full')[0], **options))(x, x, x)
+        )
+    least = 100 * 100  # elements of the scores of a pair of chunks
+    chosen = re.findall(r'f32\[([\d,]+)\] = select_n', text)
+    sizes = [np.prod([int(n) for n in each.split(',')]) for each in chosen]
+    assert any(size > least for size in sizes) == masked
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('text', ['local:4:shift', 'local:2@4:shift', 'local:4:shift|cross'])
 def test_no_array_of_all_pairs_where_images_end(text):

@@ -62,7 +62,7 @@ def test_loops_are_those_of_one_devices_share(heads, drop_rate, monkeypatch):
     monkeypatch.setattr(
         block_sizes,
         'ACCELERATOR',
-        dataclasses.replace(block_sizes.CPU, queries=128, keys=64, scores=1 << 12),
+        dataclasses.replace(block_sizes.CPU, queries=128, keys=64, whole_keys=64, scores=1 << 12),
     )
     graph = parse(heads)[0]
     if heads == 'learned':

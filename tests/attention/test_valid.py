@@ -26,6 +26,7 @@ from ggcf_jax.attention import (
     merge,
     parse,
 )
+from ggcf_jax.attention import block_sizes
 from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.graph import of_images
 from tests.attention.cases import (
@@ -102,6 +103,16 @@ def test_values_and_gradients(graph):
     assert not np.asarray(part.o)[nobody].any()
     dq, dk, dv = map(np.asarray, gradients)
     assert not dq[nobody].any() and not dk[~valid].any() and not dv[~valid].any()
+
+
+@pytest.mark.parametrize('pad_keys', [False, True])
+def test_in_many_chunks(pad_keys, monkeypatch):
+    """99 keys in chunks of 40, 40 and 19, or padded to 120."""
+    small = dataclasses.replace(
+        block_sizes.CPU, queries=24, keys=40, whole_keys=0, pad_keys=pad_keys
+    )
+    monkeypatch.setattr(block_sizes, 'CPU', small)
+    test_values_and_gradients(parse('full')[0])
 
 
 @pytest.mark.parametrize('graph', [*BORDERED, BORDERED[0] & Grid(2)], ids=str)
