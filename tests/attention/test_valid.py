@@ -23,10 +23,10 @@ from ggcf_jax.attention import (
     SeparableGraph,
     attend,
     attention_weights,
+    block_sizes,
     merge,
     parse,
 )
-from ggcf_jax.attention import block_sizes
 from ggcf_jax.attention import frame as frames
 from ggcf_jax.attention.graph import of_images
 from tests.attention.cases import (
