@@ -19,8 +19,8 @@ class BlockSizes:
       windows: number of different window lengths per axis for a local graph; shorter windows at
         the border save work, each costs compile time.
       queries, keys: chunk lengths of a dense graph, for one batch element and head.
-      whole_keys: up to so many keys of a dense graph are one chunk. On one core of a Xeon 1370 keys
-        took 0.87 of the time of two chunks; from 2500 on one chunk gained nothing.
+      whole_keys: up to so many keys of a dense graph are one chunk. On one core of a Xeon one of
+        1370 keys took 0.87 of the time of two; one of 2500 without padding gained nothing.
       pad_keys: pad the last chunk of keys to the length of the others. Else it has a step of its
         own, and no scores are masked: XLA:CPU fuses product, maximum and exponential only then.
       scores: number of score elements alive at once for small dense groups (grid graphs).
