@@ -120,6 +120,7 @@ def forward(
     q = _pad(q, size.queries)
     k, v, valid = _padded_keys(k, v, valid, schedule)
     steps, rest = divmod(k.shape[-2], size.keys)
+    padding = m if k.shape[-2] > m else None
     inputs = [x for x in (q, k, v, valid, table, ends) if x is not None]
 
     def chunk(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
@@ -127,7 +128,7 @@ def forward(
 
         def scores(t: jax.Array | int, length: int) -> tuple[jax.Array, jax.Array | None]:
             s = softmax.scores(qt, _cut(k, t * size.keys, length), schedule.options.scale)
-            masks = _masks((i, t), length, k.shape[-2] > m, m, valid, ends, schedule)
+            masks = _masks((i, t), length, padding, valid, ends, schedule)
             s = _finish_scores(s, masks, _piece(table, i, t, schedule), schedule)
             return s, None if schedule.skip is None else _any_key(masks, qt)
 
@@ -199,6 +200,7 @@ def backward(
     size, bias = schedule.chunks, schedule.bias
     queries = QueryTile(*(_pad(x, size.queries) for x in queries))
     k, v, valid = _padded_keys(k, v, valid, schedule)
+    padding = m if k.shape[-2] > m else None
     rows, (columns, rest) = queries.q.shape[-2] // size.queries, divmod(k.shape[-2], size.keys)
 
     def step(carry: tuple, i: jax.Array | int, t: jax.Array | int, length: int) -> tuple:
@@ -207,7 +209,7 @@ def backward(
         kt, vt = (_cut(x, t * size.keys, length) for x in (k, v))
         s = softmax.scores(tile.q, kt, schedule.options.scale)
         piece = _piece(table, i, t, schedule)
-        masks = _masks((i, t), length, k.shape[-2] > m, m, valid, ends, schedule)
+        masks = _masks((i, t), length, padding, valid, ends, schedule)
         s = _finish_scores(s, masks, piece, schedule)
         dqt, dkt, dvt, ds = softmax.backward(tile, kt, vt, s, schedule.options)
         if bias is not None and piece is not None:
@@ -286,8 +288,7 @@ def _piece(
 def _masks(
     pair: tuple[jax.Array | int, jax.Array | int],
     length: int,
-    padded: bool,
-    n: int,
+    padding: int | None,
     valid: jax.Array | None,
     ends: jax.Array | None,
     schedule: Schedule,
@@ -297,8 +298,7 @@ def _masks(
     Args:
       pair: number of the chunk of queries and of that of keys.
       length: length of the chunk of keys.
-      padded: whether the keys are padded.
-      n: number of keys; those behind are padding.
+      padding: number of the first key that is padding; None without any.
       valid: which keys take part, padded as the keys are.
       ends: for `schedule.skip`.
       schedule: chunk lengths and skip.
@@ -306,8 +306,8 @@ def _masks(
     (i, t), size, masks = pair, schedule.chunks, []
     if valid is not None:
         masks.append(jnp.swapaxes(_cut(valid, t * size.keys, length), -1, -2))
-    elif padded:
-        masks.append(t * size.keys + jnp.arange(length) < n)
+    elif padding is not None:
+        masks.append(t * size.keys + jnp.arange(length) < padding)
     if schedule.skip is not None:
         queries = i * size.queries + jnp.arange(size.queries)
         keys = t * size.keys + jnp.arange(length)
