@@ -12,8 +12,13 @@ _PRELOAD = 'LD_PRELOAD'
 _JEMALLOC = 'libjemalloc.so.2'
 _OPTIONS = 'MALLOC_CONF'
 # Huge pages, also for large blocks; one arena, for blocks that one thread takes and another gives
-# back; and no page goes back to the system.
-_KEEP = 'thp:always,oversize_threshold:0,narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1'
+# back; no page goes back to the system; and a block may be cut out of any larger one that is free.
+# By default from those of less than 64 times its size: blocks that are given back side by side
+# become a larger one, and the same blocks get new memory each time.
+_KEEP = (
+    'thp:always,oversize_threshold:0,narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,'
+    'lg_extent_max_active_fit:48'
+)
 _TUNABLES = 'GLIBC_TUNABLES'
 _HUGE_PAGES = 'glibc.malloc.hugetlb'
 _MODES = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')

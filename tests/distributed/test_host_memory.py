@@ -75,6 +75,29 @@ def test_jemalloc_keeps_memory(tmp_path):
     assert allocator == 'libjemalloc.so.2, which keeps it'
 
 
+BLOCKS = """
+import resource
+from ggcf_jax.distributed import host_memory
+
+host_memory.choose_allocator()
+peaks = []
+for _ in range(40):
+    blocks = [bytes(2**16) for _ in range(400)]
+    del blocks  # 25 MiB side by side
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(host_memory.describe())
+print((peaks[-1] - peaks[4]) // 1024)
+"""
+
+
+@needs_jemalloc
+def test_blocks_that_were_given_back_are_used_again(tmp_path):
+    (tmp_path / 'blocks.py').write_text(BLOCKS)
+    allocator, growth = _run(tmp_path, ['blocks.py'], {}).stdout.splitlines()
+    assert allocator == 'libjemalloc.so.2, which keeps it'
+    assert int(growth) < 50  # MiB
+
+
 @needs_jemalloc
 @pytest.mark.parametrize(
     ('variables', 'expected'),
