@@ -17,7 +17,7 @@ _CHANNELS = 128
 def product(
     x: Float[Array, 'm channels'], kernel: Float[Array, 'channels features'], precision: Any = None
 ) -> Float[Array, 'm features']:
-    """x kernel, in float32 with an own gradient of the kernel where that pays (see `_backward`).
+    """x kernel, in float32 with an own gradient of the kernel (see `_backward`).
 
     To be called where `forms.for_cpu` holds.
 
@@ -26,23 +26,13 @@ def product(
         kernel: kernel of a linear layer or a 1x1 convolution.
         precision: precision of the products, see `jax.lax.Precision`.
     """
-    if _pays(x, kernel) and not convolutions_stay():
-        return _transposing(precision, x, kernel)
+    if x.dtype == kernel.dtype == jnp.float32 and not convolutions_stay():
+        return _product(precision, x, kernel)
     return lax.dot(x, kernel, precision=precision)
 
 
-def _pays(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether rows of the result lie at distances that map to few lines of the caches.
-
-    Timed on a Zen 3 (docs/benchmark.md).
-    """
-    channels, features = kernel.shape
-    aliases = features in (128, 256) or features % 512 == 0
-    return aliases and channels >= _CHANNELS and x.dtype == kernel.dtype == jnp.float32
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _transposing(precision: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _product(precision: Any, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.dot(x, kernel, precision=precision)
 
 
@@ -51,14 +41,27 @@ def _forward(precision: Any, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array
 
 
 def _backward(precision: Any, saved: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradient of the kernel is x^T dy, with x^T in memory.
+    """The gradient of the kernel is x^T dy.
 
-    XLA:CPU computes a product whose left operand is to be transposed by Eigen, at half of the rate
-    of others where the rows are a power of two apart.
+    JAX's own is (dy^T x)^T. Devices would exchange dy^T x, and the optimizer would read it across
+    its rows.
     """
     x, kernel = saved
     dx = lax.dot_general(dy, kernel, (((1,), (1,)), ((), ())), precision=precision)
-    return dx, lax.dot(lax.optimization_barrier(x.T), dy, precision=precision)
+    if _is_slow(kernel):
+        return dx, lax.dot(lax.optimization_barrier(x.T), dy, precision=precision)
+    return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())), precision=precision)
 
 
-_transposing.defvjp(_forward, _backward)
+def _is_slow(kernel: jax.Array) -> bool:
+    """Whether x^T is to be in memory for the gradient of this kernel.
+
+    XLA:CPU computes a product whose left operand is to be transposed by Eigen, at half of the rate
+    of others where the rows of the right one lie at distances that map to few lines of the caches.
+    Timed on a Zen 3 (docs/benchmark.md).
+    """
+    channels, features = kernel.shape
+    return channels >= _CHANNELS and (features in (128, 256) or features % 512 == 0)
+
+
+_product.defvjp(_forward, _backward)

@@ -1,5 +1,7 @@
 """Products of matrices on CPUs, and the form of the kernel's gradient."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +23,16 @@ def operands(rng, rows, channels, features, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    ('channels', 'features', 'own'),
+    ('channels', 'features', 'in_memory'),
     [(128, 128, True), (200, 1536, True), (127, 256, False), (256, 384, False), (128, 64, False)],
 )
-def test_gradients_are_those_of_the_plain_product(rng, channels, features, own):
+def test_gradients_are_those_of_the_plain_product(rng, channels, features, in_memory):
     x, kernel, dy = operands(rng, 37, channels, features)
     np.testing.assert_allclose(product(x, kernel), x @ kernel, rtol=1e-4, atol=1e-4)
     for found, expected in zip(gradients(product)(x, kernel, dy), (dy @ kernel.T, x.T @ dy)):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert ('optimization_barrier' in str(jax.make_jaxpr(gradients(product))(x, kernel, dy))) == own
+    program = str(jax.make_jaxpr(gradients(product))(x, kernel, dy))
+    assert ('optimization_barrier' in program) == in_memory
 
 
 def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
@@ -57,12 +60,16 @@ def test_gradients_of_each_row_and_second_ones(rng):
         np.testing.assert_allclose(f(product), expected, rtol=1e-3, atol=1e-5 * scale)
 
 
-def test_devices_exchange_the_gradient_of_the_kernel_alone(rng):
-    x, kernel, dy = operands(rng, 8, 128, 256)
+@pytest.mark.parametrize(('channels', 'features'), [(128, 256), (256, 128), (96, 40), (40, 96)])
+def test_devices_exchange_the_gradient_of_the_kernel_alone(rng, channels, features):
+    """And in the order of the kernel: an optimizer would read another across its rows."""
+    x, kernel, dy = operands(rng, 8, channels, features)
     mesh = mesh_lib.make_mesh(jax.devices()[:2])
     with jax.set_mesh(mesh):
         rows = mesh_lib.by_batch(mesh)
-        compiled = gradients(product).lower(
+        lowered = gradients(product).lower(
             jax.device_put(x, rows), kernel, jax.device_put(dy, rows)
         )
-        assert exchanged(compiled.compile()) == [('all-reduce', [128 * 256])]
+    compiled = lowered.compile()
+    assert exchanged(compiled) == [('all-reduce', [channels * features])]
+    assert re.search(rf'f32\[{channels},{features}\]\{{1,0\}} all-reduce\(', compiled.as_text())
