@@ -11,6 +11,7 @@ from jaxtyping import Array, DTypeLike, Float
 from ggcf_jax.models.layers.batch_norm import widened
 from ggcf_jax.models.layers.forms import rewritten_for_cpu
 from ggcf_jax.models.layers.norm import promote_input
+from ggcf_jax.models.layers.shares import of_own_images
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -96,12 +97,10 @@ def _backward(epsilon: float, kept: _Kept, dy: jax.Array) -> tuple[jax.Array, ja
     along = (each * normal).mean(-1, keepdims=True)
     dx = inverse * each - inverse * (normal * along + each.mean(-1, keepdims=True))
     positions = tuple(range(x.ndim - 1))
-    dscale = (dy * normal).sum(positions)
-    return (
-        dx.astype(x.dtype),
-        dscale.astype(scale.dtype),
-        dy.sum(positions).astype(scale.dtype),
-    )
+    dscale, dbias = dy * normal, dy
+    if positions:
+        dscale, dbias = of_own_images(lambda *maps: [a.sum(positions) for a in maps], dscale, dbias)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
 
 
 _normalize.defvjp(_forward, _backward)

@@ -17,7 +17,7 @@ _CHANNELS = 128
 def product(
     x: Float[Array, 'm channels'], kernel: Float[Array, 'channels features'], precision: Any = None
 ) -> Float[Array, 'm features']:
-    """x kernel, in float32 with an own gradient of the kernel (see `_backward`).
+    """x kernel, in float32 with an own gradient of the kernel where that pays (see `_backward`).
 
     To be called where `forms.for_cpu` holds.
 
@@ -26,7 +26,8 @@ def product(
         kernel: kernel of a linear layer or a 1x1 convolution.
         precision: precision of the products, see `jax.lax.Precision`.
     """
-    if x.dtype == kernel.dtype == jnp.float32 and not convolutions_stay():
+    pays = jax.sharding.get_abstract_mesh().size > 1 or _is_slow(kernel)
+    if pays and x.dtype == kernel.dtype == jnp.float32 and not convolutions_stay():
         return _product(precision, x, kernel)
     return lax.dot(x, kernel, precision=precision)
 
@@ -54,7 +55,7 @@ def _backward(precision: Any, saved: tuple, dy: jax.Array) -> tuple[jax.Array, j
 
 
 def _is_slow(kernel: jax.Array) -> bool:
-    """Whether x^T is to be in memory for the gradient of this kernel.
+    """Whether the gradient of this kernel is fast only with x^T in memory.
 
     XLA:CPU computes a product whose left operand is to be transposed by Eigen, at half of the rate
     of others where the rows of the right one lie at distances that map to few lines of the caches.

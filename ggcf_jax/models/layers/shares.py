@@ -17,9 +17,7 @@ _AXIS = 'data'
 _Sums = TypeVar('_Sums')
 
 
-def of_own_images(
-    sums: Callable[..., _Sums], *maps: Float[Array, 'b h w _'] | Float[Array, 'b _ _']
-) -> _Sums:
+def of_own_images(sums: Callable[..., _Sums], *maps: Float[Array, 'b ...']) -> _Sums:
     """Computes sums over images; under a mesh those of each device's images, then their sum.
 
     Args:

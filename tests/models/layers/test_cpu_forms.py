@@ -201,7 +201,7 @@ def test_relu_of_what_is_not_finite(value):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (4, 6), (1, 1, 1, 1)])
+@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (4, 6), (6,), (1, 1, 1, 1)])
 def test_layer_norm(rng, shape, dtype):
     graphdef, params = nnx.split(layer_norm(shape[-1], dtype=dtype, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x + jnp.float32(rng.normal(size=x.shape)), nnx.as_pure(params))

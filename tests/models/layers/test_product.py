@@ -38,14 +38,17 @@ def test_gradients_are_those_of_the_plain_product(rng, channels, features, in_me
 def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
     arrays = operands(rng, 5, 128, 256, jnp.bfloat16)
     assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
+    with jax.set_mesh(mesh_lib.make_mesh(jax.devices()[:2])):
+        assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
     arrays = operands(rng, 5, 128, 256)
     assert 'custom_vjp' in str(jax.make_jaxpr(lambda *x: product(*x))(*arrays[:2]))
     with forms.keeping_convolutions():
         assert 'custom_vjp' not in str(jax.make_jaxpr(lambda *x: product(*x))(*arrays[:2]))
 
 
-def test_gradients_of_each_row_and_second_ones(rng):
-    x, kernel, dy = operands(rng, 6, 128, 256)
+@pytest.mark.parametrize(('features', 'devices'), [(256, 1), (256, 2), (384, 2)])
+def test_gradients_of_each_row_and_second_ones(rng, features, devices):
+    x, kernel, dy = operands(rng, 6, 128, features)
 
     def energy(f):
         return lambda kernel, x, dy: (jnp.sin(f(x, kernel)) * dy).sum()
@@ -57,7 +60,10 @@ def test_gradients_of_each_row_and_second_ones(rng):
     ):
         expected = f(plain)
         scale = float(jnp.abs(expected).max())
-        np.testing.assert_allclose(f(product), expected, rtol=1e-3, atol=1e-5 * scale)
+        with jax.set_mesh(mesh_lib.make_mesh(jax.devices()[:devices])):
+            assert 'custom_vjp' in str(jax.make_jaxpr(lambda *x: product(*x))(x, kernel))
+            found = jax.jit(lambda f=f: f(product))()
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize(('channels', 'features'), [(128, 256), (256, 128), (96, 40), (40, 96)])

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
+from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models.layers import winograd
 from ggcf_jax.models.layers.batch_norm import normalize
 from ggcf_jax.models.layers.depthwise import depthwise
+from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.shares import of_own_images
 from tests.helpers import exchanged
 
@@ -69,12 +72,20 @@ def of_a_norm(x, kernel):
     return normalize(x, kernel[0, 0, 0], kernel[0, 1, 0], 1e-5, jnp.float32).y
 
 
+def of_a_layer_norm(x, kernel):
+    layer = layer_norm(8, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer.scale[...], layer.bias[...] = kernel[0, 0, 0], kernel[0, 1, 0]
+    with target.tracing_for('cpu'):
+        return layer(x)
+
+
 @pytest.mark.parametrize(
     ('layer', 'meetings'),
     [
         (of_channels, [80]),  # nine taps and a bias of eight channels
         (of_products, [576]),
         (of_a_norm, [16, 16]),  # statistics, and their gradients
+        (of_a_layer_norm, [16]),  # gradients of scale and bias
     ],
 )
 def test_layers_on_two_devices(rng, layer, meetings):
