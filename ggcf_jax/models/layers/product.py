@@ -55,14 +55,14 @@ def _backward(precision: Any, saved: tuple, dy: jax.Array) -> tuple[jax.Array, j
 
 
 def _is_slow(kernel: jax.Array) -> bool:
-    """Whether the gradient of this kernel is fast only with x^T in memory.
+    """Whether the gradient of this kernel is computed with x^T in memory.
 
     XLA:CPU computes a product whose left operand is to be transposed by Eigen, at half of the rate
     of others where the rows of the right one lie at distances that map to few lines of the caches.
-    Timed on a Zen 3 (docs/benchmark.md).
+    With fewer features that takes no longer than to transpose x (docs/benchmark.md).
     """
     channels, features = kernel.shape
-    return channels >= _CHANNELS and (features in (128, 256) or features % 512 == 0)
+    return channels >= _CHANNELS and features % 512 == 0
 
 
 _product.defvjp(_forward, _backward)

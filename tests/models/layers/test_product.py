@@ -24,7 +24,7 @@ def operands(rng, rows, channels, features, dtype=np.float32):
 
 @pytest.mark.parametrize(
     ('channels', 'features', 'in_memory'),
-    [(128, 128, True), (200, 1536, True), (127, 256, False), (256, 384, False), (128, 64, False)],
+    [(128, 512, True), (200, 1536, True), (127, 512, False), (256, 384, False), (128, 256, False)],
 )
 def test_gradients_are_those_of_the_plain_product(rng, channels, features, in_memory):
     x, kernel, dy = operands(rng, 37, channels, features)
@@ -36,17 +36,17 @@ def test_gradients_are_those_of_the_plain_product(rng, channels, features, in_me
 
 
 def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
-    arrays = operands(rng, 5, 128, 256, jnp.bfloat16)
+    arrays = operands(rng, 5, 128, 512, jnp.bfloat16)
     assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
     with jax.set_mesh(mesh_lib.make_mesh(jax.devices()[:2])):
         assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
-    arrays = operands(rng, 5, 128, 256)
+    arrays = operands(rng, 5, 128, 512)
     assert 'custom_vjp' in str(jax.make_jaxpr(lambda *x: product(*x))(*arrays[:2]))
     with forms.keeping_convolutions():
         assert 'custom_vjp' not in str(jax.make_jaxpr(lambda *x: product(*x))(*arrays[:2]))
 
 
-@pytest.mark.parametrize(('features', 'devices'), [(256, 1), (256, 2), (384, 2)])
+@pytest.mark.parametrize(('features', 'devices'), [(512, 1), (512, 2), (384, 2)])
 def test_gradients_of_each_row_and_second_ones(rng, features, devices):
     x, kernel, dy = operands(rng, 6, 128, features)
 
@@ -66,7 +66,7 @@ def test_gradients_of_each_row_and_second_ones(rng, features, devices):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize(('channels', 'features'), [(128, 256), (256, 128), (96, 40), (40, 96)])
+@pytest.mark.parametrize(('channels', 'features'), [(128, 512), (512, 128), (96, 40), (40, 96)])
 def test_devices_exchange_the_gradient_of_the_kernel_alone(rng, channels, features):
     """And in the order of the kernel: an optimizer would read another across its rows."""
     x, kernel, dy = operands(rng, 8, channels, features)
