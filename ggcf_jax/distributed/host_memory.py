@@ -14,7 +14,7 @@ _OPTIONS = 'MALLOC_CONF'
 # Huge pages, also for large blocks; one arena, for blocks that one thread takes and another gives
 # back; no page goes back to the system; and a block may be cut out of a free one of up to 2^12
 # times its size. By default it is 2^6: blocks that are given back side by side become a larger one,
-# and the same blocks get new memory each time. With 2^48 small ones cut up those of whole programs.
+# and the same blocks get new memory each time.
 _KEEP = (
     'thp:always,oversize_threshold:0,narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,'
     'lg_extent_max_active_fit:12'
