@@ -21,6 +21,10 @@ class BlockSizes:
       queries, keys: chunk lengths of a dense graph, for one batch element and head.
       whole_keys: up to so many keys of a dense graph are one chunk. On one core of a Xeon one of
         1370 keys took 0.87 of the time of two; one of 2500 without padding gained nothing.
+      whole_scores: up to so many score elements of a dense graph, over all of a device's batch
+        elements and heads, are one pair of chunks. A loop costs XLA:CPU more than memory does: on
+        one core of a Xeon 24 sequences of 257 took 0.68 of the time of a loop, 96 the same, 6 of
+        1370 (11 million) 0.99.
       pad_keys: pad the last chunk of keys to the length of the others. Else it has a step of its
         own, and no scores are masked: XLA:CPU fuses product, maximum and exponential only then.
       scores: number of score elements alive at once for small dense groups (grid graphs).
@@ -39,6 +43,7 @@ class BlockSizes:
     queries: int
     keys: int
     whole_keys: int
+    whole_scores: int
     pad_keys: bool
     scores: int
     pruned: int
@@ -70,13 +75,13 @@ class BlockSizes:
 
 
 CPU = BlockSizes(
-    local=(8, 16), stack=4, windows=3, queries=512, keys=1024, whole_keys=2048, pad_keys=False,
-    scores=1 << 20, pruned=1 << 18, pruned_each=0, transpose_result=True,
+    local=(8, 16), stack=4, windows=3, queries=512, keys=1024, whole_keys=2048,
+    whole_scores=1 << 23, pad_keys=False, scores=1 << 20, pruned=1 << 18, pruned_each=0, transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
 ACCELERATOR = BlockSizes(
-    local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, whole_keys=2048, pad_keys=True,
-    scores=1 << 24, pruned=1 << 30, pruned_each=1 << 24, transpose_result=False,
+    local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, whole_keys=2048,
+    whole_scores=0, pad_keys=True, scores=1 << 24, pruned=1 << 30, pruned_each=1 << 24, transpose_result=False,
 )  # fmt: skip
 
 

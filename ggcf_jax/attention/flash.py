@@ -83,9 +83,12 @@ def choose_chunks(n: int, batch: int, options: Options, keys: int | None = None)
       keys: number of keys; n if None.
     """
     sizes = options.sizes
+    keys = n if keys is None else keys
+    # For a symbolic batch the number of scores is not known.
+    if isinstance(batch, int) and sizes.per_device(batch) * n * keys <= sizes.whole_scores:
+        return Chunks(n, keys)
     together = 4 * sizes.queries // sizes.per_device(batch)
     queries = max(min(sizes.queries, 64), min(sizes.queries, together))
-    keys = n if keys is None else keys
     most = keys if keys <= sizes.whole_keys else sizes.keys
     return Chunks(even(n, queries, 8), even(keys, most, 8))
 
