@@ -5,6 +5,7 @@ import contextvars
 from collections.abc import Iterator
 
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from ggcf_jax.attention import target
 
@@ -46,3 +47,15 @@ def convolutions_stay() -> bool:
 def rewritten_for_cpu() -> bool:
     """Whether to compute in forms that XLA:CPU runs fast and no other runtime is to see."""
     return for_cpu() and not convolutions_stay()
+
+
+def in_memory(x: jax.Array) -> jax.Array:
+    """x as an array of its own on CPUs: what reads it does not compute it anew, in its own order.
+
+    As a call that XLA does not inline. It removes optimization barriers before it fuses.
+
+    Args:
+        x: any array; gradients pass.
+    """
+    with set_xla_metadata(inlineable='false'):
+        return jax.jit(lambda x: x)(x)

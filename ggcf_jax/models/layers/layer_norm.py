@@ -94,7 +94,12 @@ def _backward(epsilon: float, kept: _Kept, dy: jax.Array) -> tuple[jax.Array, ja
     normal = (x.astype(mean.dtype) - mean) * inverse
     dy = dy.astype(mean.dtype)
     each = dy * scale
-    along = lax.dot_general(each, normal, (((x.ndim - 1,), (x.ndim - 1,)), (tuple(range(x.ndim - 1)),) * 2))[..., None] / x.shape[-1]
+    along = (
+        lax.dot_general(
+            each, normal, (((x.ndim - 1,), (x.ndim - 1,)), (tuple(range(x.ndim - 1)),) * 2)
+        )[..., None]
+        / x.shape[-1]
+    )
     dx = inverse * each - inverse * (normal * along + each.mean(-1, keepdims=True))
     positions = tuple(range(x.ndim - 1))
     dscale, dbias = dy * normal, dy

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ggcf_jax.models.layers.forms import convolutions_stay
+from ggcf_jax.models.layers.forms import convolutions_stay, in_memory
 
 # With fewer input channels it takes as long to transpose them as is gained.
 _CHANNELS = 128
+_ALIASES = 256  # distances that are multiples of so many numbers have few lines of the caches
 
 
 def product(
@@ -50,6 +51,9 @@ def _backward(precision: Any, saved: tuple, dy: jax.Array) -> tuple[jax.Array, j
     x, kernel = saved
     dx = lax.dot_general(dy, kernel, (((1,), (1,)), ((), ())), precision=precision)
     if _is_slow(kernel):
+        # What x is computed of would be read, and x^T be written, at distances of the same lines of
+        # the caches: 2.3 instead of 0.5 ms for 1024 rows of 512 channels on one core of a Xeon.
+        x = in_memory(x) if x.shape[0] % _ALIASES == 0 else x
         return dx, lax.dot(lax.optimization_barrier(x.T), dy, precision=precision)
     return dx, lax.dot_general(x, dy, (((0,), (0,)), ((), ())), precision=precision)
 
