@@ -76,12 +76,14 @@ class BlockSizes:
 
 CPU = BlockSizes(
     local=(8, 16), stack=4, windows=3, queries=512, keys=1024, whole_keys=2048,
-    whole_scores=1 << 23, pad_keys=False, scores=1 << 20, pruned=1 << 18, pruned_each=0, transpose_result=True,
+    whole_scores=1 << 23, pad_keys=False, scores=1 << 20, pruned=1 << 18, pruned_each=0,
+    transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
 ACCELERATOR = BlockSizes(
     local=(16, 16), stack=8, windows=3, queries=1024, keys=2048, whole_keys=2048,
-    whole_scores=0, pad_keys=True, scores=1 << 24, pruned=1 << 30, pruned_each=1 << 24, transpose_result=False,
+    whole_scores=0, pad_keys=True, scores=1 << 24, pruned=1 << 30, pruned_each=1 << 24,
+    transpose_result=False,
 )  # fmt: skip
 
 

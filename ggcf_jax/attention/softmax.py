@@ -8,15 +8,14 @@ Scores of keys that do not take part are minus infinity: a row without any key b
 `where_seen` replaces it.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ggcf_jax.attention import target
 from ggcf_jax.attention.block_sizes import Options
+from ggcf_jax.attention.row_sums import sum_of_products
 
 HIDDEN = -jnp.inf  # score of a key that does not take part
 
@@ -155,7 +154,7 @@ def query_tile(
       dlse: gradient of lse.
     """
     dtype = accumulator(do, o)
-    delta = _row_sums(do.astype(dtype), o.astype(dtype)) - dlse.astype(dtype)
+    delta = sum_of_products(do.astype(dtype), o.astype(dtype)) - dlse.astype(dtype)
     # The probabilities of queries without keys are exp(-inf - 0): none of them is NaN.
     alone = lse == HIDDEN
     return QueryTile(q, do, jnp.where(alone, 0, lse), jnp.where(alone, 0, delta))
@@ -189,30 +188,6 @@ def backward(
     ds = p * (dp - delta.reshape(rows))
     scaled = (ds * scale if scale != 1.0 else ds).reshape(matrix).astype(q.dtype)
     return _product(scaled, k, 1, 0), _transposed_product(scaled, q, options), dv, ds
-
-
-def sum_first(x: jax.Array, axes: int) -> jax.Array:
-    """Sum over the first `axes` axes.
-
-    On CPUs as a product with ones: XLA:CPU takes twenty times as long for such sums of what is
-    fused into them.
-    """
-    if target.current() != 'cpu':
-        return x.sum(tuple(range(axes)))
-    rows = x.reshape(-1, math.prod(x.shape[axes:]))
-    return lax.dot(jnp.ones(len(rows), x.dtype), rows).reshape(x.shape[axes:])
-
-
-def _row_sums(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sums over the channels of a * b: [..., c] -> [..., 1].
-
-    As products of vectors on CPUs: where any axis has length one, XLA:CPU takes seven times as long
-    for a sum of products.
-    """
-    if target.current() != 'cpu':
-        return (a * b).sum(-1, keepdims=True)
-    rows, channels = tuple(range(a.ndim - 1)), (a.ndim - 1,)
-    return lax.dot_general(a, b, ((channels, channels), (rows, rows)))[..., None]
 
 
 def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:

@@ -9,6 +9,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from ggcf_jax.attention import attend, block_sizes, target
+from ggcf_jax.attention.block_sizes import Options
+from ggcf_jax.attention.flash import Chunks, choose_chunks
 from ggcf_jax.attention.graphs import parse
 
 
@@ -62,7 +64,9 @@ def test_loops_are_those_of_one_devices_share(heads, drop_rate, monkeypatch):
     monkeypatch.setattr(
         block_sizes,
         'ACCELERATOR',
-        dataclasses.replace(block_sizes.CPU, queries=128, keys=64, whole_keys=64, scores=1 << 12),
+        dataclasses.replace(
+            block_sizes.CPU, queries=128, keys=64, whole_keys=64, whole_scores=0, scores=1 << 12
+        ),
     )
     graph = parse(heads)[0]
     if heads == 'learned':
@@ -77,3 +81,31 @@ def test_loops_are_those_of_one_devices_share(heads, drop_rate, monkeypatch):
 
     assert rounds(32, 16) == rounds(2, 1) != rounds(32, 1)
     assert rounds(3, 16) == rounds(3, 1)  # such a batch is on every device
+
+
+@pytest.mark.parametrize(
+    ('platform', 'n', 'sequences', 'whole'),
+    [
+        ('cpu', 257, 96, True),
+        ('cpu', 257, 128, False),
+        ('cpu', 2896, 1, True),
+        ('cpu', 2897, 1, False),
+        ('tpu', 1500, 1, False),
+        ('gpu', 1500, 1, False),
+    ],
+)
+def test_few_scores_are_one_pair_of_chunks_on_cpus(platform, n, sequences, whole):
+    """Up to 2^23 of them; of a batch over two devices twice as many."""
+    with target.tracing_for(platform):
+        sizes = block_sizes.current(1)
+    for devices in (1, 2):
+        sized = dataclasses.replace(sizes, devices=devices)
+        chunks = choose_chunks(n, sequences * devices, Options(scale=1.0, sizes=sized))
+        assert (chunks == Chunks(n, n)) == whole
+
+
+def test_a_symbolic_batch_has_no_whole_score_matrix():
+    (batch,) = jax.export.symbolic_shape('b')
+    options = Options(scale=1.0, sizes=block_sizes.CPU)
+    assert choose_chunks(1024, 6, options).queries == 1024
+    assert choose_chunks(1024, batch, options).queries == 512

@@ -109,7 +109,7 @@ def test_values_and_gradients(graph):
 def test_in_many_chunks(pad_keys, monkeypatch):
     """99 keys in chunks of 40, 40 and 19, or padded to 120."""
     small = dataclasses.replace(
-        block_sizes.CPU, queries=24, keys=40, whole_keys=0, pad_keys=pad_keys
+        block_sizes.CPU, queries=24, keys=40, whole_keys=0, whole_scores=0, pad_keys=pad_keys
     )
     monkeypatch.setattr(block_sizes, 'CPU', small)
     test_values_and_gradients(parse('full')[0])

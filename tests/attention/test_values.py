@@ -23,7 +23,14 @@ from tests.attention.cases import (
 )
 
 SMALL = dataclasses.replace(
-    block_sizes.CPU, local=(3, 4), stack=3, queries=24, keys=40, whole_keys=0, scores=600
+    block_sizes.CPU,
+    local=(3, 4),
+    stack=3,
+    queries=24,
+    keys=40,
+    whole_keys=0,
+    whole_scores=0,
+    scores=600,
 )
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, DTypeLike, Float
 
+from ggcf_jax.attention.row_sums import sum_of_products
 from ggcf_jax.models.layers.batch_norm import widened
 from ggcf_jax.models.layers.forms import rewritten_for_cpu
 from ggcf_jax.models.layers.norm import promote_input
@@ -94,12 +95,7 @@ def _backward(epsilon: float, kept: _Kept, dy: jax.Array) -> tuple[jax.Array, ja
     normal = (x.astype(mean.dtype) - mean) * inverse
     dy = dy.astype(mean.dtype)
     each = dy * scale
-    along = (
-        lax.dot_general(
-            each, normal, (((x.ndim - 1,), (x.ndim - 1,)), (tuple(range(x.ndim - 1)),) * 2)
-        )[..., None]
-        / x.shape[-1]
-    )
+    along = sum_of_products(each, normal) / x.shape[-1]
     dx = inverse * each - inverse * (normal * along + each.mean(-1, keepdims=True))
     positions = tuple(range(x.ndim - 1))
     dscale, dbias = dy * normal, dy

@@ -35,6 +35,28 @@ def test_gradients_are_those_of_the_plain_product(rng, channels, features, in_me
     assert ('optimization_barrier' in program) == in_memory
 
 
+@pytest.mark.parametrize(('rows', 'devices'), [(256, 1), (256, 2), (250, 1)])
+def test_what_the_features_are_computed_of_is_not_read_across_rows(rng, rows, devices):
+    """With 256 rows: what is transposed has been computed before, in a call that stays."""
+    x, kernel, dy = operands(rng, rows, 128, 512)
+
+    def f(x, kernel, dy):
+        y, back = jax.vjp(lambda x, kernel: product(jnp.maximum(x * 2 + 1, 0), kernel), x, kernel)
+        return y, *back(dy)
+
+    mesh = mesh_lib.make_mesh(jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        given = [jax.device_put(a, mesh_lib.by_batch(mesh)) for a in (x, dy)]
+        compiled = jax.jit(f).lower(given[0], kernel, given[1]).compile()
+        found = compiled(given[0], kernel, given[1])
+    features = np.maximum(np.asarray(x) * 2 + 1, 0)
+    dx = (dy @ kernel.T) * 2 * (features > 0)
+    for one, expected in zip(found, (features @ kernel, dx, features.T @ dy), strict=True):
+        np.testing.assert_allclose(one, expected, rtol=1e-4, atol=1e-3)
+    kept = re.search(rf'f32\[{rows // devices},128\]\S* call\(', compiled.as_text())
+    assert (kept is not None) == (rows == 256)
+
+
 def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
     arrays = operands(rng, 5, 128, 512, jnp.bfloat16)
     assert 'custom_vjp' not in str(jax.make_jaxpr(product)(*arrays[:2]))
