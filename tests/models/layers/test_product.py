@@ -68,9 +68,11 @@ def test_in_bfloat16_and_for_another_runtime_it_is_the_plain_one(rng):
         assert 'custom_vjp' not in str(jax.make_jaxpr(lambda *x: product(*x))(*arrays[:2]))
 
 
-@pytest.mark.parametrize(('features', 'devices'), [(512, 1), (512, 2), (384, 2)])
-def test_gradients_of_each_row_and_second_ones(rng, features, devices):
-    x, kernel, dy = operands(rng, 6, 128, features)
+@pytest.mark.parametrize(
+    ('rows', 'features', 'devices'), [(6, 512, 1), (6, 512, 2), (6, 384, 2), (256, 512, 2)]
+)
+def test_gradients_of_each_row_and_second_ones(rng, rows, features, devices):
+    x, kernel, dy = operands(rng, rows, 128, features)
 
     def energy(f):
         return lambda kernel, x, dy: (jnp.sin(f(x, kernel)) * dy).sum()
