@@ -23,8 +23,9 @@ class BlockSizes:
         1370 keys took 0.87 of the time of two; one of 2500 without padding gained nothing.
       whole_scores: up to so many score elements of a dense graph, over all of a device's batch
         elements and heads, are one pair of chunks. A loop costs XLA:CPU more than memory does: on
-        one core of a Xeon 24 sequences of 257 took 0.68 of the time of a loop, 96 the same, 6 of
-        1370 (11 million) 0.99.
+        one core of a Xeon 24 sequences of 257 took 0.60 of the time of a loop, with gradients. A
+        few such matrices should fit into 32 MiB: what is larger glibc takes anew from the system
+        for each call, and 8 sequences of 1024 took 1.8 times the time of a loop.
       pad_keys: pad the last chunk of keys to the length of the others. Else it has a step of its
         own, and no scores are masked: XLA:CPU fuses product, maximum and exponential only then.
       scores: number of score elements alive at once for small dense groups (grid graphs).
@@ -76,7 +77,7 @@ class BlockSizes:
 
 CPU = BlockSizes(
     local=(8, 16), stack=4, windows=3, queries=512, keys=1024, whole_keys=2048,
-    whole_scores=1 << 23, pad_keys=False, scores=1 << 20, pruned=1 << 18, pruned_each=0,
+    whole_scores=1 << 21, pad_keys=False, scores=1 << 20, pruned=1 << 18, pruned_each=0,
     transpose_result=True,
 )  # fmt: skip
 # Chosen from operation counts and compiled memory; not tuned on hardware.
