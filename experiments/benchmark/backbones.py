@@ -4,12 +4,12 @@
 
 Ours and torch's (channels-last) have a process each and run in turn, four steps each a round, in
 float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
-each core where these divide the images of a batch, with batch norm over all of them. A training
-step is forward and backward pass and SGD with momentum, ours with donated parameters. `--images=2`
-doubles the batches. The table has the smallest processor time of each, their ratio, and the median
-over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine
-trust the smallest times on one core (`taskset`).
+each core where these divide the images of a batch (`JAX_NUM_CPU_DEVICES=1`: on one with all cores),
+with batch norm over all of them. A training step is forward and backward pass and SGD with
+momentum, ours with donated parameters. `--images=2` doubles the batches. The table has the smallest
+processor time of each, their ratio, and the median over the rounds of the ratios of processor and
+of wall time: whatever else the machine does meanwhile falls on both. Both have the allocator of
+`main.py` (`host_memory`). On a busy machine trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -42,6 +42,7 @@ from experiments.benchmark import processes
 from experiments.benchmark.interleaved import Call, Ratio, compare, compare_turns
 from experiments.common import cli
 from ggcf_jax import config as config_lib
+from ggcf_jax.distributed import cpu_devices
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.models import stacking
 from ggcf_jax.models.backbones import (
@@ -267,10 +268,9 @@ def _image(case: Case) -> np.ndarray:
 
 
 def _use_all_cores() -> None:
-    """One device, or one thread of torch, for each core that this process may use."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    jax.config.update('jax_num_cpu_devices', cores)
+    """A thread of torch for each core that this process may use, and devices as in `main.py`."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cpu_devices.one_a_core(())
 
 
 def _on_all_cores(calls: Callable[[Case], dict[str, Call]], case: Case) -> dict[str, Call]:

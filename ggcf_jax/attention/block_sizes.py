@@ -23,7 +23,7 @@ class BlockSizes:
         1370 keys took 0.87 of the time of two; one of 2500 without padding gained nothing.
       whole_scores: up to so many score elements of a dense graph, over all of a device's batch
         elements and heads, are one pair of chunks. A loop costs XLA:CPU more than memory does: on
-        one core of a Xeon 24 sequences of 257 took 0.60 of the time of a loop, with gradients. A
+        one core of a Xeon 24 sequences of 256 took 0.60 of the time of a loop, with gradients. A
         few such matrices should fit into 32 MiB: what is larger glibc takes anew from the system
         for each call, and 8 sequences of 1024 took 1.8 times the time of a loop.
       pad_keys: pad the last chunk of keys to the length of the others. Else it has a step of its
