@@ -239,7 +239,7 @@ def main(argv: list[str]) -> int:
         cpus = None if processes.launched(_launch()) else _devices_of_cores(config)
         with processes.joined(_launch()):
             if (cpus or 1) > 1 and jax.default_backend() == 'cpu':
-                print(f'{cpus} CPU devices share the images of a batch (docs/pods.md)')
+                print(f'{cpus} CPU devices to share the images of a batch (docs/pods.md)')
             processes.agree(_own_values(config, workdir))
             return mode.run(config, workdir, flags.FLAGS)
     except (InputError, BucketError) as error:

@@ -490,7 +490,7 @@ def _fits(what: str, needed: int | None, found: Findings) -> bool:
     if needed is None:
         found.say(f'{what}: the memory that it needs is not known')
         return True
-    limit = memory.limit()
+    limit = memory.limit(jax.local_devices())
     found.say(
         f'{what} needs {memory.text(needed)} of {memory.text(limit)} on each device, as compiled'
     )

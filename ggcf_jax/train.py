@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl.flags import FlagValues
+from flax import nnx
 from ml_collections import ConfigDict
 
 from ggcf_jax import config as config_lib
@@ -181,9 +183,9 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     """Whatever can be wrong is found before anything expensive or lasting is done."""
     train = config.train
     config_lib.check(config, jax.device_count())
-    mesh = mesh_lib.make_mesh(space=config.mesh.space)
-    mesh_lib.shard(mesh)
     network = models.abstract(config, num_classes=1)
+    mesh = mesh_lib.make_mesh(_devices(train, config.data.crop_size, network[1]), config.mesh.space)
+    mesh_lib.shard(mesh)
     inference.build(config)
     metrics.build(config)
     first = processes.is_process_zero()
@@ -202,6 +204,13 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     if first:
         claim.check(config, dataset, workdir, accept_changes=accept_changes)
     return _Start(config, dataset, workdir, mesh, class_weights)
+
+
+def _devices(
+    train: ConfigDict, crop_size: tuple[int, int], params: nnx.State
+) -> Sequence[jax.Device]:
+    pixels = train.batch_size // train.accumulate * math.prod(crop_size)
+    return cpu_devices.of_training(sum(leaf.size for leaf in jax.tree.leaves(params)), pixels)
 
 
 @interruptible(_NOTHING_LOST)
@@ -300,7 +309,7 @@ def _train(run: _Run, began: float, echo: Callable[[str], None] | None) -> Evalu
     machines = processes.host_names()
     if first:
         with places.writing(workdir, '--workdir'):
-            provenance.save(workdir, machines)
+            provenance.save(workdir, machines, this.mesh)
 
     plan = overview.rows(config, this.mesh, this.dataset, state, run.weights)
     idle = platforms.unused(
@@ -426,10 +435,8 @@ def _compiled_together(run: _Run, state: state_lib.TrainState, progress: Progres
         with progress.compiling('the training step'):
             compiled = processes.compile_together(run.step_fn, state, batch)
     if (needed := memory.needed(compiled)) is not None:
-        progress.print(
-            f'the training step needs {memory.text(needed)} of {memory.text(memory.limit())} '
-            'on each device'
-        )
+        limit = memory.text(memory.limit(run.start.mesh.local_devices))
+        progress.print(f'the training step needs {memory.text(needed)} of {limit} on each device')
     return batch
 
 

@@ -141,7 +141,7 @@ def test_throughput_is_measured_over_whole_bursts_until_stable(monkeypatch):
 @pytest.mark.slow
 def test_an_evaluation_that_does_not_fit_is_an_error(tiny_config, tmp_path, monkeypatch, found):
     findings, text = found
-    monkeypatch.setattr(doctor.memory, 'limit', lambda: 2**17)
+    monkeypatch.setattr(doctor.memory, 'limit', lambda devices: 2**17)
     state = jax.eval_shape(state_lib.creator(tiny_config, 11, mesh_lib.make_mesh()))
     dataset = data.build(tiny_config.data)
     doctor._try_evaluation(

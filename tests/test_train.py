@@ -16,12 +16,13 @@ from ggcf_jax import config as config_lib
 from ggcf_jax import data, evaluate, models, train
 from ggcf_jax.data import pipeline
 from ggcf_jax.display.console import Progress
+from ggcf_jax.distributed import cpu_devices
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.models.layers import repeat
+from ggcf_jax.training import overview, train_step
 from ggcf_jax.training import state as state_lib
-from ggcf_jax.training import train_step
 from ggcf_jax.workdir import checkpoints
 from ggcf_jax.workdir import config as workdir_config
 from ggcf_jax.workdir.metrics_log import read_rows
@@ -107,6 +108,25 @@ def test_a_start_tells(tiny_run, tmp_path, capsys):
     # The one step was the price of the start: no rate is made of it.
     assert lines[13].startswith('step 1/1') and 'images/s' not in lines[13]
     assert read_rows(tmp_path)[0]['train/images_per_sec'] is None
+
+
+def test_a_start_takes_the_devices_that_are_faster(tiny_run, tmp_path, monkeypatch):
+    """The number of parameters and pixels decides, those of one forward and backward pass."""
+    config, _, _ = tiny_run
+    config = config.copy_and_resolve_references()
+    config.train.batch_size, config.train.accumulate, config.data.crop_size = 16, 2, (64, 48)
+    asked = []
+
+    def of_training(parameters, pixels):
+        asked.append((parameters, pixels))
+        return jax.devices()[:1]
+
+    monkeypatch.setattr(cpu_devices, 'of_training', of_training)
+    mesh = train._checked(config, tmp_path, accept_changes=False).mesh
+    _, params, _ = models.abstract(config, 1)
+    assert asked == [(sum(x.size for x in jax.tree.leaves(params)), 8 * 64 * 48)]
+    assert list(mesh.devices.flat) == jax.devices()[:1]
+    assert overview.describe_devices(mesh).startswith('1 of 8 x cpu (cpu): faster')
 
 
 @pytest.mark.slow

@@ -4,12 +4,13 @@
 
 Ours and torch's (channels-last) have a process each and run in turn, four steps each a round, in
 float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
-each core where these divide the images of a batch (`JAX_NUM_CPU_DEVICES=1`: on one with all cores),
-with batch norm over all of them. A training step is forward and backward pass and SGD with
-momentum, ours with donated parameters. `--images=2` doubles the batches. The table has the smallest
-processor time of each, their ratio, and the median over the rounds of the ratios of processor and
-of wall time: whatever else the machine does meanwhile falls on both. Both have the allocator of
-`main.py` (`host_memory`). On a busy machine trust the smallest times on one core (`taskset`).
+each core where these divide the images of a batch, or where that trains faster on one with all
+cores (`JAX_NUM_CPU_DEVICES=1`: on one throughout), with batch norm over all of them. A training
+step is forward and backward pass and SGD with momentum, ours with donated parameters. `--images=2`
+doubles the batches. The table has the smallest processor time of each, their ratio, and the median
+over the rounds of the ratios of processor and of wall time: whatever else the machine does
+meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine
+trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -25,9 +26,10 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -240,24 +242,31 @@ def _jax_calls(case: Case) -> dict[str, Call]:
         updates, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(params, updates), stats, moments
 
-    devices, image = jax.devices(), _image(case)
-    count = max(n for n in range(1, len(devices) + 1) if len(image) % n == 0)
-    mesh = mesh_lib.make_mesh(devices[:count])
-    x = jax.device_put(image, NamedSharding(mesh, PartitionSpec('data')))
-    params, stats = state
-    # Equal blocks as in `main.py` on CPUs: in arrays of their own.
-    params = stacking.unstack(params, stacking.unstacked_for(mesh, network))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    state = jax.device_put((params, stats, optimizer.init(params)), everywhere)
+    image = _image(case)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
+    of_training = cpu_devices.of_training(size, len(image) * case.side**2)
+
+    def on_mesh(devices: Sequence[jax.Device]) -> tuple[jax.sharding.Mesh, Any, jax.Array]:
+        """A mesh and copies on it: equal blocks as in `main.py` on CPUs, in their own arrays."""
+        mesh = mesh_lib.make_mesh(devices[: math.gcd(len(devices), len(image))])
+        params, stats = state
+        params = stacking.unstack(params, stacking.unstacked_for(mesh, network))
+        everything = params, stats, optimizer.init(params)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        copies = jax.device_put(everything, everywhere, may_alias=False)  # they are donated
+        return mesh, copies, jax.device_put(image, NamedSharding(mesh, PartitionSpec('data')))
+
+    mesh, (*network_state, _), x = on_mesh(jax.devices())
+    training_mesh, trained, training_x = on_mesh(of_training)
 
     def call_forward() -> Any:
         with jax.set_mesh(mesh):
-            return jax.block_until_ready(forward(*state[:2], x))
+            return jax.block_until_ready(forward(*network_state, x))
 
     def call_both() -> None:
-        nonlocal state
-        with jax.set_mesh(mesh):
-            state = jax.block_until_ready(both(state, x))
+        nonlocal trained
+        with jax.set_mesh(training_mesh):
+            trained = jax.block_until_ready(both(trained, training_x))
 
     return {'forward': call_forward, 'training': call_both}
 
@@ -267,14 +276,10 @@ def _image(case: Case) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def _use_all_cores() -> None:
-    """A thread of torch for each core that this process may use, and devices as in `main.py`."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    cpu_devices.one_a_core(())
-
-
 def _on_all_cores(calls: Callable[[Case], dict[str, Call]], case: Case) -> dict[str, Call]:
-    _use_all_cores()
+    """The calls on a thread of torch for each core that may be used, or devices as in `main.py`."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    cpu_devices.one_a_core((case.batch,))
     return calls(case)
 
 
@@ -461,7 +466,7 @@ def layer_rows(cases: list[Case], rounds: int) -> Iterator[str]:
 
 def main(options: argparse.Namespace) -> None:
     """Measures what is asked for, prints it and writes it to table.md."""
-    _use_all_cores()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     options.out.mkdir(parents=True, exist_ok=True)
     cases = [
         dataclasses.replace(case, batch=options.images * case.batch)

@@ -1,7 +1,7 @@
 """CPU devices: one for each core that a run may use, which share the images of a batch."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jaxlib
@@ -15,6 +15,9 @@ _FLAG = 'xla_force_host_platform_device_count'
 # stops at it.
 _PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=3600'
 _KNOWN_TO = '0.10.'
+# Parameters for each pixel of a device's images from which one device trains faster than several:
+# measured on two cores of a Xeon (docs/benchmark.md#backbones-on-a-cpu).
+_MANY_PARAMETERS = 300
 _LOWEST = 19  # priority of a thread: Linux runs it where nothing else wants the core
 
 
@@ -32,7 +35,7 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     Returns:
         Number of devices, the largest one that divides all batches; None where the user gave one.
     """
-    if _VARIABLE in os.environ or _FLAG in os.environ.get('XLA_FLAGS', ''):
+    if _is_given():
         return None
     batches = tuple(batches)
     cores = len(os.sched_getaffinity(0))
@@ -41,6 +44,29 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     if count > 1 and jaxlib.__version__.startswith(_KNOWN_TO):
         os.environ['XLA_FLAGS'] = f'{_PATIENCE} {os.environ.get("XLA_FLAGS", "")}'
     return count
+
+
+def of_training(parameters: int, pixels: int) -> Sequence[jax.Device]:
+    """The devices that train a network fastest: all, or one CPU device, which then has all cores.
+
+    Of several CPU devices each goes over all parameters, and they exchange all gradients. Where
+    images are few and small this takes longer than the cores of one device are idle. A number of
+    devices that the user gave to JAX stays, and so do those of several processes.
+
+    Args:
+        parameters: number of parameters.
+        pixels: number of pixels that the devices go through together.
+    """
+    devices = jax.devices()
+    if devices[0].platform != 'cpu' or jax.process_count() > 1 or _is_given():
+        return devices
+    few = parameters * len(devices) >= _MANY_PARAMETERS * pixels
+    return devices[:1] if few else devices
+
+
+def _is_given() -> bool:
+    """Whether the user gave JAX a number of CPU devices."""
+    return _VARIABLE in os.environ or _FLAG in os.environ.get('XLA_FLAGS', '')
 
 
 def niceness_beside(mesh: Mesh) -> int:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -22,12 +22,16 @@ def needed(compiled: jax.stages.Compiled) -> int | None:
     )
 
 
-def limit() -> int:
-    """Bytes of memory of one device; a CPU device has an equal part of the machine's."""
-    stats = jax.local_devices()[0].memory_stats()
+def limit(devices: Sequence[jax.Device]) -> int:
+    """Bytes of memory of one device; a CPU device has an equal part of the machine's.
+
+    Args:
+        devices: devices of this process that are used.
+    """
+    stats = devices[0].memory_stats()
     if stats and 'bytes_limit' in stats:
         return stats['bytes_limit']
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // jax.local_device_count()
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // len(devices)
 
 
 def peak() -> int | None:

@@ -50,7 +50,11 @@ def describe_devices(mesh: Mesh) -> str:
     device = mesh.devices.flat[0]
     processes = jax.process_count()
     together = f', {processes} processes' if processes > 1 else ''
-    return f'{mesh.size} x {device.device_kind} ({device.platform}){together}'
+    number, why = str(mesh.size), ''
+    if mesh.size < jax.device_count():
+        number = f'{mesh.size} of {jax.device_count()}'
+        why = ': faster with many parameters and few pixels (docs/pods.md)'
+    return f'{number} x {device.device_kind} ({device.platform}){together}{why}'
 
 
 def _mesh(train: ConfigDict, mesh: Mesh) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from ggcf_jax import atomic, json_files
 from ggcf_jax.errors import InputError
@@ -22,15 +23,19 @@ FILE_NAME = 'run.json'
 _PACKAGES = ('ggcf_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
-def current() -> dict[str, Any]:
-    """What this process computes with: versions, devices, machine and source revision."""
+def current(devices: Sequence[jax.Device] | None = None) -> dict[str, Any]:
+    """What this process computes with: versions, devices, machine and source revision.
+
+    Args:
+        devices: devices that are used; None for all.
+    """
     versions = {'python': platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = 'not installed (run from its source)'
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     return {
         'versions': versions,
         'devices': f'{len(devices)} x {devices[0].device_kind}',
@@ -39,16 +44,17 @@ def current() -> dict[str, Any]:
     }
 
 
-def save(workdir: pathlib.Path, machines: Sequence[str]) -> None:
+def save(workdir: pathlib.Path, machines: Sequence[str], mesh: Mesh) -> None:
     """Writes `run.json` into the workdir of a run.
 
     Args:
         workdir: directory of the run.
         machines: name of the machine of each process.
+        mesh: devices of the run.
     """
     content = {
         'command': shlex.join([pathlib.Path(sys.executable).name, *sys.argv]),
-        **current(),
+        **current([*mesh.devices.flat]),
         'machines': list(machines),
         'started': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     }

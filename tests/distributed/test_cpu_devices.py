@@ -57,6 +57,39 @@ def test_a_given_number_stays(made, monkeypatch, name, value):
     assert made == []
 
 
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Two devices of their platform in one process, whose number nobody gave."""
+
+    def make(platform='cpu'):
+        devices = [types.SimpleNamespace(platform=platform) for _ in range(2)]
+        monkeypatch.setattr(jax, 'devices', lambda: devices)
+        return devices
+
+    monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+    monkeypatch.setenv('XLA_FLAGS', '')
+    return make
+
+
+def test_few_pixels_are_of_one_device(two_devices):
+    """ResNet-18 on four and on sixteen images of 129 x 129 (docs/benchmark.md)."""
+    devices, parameters = two_devices(), 11_176_512
+    assert cpu_devices.of_training(parameters, 4 * 129**2) == devices[:1]
+    assert cpu_devices.of_training(parameters, 16 * 129**2) == devices
+
+
+def test_other_devices_share_any_images(two_devices, monkeypatch):
+    devices = two_devices('gpu')
+    assert cpu_devices.of_training(10**9, 1) == devices
+    devices = two_devices()
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    assert cpu_devices.of_training(10**9, 1) == devices
+    monkeypatch.setattr(jax, 'process_count', lambda: 1)
+    assert cpu_devices.of_training(10**9, 1) == devices[:1]
+    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '2')
+    assert cpu_devices.of_training(10**9, 1) == devices
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='one core')
 def test_main_shares_batches_among_cores():
