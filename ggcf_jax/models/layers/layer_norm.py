@@ -10,7 +10,7 @@ from jaxtyping import Array, DTypeLike, Float
 
 from ggcf_jax.attention.row_sums import sum_of_products
 from ggcf_jax.models.layers.batch_norm import widened
-from ggcf_jax.models.layers.forms import rewritten_for_cpu
+from ggcf_jax.models.layers.forms import in_memory, rewritten_for_cpu
 from ggcf_jax.models.layers.norm import promote_input
 from ggcf_jax.models.layers.shares import of_own_images
 
@@ -81,7 +81,9 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, _Kept]:
-    wide = widened(x)
+    # Else XLA:CPU would hand YNNPACK the sums with all that x is computed from, back to the
+    # activation before a product (docs/benchmark.md).
+    wide = widened(in_memory(x))
     mean = wide.mean(-1, keepdims=True)
     centred = wide - mean
     inverse = lax.rsqrt(lax.square(centred).mean(-1, keepdims=True) + epsilon)

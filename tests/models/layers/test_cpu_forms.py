@@ -17,7 +17,7 @@ from ggcf_jax.models.layers.conv import conv
 from ggcf_jax.models.layers.depthwise import depthwise
 from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.linear import linear
-from ggcf_jax.models.layers.norm import ACTIVATIONS
+from ggcf_jax.models.layers.norm import ACTIVATIONS, gelu
 from ggcf_jax.models.layers.pool import max_pool
 from ggcf_jax.models.layers.resize import upsample
 from ggcf_jax.training.losses import pixels
@@ -212,6 +212,20 @@ def test_layer_norm(rng, shape, dtype):
 
     close = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}[dtype]
     assert_equal_values_and_gradients(f, rng, params, x, rtol=close, atol=close)
+
+
+def test_sums_of_a_layer_norm_are_apart_from_products():
+    """YNNPACK computes both as one, with all that is between and before them, but not as fast."""
+    graphdef, params = nnx.split(layer_norm(32, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+
+    def f(params, x, kernel):
+        return nnx.merge(graphdef, params, copy=True)(x[..., :32] + gelu(x) @ kernel)
+
+    x, kernel = jnp.ones((1, 64, 64, 128)), jnp.ones((128, 32))
+    text = jax.jit(f).lower(params, x, kernel).compile().as_text()
+    computations = text.split('\n\n')
+    sums = [each for each in computations if ' reduce(' in each]
+    assert sums and not any(' dot(' in each for each in sums)
 
 
 def test_linear(rng):
