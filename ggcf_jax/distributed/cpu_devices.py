@@ -18,6 +18,7 @@ _KNOWN_TO = '0.10.'
 # Parameters for each pixel of a device's images from which one device trains faster than several:
 # measured on two cores of a Xeon (docs/benchmark.md#backbones-on-a-cpu).
 _MANY_PARAMETERS = 300
+_made = 0  # number of devices that `one_a_core` chose
 _LOWEST = 19  # priority of a thread: Linux runs it where nothing else wants the core
 
 
@@ -35,7 +36,8 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     Returns:
         Number of devices, the largest one that divides all batches; None where the user gave one.
     """
-    if _is_given():
+    global _made
+    if _VARIABLE in os.environ or _FLAG in os.environ.get('XLA_FLAGS', ''):
         return None
     batches = tuple(batches)
     cores = len(os.sched_getaffinity(0))
@@ -43,6 +45,7 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     jax.config.update('jax_num_cpu_devices', count)
     if count > 1 and jaxlib.__version__.startswith(_KNOWN_TO):
         os.environ['XLA_FLAGS'] = f'{_PATIENCE} {os.environ.get("XLA_FLAGS", "")}'
+    _made = count
     return count
 
 
@@ -50,23 +53,18 @@ def of_training(parameters: int, pixels: int) -> Sequence[jax.Device]:
     """The devices that train a network fastest: all, or one CPU device, which then has all cores.
 
     Of several CPU devices each goes over all parameters, and they exchange all gradients. Where
-    images are few and small this takes longer than the cores of one device are idle. A number of
-    devices that the user gave to JAX stays, and so do those of several processes.
+    images are few and small this takes longer than the cores of one device are idle. Devices that
+    `one_a_core` did not make stay, and so do those of several processes.
 
     Args:
         parameters: number of parameters.
         pixels: number of pixels that the devices go through together.
     """
     devices = jax.devices()
-    if devices[0].platform != 'cpu' or jax.process_count() > 1 or _is_given():
+    if devices[0].platform != 'cpu' or jax.process_count() > 1 or len(devices) != _made:
         return devices
     few = parameters * len(devices) >= _MANY_PARAMETERS * pixels
     return devices[:1] if few else devices
-
-
-def _is_given() -> bool:
-    """Whether the user gave JAX a number of CPU devices."""
-    return _VARIABLE in os.environ or _FLAG in os.environ.get('XLA_FLAGS', '')
 
 
 def niceness_beside(mesh: Mesh) -> int:

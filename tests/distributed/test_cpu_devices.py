@@ -29,6 +29,7 @@ def made(monkeypatch):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 1, 2, 3})
     monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_enable_fast_math=false')
     monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
+    monkeypatch.setattr(cpu_devices, '_made', 0)
     return numbers
 
 
@@ -38,6 +39,7 @@ def made(monkeypatch):
 def test_batches_divide(made, batches, count):
     assert cpu_devices.one_a_core(batches) == count
     assert made == [('jax_num_cpu_devices', count)]
+    assert cpu_devices._made == count
     # Devices wait for each other on a busy machine, too.
     waits = cpu_devices._PATIENCE in os.environ['XLA_FLAGS']
     assert waits == (count > 1 and jaxlib.__version__.startswith('0.10.'))
@@ -54,20 +56,19 @@ def test_batches_divide(made, batches, count):
 def test_a_given_number_stays(made, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert cpu_devices.one_a_core((8,)) is None
-    assert made == []
+    assert made == [] and not cpu_devices._made
 
 
 @pytest.fixture
 def two_devices(monkeypatch):
-    """Two devices of their platform in one process, whose number nobody gave."""
+    """Two devices of their platform in one process, as `one_a_core` makes them."""
 
     def make(platform='cpu'):
         devices = [types.SimpleNamespace(platform=platform) for _ in range(2)]
         monkeypatch.setattr(jax, 'devices', lambda: devices)
         return devices
 
-    monkeypatch.delenv('JAX_NUM_CPU_DEVICES', raising=False)
-    monkeypatch.setenv('XLA_FLAGS', '')
+    monkeypatch.setattr(cpu_devices, '_made', 2)
     return make
 
 
@@ -86,7 +87,7 @@ def test_other_devices_share_any_images(two_devices, monkeypatch):
     assert cpu_devices.of_training(10**9, 1) == devices
     monkeypatch.setattr(jax, 'process_count', lambda: 1)
     assert cpu_devices.of_training(10**9, 1) == devices[:1]
-    monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '2')
+    monkeypatch.setattr(cpu_devices, '_made', 0)  # the user gave their number
     assert cpu_devices.of_training(10**9, 1) == devices
 
 
