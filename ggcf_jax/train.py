@@ -30,6 +30,7 @@ from ggcf_jax.distributed.preemption import (
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
 from ggcf_jax.evaluation.results import Evaluation
+from ggcf_jax.models import stacking
 from ggcf_jax.training import (
     auto_fields,
     clock,
@@ -184,7 +185,7 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
     train = config.train
     config_lib.check(config, jax.device_count())
     network = models.abstract(config, num_classes=1)
-    mesh = mesh_lib.make_mesh(_devices(train, config.data.crop_size, network[1]), config.mesh.space)
+    mesh = mesh_lib.make_mesh(_devices(train, config.data.crop_size, network), config.mesh.space)
     mesh_lib.shard(mesh)
     inference.build(config)
     metrics.build(config)
@@ -207,10 +208,14 @@ def _checked(config: ConfigDict, workdir: pathlib.Path, *, accept_changes: bool)
 
 
 def _devices(
-    train: ConfigDict, crop_size: tuple[int, int], params: nnx.State
+    train: ConfigDict,
+    crop_size: tuple[int, int],
+    network: tuple[nnx.GraphDef, nnx.State, nnx.State],
 ) -> Sequence[jax.Device]:
     pixels = train.batch_size // train.accumulate * math.prod(crop_size)
-    return cpu_devices.of_training(sum(leaf.size for leaf in jax.tree.leaves(params)), pixels)
+    stacks = models.unstacked_for(mesh_lib.make_mesh(jax.devices()), *network)
+    params = jax.eval_shape(functools.partial(stacking.unstack, stacks=stacks), network[1])
+    return cpu_devices.of_training(params, pixels)
 
 
 @interruptible(_NOTHING_LOST)

@@ -1,6 +1,8 @@
 """Whole runs through `train_and_evaluate` and `main.py`, on a tiny CamVid."""
 
+import functools
 import json
+import math
 import re
 import shutil
 import signal
@@ -20,6 +22,7 @@ from ggcf_jax.distributed import cpu_devices
 from ggcf_jax.distributed import mesh as mesh_lib
 from ggcf_jax.errors import InputError
 from ggcf_jax.evaluation import evaluator, inference, metrics
+from ggcf_jax.models import stacking
 from ggcf_jax.models.layers import repeat
 from ggcf_jax.training import overview, train_step
 from ggcf_jax.training import state as state_lib
@@ -111,20 +114,26 @@ def test_a_start_tells(tiny_run, tmp_path, capsys):
 
 
 def test_a_start_takes_the_devices_that_are_faster(tiny_run, tmp_path, monkeypatch):
-    """The number of parameters and pixels decides, those of one forward and backward pass."""
+    """Parameters without stacks and pixels decide, those of one forward and backward pass."""
     config, _, _ = tiny_run
     config = config.copy_and_resolve_references()
     config.train.batch_size, config.train.accumulate, config.data.crop_size = 16, 2, (64, 48)
+    config.model.backbone.name = 'resnet50'
     asked = []
 
-    def of_training(parameters, pixels):
-        asked.append((parameters, pixels))
+    def of_training(params, pixels):
+        asked.append((sum(x.size for x in jax.tree.leaves(params)), len(jax.tree.leaves(params))))
+        asked.append(pixels)
         return jax.devices()[:1]
 
     monkeypatch.setattr(cpu_devices, 'of_training', of_training)
     mesh = train._checked(config, tmp_path, accept_changes=False).mesh
     _, params, _ = models.abstract(config, 1)
-    assert asked == [(sum(x.size for x in jax.tree.leaves(params)), 8 * 64 * 48)]
+    alone = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    stacks = models.unstacked_for(mesh_lib.make_mesh(jax.devices()), *models.abstract(config, 1))
+    apart = jax.eval_shape(functools.partial(stacking.unstack, stacks=stacks), params)
+    assert len(jax.tree.leaves(apart)) > len(jax.tree.leaves(params))  # ResNet-50 has stacks
+    assert asked == [(alone, len(jax.tree.leaves(apart))), 8 * 64 * 48]
     assert list(mesh.devices.flat) == jax.devices()[:1]
     assert overview.describe_devices(mesh).startswith('1 of 8 x cpu (cpu): faster')
 

@@ -243,8 +243,9 @@ def _jax_calls(case: Case) -> dict[str, Call]:
         return optax.apply_updates(params, updates), stats, moments
 
     image = _image(case)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state[0]))
-    of_training = cpu_devices.of_training(size, len(image) * case.side**2)
+    stacks = stacking.unstacked_for(mesh_lib.make_mesh(jax.devices()), network)
+    arrays = stacking.unstack(state[0], stacks)
+    of_training = cpu_devices.of_training(arrays, len(image) * case.side**2)
 
     def on_mesh(devices: Sequence[jax.Device]) -> tuple[jax.sharding.Mesh, Any, jax.Array]:
         """A mesh and copies on it: equal blocks as in `main.py` on CPUs, in their own arrays."""

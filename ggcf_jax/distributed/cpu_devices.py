@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jaxlib
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 # What says how many CPU devices there are, besides `jax_num_cpu_devices`.
 _VARIABLE = 'JAX_NUM_CPU_DEVICES'
@@ -15,9 +16,11 @@ _FLAG = 'xla_force_host_platform_device_count'
 # stops at it.
 _PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=3600'
 _KNOWN_TO = '0.10.'
-# Parameters for each pixel of a device's images from which one device trains faster than several:
-# measured on two cores of a Xeon (docs/benchmark.md#backbones-on-a-cpu).
+# Parameters for each pixel of a device's images from which one device trains faster than several,
+# and how many more an array counts for which the devices meet, in its gradient and in the sums of
+# its norm: fitted to two cores of a Xeon and of a Zen 5 (docs/benchmark.md#backbones-on-a-cpu).
 _MANY_PARAMETERS = 300
+_OF_A_MEETING = 80_000
 _made = 0  # number of devices that `one_a_core` chose
 _LOWEST = 19  # priority of a thread: Linux runs it where nothing else wants the core
 
@@ -49,21 +52,22 @@ def one_a_core(batches: Iterable[int]) -> int | None:
     return count
 
 
-def of_training(parameters: int, pixels: int) -> Sequence[jax.Device]:
+def of_training(params: PyTree, pixels: int) -> Sequence[jax.Device]:
     """The devices that train a network fastest: all, or one CPU device, which then has all cores.
 
-    Of several CPU devices each goes over all parameters, and they exchange all gradients. Where
+    Of several CPU devices each goes over all parameters, and they meet for each gradient. Where
     images are few and small this takes longer than the cores of one device are idle. Devices that
     `one_a_core` did not make stay, and so do those of several processes.
 
     Args:
-        parameters: number of parameters.
+        params: parameters or their shapes, without stacks (`models.stacking`).
         pixels: number of pixels that the devices go through together.
     """
     devices = jax.devices()
     if devices[0].platform != 'cpu' or jax.process_count() > 1 or len(devices) != _made:
         return devices
-    few = parameters * len(devices) >= _MANY_PARAMETERS * pixels
+    cost = sum(leaf.size + _OF_A_MEETING for leaf in jax.tree.leaves(params))
+    few = cost * len(devices) >= _MANY_PARAMETERS * pixels
     return devices[:1] if few else devices
 
 

@@ -72,23 +72,36 @@ def two_devices(monkeypatch):
     return make
 
 
+def _arrays(number, size):
+    """Shapes of so many arrays, with so many elements together."""
+    first, others = size - number + 1, number - 1
+    return [jax.ShapeDtypeStruct((n,), np.float32) for n in (first, *[1] * others)]
+
+
 def test_few_pixels_are_of_one_device(two_devices):
     """ResNet-18 on four and on sixteen images of 129 x 129 (docs/benchmark.md)."""
-    devices, parameters = two_devices(), 11_176_512
-    assert cpu_devices.of_training(parameters, 4 * 129**2) == devices[:1]
-    assert cpu_devices.of_training(parameters, 16 * 129**2) == devices
+    devices, params = two_devices(), _arrays(62, 11_176_512)
+    assert cpu_devices.of_training(params, 4 * 129**2) == devices[:1]
+    assert cpu_devices.of_training(params, 16 * 129**2) == devices
+
+
+def test_many_arrays_on_few_pixels_are_of_one_device(two_devices):
+    """MobileNetV2, and as many parameters in as many arrays as ResNet-18 has."""
+    devices = two_devices()
+    assert cpu_devices.of_training(_arrays(158, 1_811_712), 4 * 129**2) == devices[:1]
+    assert cpu_devices.of_training(_arrays(62, 1_811_712), 4 * 129**2) == devices
 
 
 def test_other_devices_share_any_images(two_devices, monkeypatch):
     devices = two_devices('gpu')
-    assert cpu_devices.of_training(10**9, 1) == devices
+    assert cpu_devices.of_training(_arrays(1, 10**9), 1) == devices
     devices = two_devices()
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    assert cpu_devices.of_training(10**9, 1) == devices
+    assert cpu_devices.of_training(_arrays(1, 10**9), 1) == devices
     monkeypatch.setattr(jax, 'process_count', lambda: 1)
-    assert cpu_devices.of_training(10**9, 1) == devices[:1]
+    assert cpu_devices.of_training(_arrays(1, 10**9), 1) == devices[:1]
     monkeypatch.setattr(cpu_devices, '_made', 0)  # the user gave their number
-    assert cpu_devices.of_training(10**9, 1) == devices
+    assert cpu_devices.of_training(_arrays(1, 10**9), 1) == devices
 
 
 @pytest.mark.slow
