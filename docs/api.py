@@ -205,12 +205,13 @@ def _alias(module: ModuleType, name: str) -> Iterator[str]:
 
 
 def _own_methods(cls: type) -> list[str]:
-    """The documented methods that a class defines itself."""
+    """The documented methods in the source of a class: not those that a named tuple is given."""
+    source = inspect.getsourcefile(cls)
     return [
         name
         for name, member in vars(cls).items()
         if inspect.isfunction(member) and member.__doc__
-        if name not in ('__init__', '__post_init__')
+        if name not in ('__init__', '__post_init__') and inspect.getsourcefile(member) == source
     ]
 
 

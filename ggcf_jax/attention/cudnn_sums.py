@@ -75,7 +75,7 @@ def missing() -> str | None:
         of_backward = inspect.signature(fused._dot_product_attention_bwd_rule).parameters
     except AttributeError as error:
         return f'this version of JAX does not give the sums in float32: {error}'
-    if 'return_residual' not in of_forward or list(of_backward) != _BACKWARD:
+    if 'return_residual' not in of_forward or list(of_backward) not in (_BACKWARD, _WITH_SCORE_MOD):
         return 'this version of JAX does not give the sums in float32'
     return None
 
@@ -155,17 +155,27 @@ def backward(
     given = [nothing if x is None else x for x in (arrays.bias, of_q, of_k)]
     rest = nothing, nothing, nothing, nothing  # no offsets, no pages
     kinds = arrays.bias is not None, False  # a bias, its gradient
-    dq, dk, dv, *_ = fused._dot_product_attention_bwd_rule(
-        scale, 42, 0.0, kinds, _mask_type(arrays), fused.AttentionLayout.BTNH.value, None, True,
-        False, (q, k, v, *given, *rest, lse, o), do,
+    rule: Any = fused._dot_product_attention_bwd_rule
+    named = dict(
+        scale=scale, seed=42, dropout_rate=0.0, variadic_args=kinds, mask_type=_mask_type(arrays),
+        layout=fused.AttentionLayout.BTNH.value, sliding_window_length=None, return_residual=False,
+        grad_output=do,
     )  # fmt: skip
+    if 'score_mod' in inspect.signature(rule).parameters:  # the rule reads no version of cuDNN
+        saved = (q, k, v, *given, *rest, (), lse, o)
+        dq, dk, dv, *_ = rule(**named, score_mod=None, cudnn_version=None, res=saved)
+    else:
+        dq, dk, dv, *_ = rule(**named, is_training=True, res=(q, k, v, *given, *rest, lse, o))
     return dq, dk, dv
 
 
-# The arguments of the function of JAX that `backward` calls.
+# The arguments of the function of JAX that `backward` calls: up to jax 0.11, and of jax 0.12.
 _BACKWARD = [
     'scale', 'seed', 'dropout_rate', 'variadic_args', 'mask_type', 'layout',
     'sliding_window_length', 'is_training', 'return_residual', 'res', 'grad_output',
+]  # fmt: skip
+_WITH_SCORE_MOD = [
+    *_BACKWARD[:7], 'score_mod', 'cudnn_version', 'return_residual', 'res', 'grad_output',
 ]  # fmt: skip
 
 

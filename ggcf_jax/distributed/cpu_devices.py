@@ -15,7 +15,7 @@ _FLAG = 'xla_force_host_platform_device_count'
 # no sign of a fault where a machine is busy with other work. A jaxlib that does not know a flag
 # stops at it.
 _PATIENCE = '--xla_cpu_collective_call_terminate_timeout_seconds=3600'
-_KNOWN_TO = '0.10.'
+_KNOWN_TO = '0.10.', '0.11.', '0.12.'
 # Parameters for each pixel of a device's images from which one device trains faster than several,
 # and how many more an array counts for which the devices meet, in its gradient and in the sums of
 # its norm: fitted to two cores of a Xeon and of a Zen 5 (docs/benchmark.md#backbones-on-a-cpu).

@@ -123,7 +123,11 @@ def _walk_inside(
         inputs = [any(inputs)] * len(jaxpr.invars)
     if equation.primitive.name != 'scan':
         return _walk(jaxpr, inputs)
-    first, carried = equation.params['num_consts'], equation.params['num_carry']
+    # What is carried stands between the constants and what is read step by step, and among the
+    # outputs before what is written step by step: the latter two have one axis more outside.
+    read = _further_axis(equation.invars, jaxpr.invars)
+    carried = len(equation.outvars) - _further_axis(equation.outvars, jaxpr.outvars)
+    first = len(inputs) - read - carried
     inputs = list(inputs)
     while True:  # until no more of what is carried depends on parameters
         total, outputs = _walk(jaxpr, inputs)
@@ -132,6 +136,12 @@ def _walk_inside(
         if after == before:
             return total, outputs
         inputs[first : first + carried] = after
+
+
+def _further_axis(outside: Sequence[Var | Literal], inside: Sequence[Var | Literal]) -> int:
+    """How many of the variables of a loop have more axes than in its body."""
+    pairs = zip(outside, inside, strict=True)
+    return sum(_array(whole).ndim > _array(step).ndim for whole, step in pairs)
 
 
 def _array(variable: Var | Literal) -> jax.core.ShapedArray:

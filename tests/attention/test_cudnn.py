@@ -298,6 +298,32 @@ def test_calls_of_parts(gpu):
         assert sum(n for name, n in calls.items() if name.endswith('Backward')) == parts
 
 
+@pytest.mark.parametrize('has_bias', [False, True])
+@pytest.mark.parametrize('m', [32, 31])
+def test_arrays_that_cudnn_takes(gpu, m, has_bias):
+    """The gradient takes what the forward pass took and gave; an odd length, lengths as well."""
+    gpu(H100)
+    q = jax.ShapeDtypeStruct((2, m, 3, 16), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((2, 48, 3, 16), jnp.bfloat16)
+    bias = jnp.zeros((1, 3, m, 48), jnp.bfloat16) if has_bias else None
+
+    def total(q, k, v):
+        o, lse = cudnn_sums.attend(q, k, v, bias, 0.25)
+        return o.astype(jnp.float32).sum() + lse.sum()
+
+    gradient = jax.jit(jax.grad(total, (0, 1, 2)))
+    text = gradient.trace(q, k, k).lower(lowering_platforms=('cuda',)).as_text()
+    calls = re.findall(r'@__cudnn\$(\w+)\(.* : \((.*)\) ->', text)
+    of_q, of_k, of_bias = '2x32x3x16xbf16', '2x48x3x16xbf16', ['1x3x32x48xbf16'] * has_bias
+    lengths = ['2xi32', '2xi32'] * (m % 2)
+    name = 'fmhaScaleBiasSoftmax' if has_bias else 'fmhaSoftmax'
+    found = {called: re.findall(r'tensor<(\w+)>', arrays) for called, arrays in calls}
+    assert found == {
+        name: [of_q, of_k, of_k, *of_bias, *lengths],
+        f'{name}Backward': [of_q, of_k, of_k, '2x3x32xf32', of_q, *of_bias, of_q, *lengths],
+    }
+
+
 def test_it_can_be_exported(gpu):
     gpu(H100)
     x = jax.ShapeDtypeStruct((1, 97, 97, 1, 64), jnp.bfloat16)

@@ -42,8 +42,17 @@ def test_batches_divide(made, batches, count):
     assert cpu_devices._made == count
     # Devices wait for each other on a busy machine, too.
     waits = cpu_devices._PATIENCE in os.environ['XLA_FLAGS']
-    assert waits == (count > 1 and jaxlib.__version__.startswith('0.10.'))
+    assert waits == (count > 1 and jaxlib.__version__.startswith(cpu_devices._KNOWN_TO))
     assert os.environ['XLA_FLAGS'].endswith('--xla_cpu_enable_fast_math=false')
+
+
+def test_jaxlib_knows_the_flag():
+    """Of a version that is new, add it to `_KNOWN_TO` if it does; else it stops at the flag."""
+    assert jaxlib.__version__.startswith(cpu_devices._KNOWN_TO)
+    code = 'import jax; assert len(jax.devices()) == 2'
+    given = {'XLA_FLAGS': cpu_devices._PATIENCE, 'JAX_NUM_CPU_DEVICES': '2'}
+    environment = os.environ | given | {'JAX_PLATFORMS': 'cpu'}
+    subprocess.run([sys.executable, '-c', code], env=environment, check=True)
 
 
 @pytest.mark.parametrize(

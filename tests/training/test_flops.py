@@ -112,3 +112,19 @@ def test_loops_carry_what_is_trained():
     assert flops._walk(jaxpr, [False, False, False]) == (2 * one, [False, False])
     assert flops._walk(jaxpr, [True, False, False]) == (4 * one, [True, False])
     assert flops._walk(jaxpr, [False, False, True]) == (3 * one, [False, True])
+
+
+def test_loops_read_and_write_step_by_step():
+    def loop(w, x, rows):
+        return jax.lax.scan(lambda carry, row: (carry @ w, (row, row @ w)), x, rows, length=5)
+
+    x, rows = jax.ShapeDtypeStruct((4, 4), jnp.float32), jax.ShapeDtypeStruct((5, 4), jnp.float32)
+    jaxpr = jax.make_jaxpr(loop)(x, x, rows).jaxpr
+    square, row = 5 * 2 * 4**3, 5 * 2 * 4**2
+    assert flops._walk(jaxpr, [False] * 3) == (square + row, [False, False, False])
+    for trained, expected, outputs in (
+        ([True, False, False], 3 * square + 2 * row, [True, False, True]),
+        ([False, True, False], 2 * square + row, [True, False, False]),
+        ([False, False, True], square + 2 * row, [False, True, True]),
+    ):
+        assert flops._walk(jaxpr, trained) == (expected, outputs)

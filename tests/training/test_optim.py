@@ -43,6 +43,17 @@ def test_schedule_is_the_papers(power):
     np.testing.assert_allclose([schedule(step) for step in range(11)], expected, atol=1e-8)
 
 
+@pytest.mark.parametrize('name', ['poly', 'cosine', 'constant'])
+def test_the_end_stays_the_end_in_a_compiled_step(name):
+    """Where XLA multiplies by 1 / steps and subtracts in one operation, rounding once."""
+    for steps in range(9, 15):
+        train = _train(schedule=name, end_learning_rate=0.01, poly_power=0.9, steps=steps)
+        schedule = jax.jit(optim.schedule(train))
+        end = 0.02 if name == 'constant' else 0.01
+        found = [schedule(step) for step in (steps, steps + 1, 3 * steps)]
+        np.testing.assert_allclose(found, end, rtol=1e-6)
+
+
 def test_cosine_falls_to_its_end_and_stays_there():
     schedule = optim.schedule(_train(schedule='cosine', end_learning_rate=0.01, warmup_steps=2))
     expected = [0.0, 0.01, *(0.01 + 0.005 * (1 + np.cos(np.pi * i / 8)) for i in range(9)), 0.01]

@@ -402,9 +402,8 @@ def map_labels(
     if raw.dtype == np.uint8:
         mapped = cv2.LUT(np.ascontiguousarray(raw), label_map[:256])
     else:
-        table = np.append(label_map, np.uint8(NOT_ALLOWED))
         inside = (raw >= 0) & (raw < len(label_map))
-        mapped = table[np.where(inside, raw, len(label_map))]
+        mapped = np.where(inside, label_map[np.where(inside, raw, 0)], np.uint8(NOT_ALLOWED))
     bad = mapped == NOT_ALLOWED
     if bad.any():
         values, counts = np.unique(raw[bad], return_counts=True)

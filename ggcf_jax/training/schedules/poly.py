@@ -1,5 +1,6 @@
 """Polynomial decay, the paper's schedule."""
 
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -11,9 +12,11 @@ def poly(train: ConfigDict, steps: int) -> optax.Schedule:
 
     Arguments: `ScheduleBuilder`.
     """
-    return optax.polynomial_schedule(
+    fall = optax.polynomial_schedule(
         train.learning_rate, train.end_learning_rate, train.poly_power, steps
     )
+    # At the end, XLA may find 1 - step * (1 / steps) a little below 0, and its power NaN.
+    return lambda step: jnp.where(step < steps, fall(step), train.end_learning_rate)
 
 
 SCHEDULES: dict[str, ScheduleBuilder] = {'poly': poly}

@@ -201,7 +201,7 @@ def test_relu_of_what_is_not_finite(value):
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (4, 6), (6,), (1, 1, 1, 1)])
+@pytest.mark.parametrize('shape', [(2, 3, 5, 7), (4, 6), (6,), (1, 1, 1, 3)])
 def test_layer_norm(rng, shape, dtype):
     graphdef, params = nnx.split(layer_norm(shape[-1], dtype=dtype, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: x + jnp.float32(rng.normal(size=x.shape)), nnx.as_pure(params))
@@ -212,6 +212,23 @@ def test_layer_norm(rng, shape, dtype):
 
     close = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}[dtype]
     assert_equal_values_and_gradients(f, rng, params, x, rtol=close, atol=close)
+
+
+@pytest.mark.parametrize('form', ['cpu', 'gpu'])
+def test_layer_norm_of_one_channel_is_its_bias(rng, form):
+    """Its gradient is a difference of equal numbers, which XLA may round once instead of twice."""
+    graphdef, params = nnx.split(layer_norm(1, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: jnp.full(x.shape, 0.7), nnx.as_pure(params))
+    x, weight = (jnp.asarray(rng.normal(size=(2, 3, 1)), jnp.float32) for _ in range(2))
+    with target.tracing_for(form):
+        f = jax.jit(lambda params, x: nnx.merge(graphdef, params, copy=True)(x))
+        y, pull = jax.vjp(f, params, x)
+        dparams, dx = pull(weight)
+    np.testing.assert_array_equal(y, np.full_like(x, 0.7))
+    np.testing.assert_allclose(dparams['bias'], weight.sum((0, 1)), rtol=1e-6)
+    np.testing.assert_array_equal(dparams['scale'], 0)
+    largest = 0.7 * np.abs(weight) / np.sqrt(1e-6)  # the terms of the difference
+    assert (np.abs(dx) <= 1e-6 * largest).all()
 
 
 def test_sums_of_a_layer_norm_are_apart_from_products():
