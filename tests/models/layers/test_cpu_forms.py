@@ -337,10 +337,33 @@ def test_products_where_they_pay():
         assert products((16, 16), 64, 96, 2) == 0
 
 
-@pytest.mark.parametrize('size', SIZES)
-def test_max_pool(rng, size):
-    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
-    assert_equal_values_and_gradients(max_pool, rng, x, atol=1e-6)
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('size', [*SIZES, (1, 1), (4, 6), (7, 9), (6, 1)])
+def test_max_pool(rng, size, dtype):
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), dtype)
+    close = {jnp.float32: 1e-6, jnp.bfloat16: 1e-2}[dtype]  # of sums of up to four gradients
+    assert_equal_values_and_gradients(max_pool, rng, x, atol=close)
+
+
+def test_gradients_of_each_image_and_second_ones_of_max_pool(rng):
+    x, direction = jnp.asarray(rng.normal(size=(2, 3, 1, 5, 8, 2)), jnp.float32)
+    results = []
+    for form in ('cpu', 'gpu'):
+        with target.tracing_for(form):
+            gradient = jax.grad(lambda x: (max_pool(x) ** 3).mean())
+            each = jax.vmap(gradient)(x)
+            along = lambda x: (gradient(x) * jnp.cos(x)).sum()  # noqa: E731, B023
+            _, change = jax.jvp(gradient, (x[0],), (direction[0],))
+            results.append((each, jax.grad(along)(x[0]), change))
+    for result, expected in zip(*results):
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_largest_entries_of_windows_are_found_once():
+    """Else XLA finds them anew for each of the four positions of the map that read one."""
+    gradient = jax.grad(lambda x: (max_pool(x) ** 2).sum())
+    text = jax.jit(gradient).lower(jnp.zeros((1, 32, 32, 8))).compile().as_text()
+    assert sum(' call(' in line and 's8[1,16,16,8]' in line for line in text.splitlines()) == 1
 
 
 def test_max_pool_of_equal_values(rng):
