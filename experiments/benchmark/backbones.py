@@ -2,15 +2,16 @@
 
     taskset -c 0 python -m experiments.benchmark.backbones --out=runs/benchmark/backbones --layers
 
-Ours and torch's (channels-last) have a process each and run in turn, four steps each a round, in
-float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
+Ours and torch's (channels-last) have a process each and run in turn, about a second each a round,
+in float32, on as many threads as the process may use cores; ours, as in `main.py`, on a device for
 each core where these divide the images of a batch, or where that trains faster on one with all
 cores (`JAX_NUM_CPU_DEVICES=1`: on one throughout), with batch norm over all of them. A training
-step is forward and backward pass and SGD with momentum, ours with donated parameters. `--images=2`
-doubles the batches. The table has the smallest processor time of each, their ratio, and the median
-over the rounds of the ratios of processor and of wall time: whatever else the machine does
-meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`). On a busy machine
-trust the smallest times on one core (`taskset`).
+step is forward and backward pass and SGD with momentum, ours with donated parameters; as in
+`main.py` the next one is handed to the devices before it ends. Of a forward pass the result is
+waited for. `--images=2` doubles the batches. The table has the smallest processor time of each,
+their ratio, and the median over the rounds of the ratios of processor and of wall time: whatever
+else the machine does meanwhile falls on both. Both have the allocator of `main.py` (`host_memory`).
+On a busy machine trust the smallest times on one core (`taskset`).
 `--layers` adds a table of every convolution of the networks, and for each how much longer or
 shorter it takes than torch's in a training step, the longest first.
 Run it from the root of the repository; needs the extra `parity`.
@@ -264,10 +265,11 @@ def _jax_calls(case: Case) -> dict[str, Call]:
         with jax.set_mesh(mesh):
             return jax.block_until_ready(forward(*network_state, x))
 
-    def call_both() -> None:
+    def call_both() -> Any:
         nonlocal trained
         with jax.set_mesh(training_mesh):
-            trained = jax.block_until_ready(both(trained, training_x))
+            trained = both(trained, training_x)
+        return trained
 
     return {'forward': call_forward, 'training': call_both}
 

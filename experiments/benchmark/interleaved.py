@@ -5,6 +5,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import jax
+
 Call = Callable[[], object]
 
 
@@ -44,6 +46,9 @@ class Ratio:
 def turn(call: Call, count: int = 1) -> Times:
     """Calls once, then times further calls.
 
+    A call that returns arrays of JAX before they are computed is followed by the next one at once;
+    those of the last one are waited for.
+
     A call that follows another of its kind, as steps do, finds the memory that the other gave back.
     Where the guest of a virtual machine reports free pages (virtio balloon), the host takes them
     within a second or two, and to get two gigabytes again takes a second of system time.
@@ -55,10 +60,12 @@ def turn(call: Call, count: int = 1) -> Times:
     Returns:
         Means over the timed calls.
     """
-    call()
+    jax.block_until_ready(call())
     wall, processor = time.perf_counter(), time.process_time()
+    returned = None
     for _ in range(count):
-        call()
+        returned = call()
+    jax.block_until_ready(returned)
     return Times((time.perf_counter() - wall) / count, (time.process_time() - processor) / count)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from experiments.benchmark.interleaved import Call, Times, Turn, turn
 
-_CALLS = 4  # that are timed in a turn
+_SECONDS = 1.0  # that a turn takes, about
+_CALLS = (4, 50)  # that are timed in a turn, at least and at most
 
 
 @contextlib.contextmanager
@@ -27,7 +28,8 @@ def turns(build: Callable[..., Mapping[str, Call]], *arguments: Any) -> Iterator
         *arguments: its arguments, which can be pickled.
 
     Yields:
-        Turns by name: each is a call that is not timed and four that are.
+        Turns by name: each is a call that is not timed and 4 to 50 that are, about a second of
+        them; before the first turn a call is timed to find how many.
 
     Raises:
         Exception: what building or a call raises in the process.
@@ -68,10 +70,18 @@ def _serve(
 ) -> None:
     """Runs in the process: answers each name with the times of its turn, until nobody asks."""
     calls = _outcome(build, *arguments)
+    counts: dict[str, int] = {}
+
+    def run(name: str) -> Times:
+        if name not in counts:
+            least, most = _CALLS
+            counts[name] = min(max(round(_SECONDS / turn(calls[name]).wall), least), most)
+        return turn(calls[name], counts[name])
+
     with contextlib.suppress(EOFError, BrokenPipeError):
         connection.send(calls if isinstance(calls, Exception) else list(calls))
         while True:
-            connection.send(_outcome(turn, calls[connection.recv()], _CALLS))
+            connection.send(_outcome(run, connection.recv()))
 
 
 def _outcome(function: Callable[..., Any], *arguments: Any) -> Any:
