@@ -15,8 +15,9 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ggcf_jax.attention import target
-from ggcf_jax.models.layers import narrow, overlaps, winograd
+from ggcf_jax.models.layers import kernel_gradient, narrow, overlaps, winograd
 from ggcf_jax.models.layers.forms import convolutions_stay, for_cpu
+from ggcf_jax.models.layers.kernel_gradient import Geometry
 from ggcf_jax.models.layers.product import product
 
 _AXES = ('NHWC', 'HWIO', 'NHWC')
@@ -43,7 +44,8 @@ def conv_general_dilated(
     CPUs; XLA:TPU would fold rows of a small batch into the batch of a convolution, and pad, slice
     and copy the map before and after it. On CPUs convolutions with few features fill the registers
     (`narrow`), up to ten times faster, and 3x3 convolutions of stride 1 take fewer multiplications
-    (`winograd`, `overlaps`) where that pays.
+    (`winograd`, `overlaps`) where that pays; gradients of kernels are summed up part by part of
+    the map (`kernel_gradient`).
 
     Args:
         x: features.
@@ -77,11 +79,15 @@ def conv_general_dilated(
         form = _products(x, kernel, strides, padding, rhs_dilation, precision)
         if form is not None:
             return form.convolve(x, kernel, rhs_dilation[0])
-        if set(rhs_dilation) == {1} and not convolutions_stay() and narrow.pays(x, kernel):
-            down, across = strides
+        if not convolutions_stay():
+            (down, across), (between_rows, between_columns) = strides, rhs_dilation
             rows, columns = ((before, after) for before, after in padding)
-            geometry = narrow.Geometry((down, across), (rows, columns), precision)
-            return narrow.convolve(x, kernel, geometry)
+            geometry = Geometry(
+                (down, across), (rows, columns), precision, (between_rows, between_columns)
+            )
+            if set(rhs_dilation) == {1} and narrow.pays(x, kernel):
+                return narrow.convolve(x, kernel, geometry)
+            return kernel_gradient.convolve(x, kernel, geometry)
     return lax.conv_general_dilated(
         x,
         kernel,

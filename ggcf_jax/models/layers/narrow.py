@@ -11,31 +11,17 @@ more channels; with jax 0.12 half as much forward.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-_AXES = ('NHWC', 'HWIO', 'NHWC')
+from ggcf_jax.models.layers.kernel_gradient import Geometry, direct, of_kernel
+
 _FEATURES = 32  # below, XLA:CPU leaves parts of its registers empty
 _IMAGE = 3  # channels
 _LARGE = 2**18  # multiply-adds of a tap and an image from which a convolution is worth it
-
-
-class Geometry(NamedTuple):
-    """Where the taps of a convolution without dilation lie.
-
-    Attributes:
-        strides: distances between neighbouring outputs, down and across.
-        padding: zeros (before, after) the rows and the columns.
-        precision: precision of the products, see `jax.lax.Precision`.
-    """
-
-    strides: tuple[int, int]
-    padding: tuple[tuple[int, int], tuple[int, int]]
-    precision: lax.PrecisionLike
 
 
 def pays(x: Float[Array, 'b h w c'], kernel: Float[Array, 'kh kw c features']) -> bool:
@@ -104,12 +90,12 @@ def _apply(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
         features = kernel.shape[3]
         geometry, x, kernel = _columns_as_channels(geometry, x, kernel)
         if features > _FEATURES // 2:
-            return _plain(geometry, x, _widened(kernel, 3, _FEATURES))[..., :features]
+            return direct(x, _widened(kernel, 3, _FEATURES), geometry)[..., :features]
     elif x.shape[3] == _IMAGE:
         x, kernel = _widened(x, 3, _IMAGE + 1), _widened(kernel, 2, _IMAGE + 1)
     if max(kernel.shape[2:]) <= _FEATURES // 2:
         return _pairs(geometry, x, kernel)
-    return _plain(geometry, x, kernel)
+    return direct(x, kernel, geometry)
 
 
 def _of_kernel(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -119,8 +105,8 @@ def _of_kernel(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array
     if x.shape[3] == _IMAGE and 1 < across < kernel.shape[1] / 2:  # else it takes longer
         geometry, x, kernel = _columns_as_channels(geometry, x, kernel)
     if features <= _FEATURES // 2:
-        return _pairs(geometry, x, kernel)
-    return _plain(geometry, x, _widened(kernel, 3, _FEATURES))[..., :features]
+        return _pairs(geometry, x, kernel, of_kernel)
+    return of_kernel(x, _widened(kernel, 3, _FEATURES), geometry)[..., :features]
 
 
 def _input_gradient(
@@ -132,13 +118,19 @@ def _input_gradient(
         around = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
         flipped = kernel[::-1, ::-1].swapaxes(2, 3)
         return _pairs(geometry._replace(padding=around), dy, flipped)
-    (dx,) = jax.linear_transpose(lambda x: _plain(geometry, x, kernel), x)(dy)
+    (dx,) = jax.linear_transpose(lambda x: direct(x, kernel, geometry), x)(dy)
     return dx
 
 
-def _pairs(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _pairs(
+    geometry: Geometry,
+    x: jax.Array,
+    kernel: jax.Array,
+    convolve: Callable[[jax.Array, jax.Array, Geometry], jax.Array] = direct,
+) -> jax.Array:
     """The convolution, two outputs of a row at a time."""
-    (down, across), (rows, (left, right)), _ = geometry
+    down, across = geometry.strides
+    rows, (left, right) = geometry.padding
     b, _, w, _ = x.shape
     kw, features = kernel.shape[1], kernel.shape[3]
     width = (w + left + right - kw) // across + 1
@@ -147,7 +139,7 @@ def _pairs(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     both = [
         jnp.pad(kernel, ((0, 0), border, (0, 0), (0, 0))) for border in ((0, across), (across, 0))
     ]
-    y = _plain(wide, x, jnp.concatenate(both, axis=3))
+    y = convolve(x, jnp.concatenate(both, axis=3), wide)
     return y.reshape(b, y.shape[1], -1, features)[:, :, :width]
 
 
@@ -155,7 +147,8 @@ def _columns_as_channels(
     geometry: Geometry, x: jax.Array, kernel: jax.Array
 ) -> tuple[Geometry, jax.Array, jax.Array]:
     """The same convolution with as many columns in a position as its stride goes on."""
-    (down, across), (rows, (left, right)), precision = geometry
+    down, across = geometry.strides
+    rows, (left, right) = geometry.padding
     b, h, w, c = x.shape
     kh, kw, _, features = kernel.shape
     width, taps = (w + left + right - kw) // across + 1, -(-kw // across)
@@ -164,20 +157,9 @@ def _columns_as_channels(
     x = jnp.pad(x, ((0, 0), (0, 0), (left, behind), (0, 0)))[:, :, :columns]
     kernel = _widened(kernel, 1, taps * across)
     return (
-        Geometry((down, 1), (rows, (0, 0)), precision),
+        Geometry((down, 1), (rows, (0, 0)), geometry.precision),
         x.reshape(b, h, -1, across * c),
         kernel.reshape(kh, taps, across * c, features),
-    )
-
-
-def _plain(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        geometry.strides,
-        geometry.padding,
-        dimension_numbers=_AXES,
-        precision=geometry.precision,
     )
 
 

@@ -9,9 +9,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 from ggcf_jax.attention import target
 from ggcf_jax.distributed import mesh as mesh_lib
-from ggcf_jax.models.layers import winograd
+from ggcf_jax.models.layers import kernel_gradient, winograd
 from ggcf_jax.models.layers.batch_norm import normalize
 from ggcf_jax.models.layers.depthwise import depthwise
+from ggcf_jax.models.layers.kernel_gradient import Geometry
 from ggcf_jax.models.layers.layer_norm import layer_norm
 from ggcf_jax.models.layers.shares import of_own_images
 from tests.helpers import exchanged
@@ -68,6 +69,10 @@ def of_products(x, kernel):
     return winograd.convolve(x, kernel, 2)
 
 
+def of_parts(x, kernel):
+    return kernel_gradient.convolve(x, kernel, Geometry((2, 2), ((1, 1), (1, 1)), None))
+
+
 def of_a_norm(x, kernel):
     return normalize(x, kernel[0, 0, 0], kernel[0, 1, 0], 1e-5, jnp.float32).y
 
@@ -84,12 +89,15 @@ def of_a_layer_norm(x, kernel):
     [
         (of_channels, [80]),  # nine taps and a bias of eight channels
         (of_products, [576]),
+        (of_parts, [576]),
         (of_a_norm, [16, 16]),  # statistics, and their gradients
         (of_a_layer_norm, [16]),  # gradients of scale and bias
     ],
 )
-def test_layers_on_two_devices(rng, layer, meetings):
+def test_layers_on_two_devices(rng, monkeypatch, layer, meetings):
     """As on one, and only what is summed is exchanged: no map, and no parts of a gradient."""
+    monkeypatch.setattr(kernel_gradient, '_PART', 100)
+    monkeypatch.setattr(kernel_gradient, '_WHOLE', 200)
     x, kernel = (np.float32(rng.normal(size=s)) for s in ((4, 9, 14, 8), (3, 3, 8, 8)))
 
     def gradients(x, kernel):
